@@ -1,0 +1,1 @@
+"""Studies: one module each, `run`, claims and figures. No study imports another."""

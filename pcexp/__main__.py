@@ -1,0 +1,42 @@
+"""`python -m pcexp +experiment=NAME`: run what is missing of an experiment, then report it."""
+
+import os
+from pathlib import Path
+
+# Set before jax is imported: a synchronous CPU call runs on the thread that makes it, so that worker threads fill the cores.
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from pcexp.resolvers import by_choice, by_scale
+from pcexp.sweep import finish, resolved, run_all, split_lanes
+
+_here = Path(__file__).parent
+CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"
+
+
+def register() -> None:
+    """Make the resolvers known to OmegaConf."""
+    OmegaConf.register_new_resolver("by_scale", by_scale, replace=True)
+    OmegaConf.register_new_resolver("by_choice", by_choice, replace=True)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def _run(config: DictConfig) -> None:
+    # Reached without a sweep only; sweeps go through the launcher.
+    from hydra.core.hydra_config import HydraConfig
+
+    about = HydraConfig.get()
+    _, lanes = split_lanes(config, about.overrides.task)
+    finish(run_all([resolved(config, about.runtime.choices, lanes)]))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    register()
+    _run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Activation functions, max pooling, and their differences without cancellation.
+
+The engine's variables are deviations d = z - zhat from the forward pass, which can be 1e-12 of zhat. Written as
+phi(zhat + d) - phi(zhat), float32 returns round-off there; the forms below keep full relative accuracy in d.
+"""
+
+from typing import Any, Literal, assert_never
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+Activation = Literal["linear", "tanh", "relu"]
+
+
+def activate(activation: Activation, u: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Activation phi(u)."""
+    match activation:
+        case "linear":
+            return u
+        case "tanh":
+            return jnp.tanh(u)
+        case "relu":
+            return jnp.maximum(u, 0)
+    assert_never(activation)
+
+
+def _derivative(activation: Activation, u: Array) -> Array:
+    match activation:
+        case "linear":
+            return jnp.ones_like(u)
+        case "tanh":
+            return 1 - jnp.square(jnp.tanh(u))
+        case "relu":
+            return (u > 0).astype(u.dtype)
+    assert_never(activation)
+
+
+def activation_difference(
+    activation: Activation, u: Float[Array, "..."], d: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Difference phi(u + d) - phi(u), accurate to round-off of the result however small d is."""
+    if activation == "linear":
+        return d
+    return _difference(activation, u, d)
+
+
+def _difference_value(activation: Activation, u: Array, d: Array) -> Array:
+    if activation == "tanh":
+        return jnp.tanh(d) * (1 - jnp.tanh(u) * jnp.tanh(u + d))
+    # relu, by cases on the two signs: both on -> d, switched off -> -u, switched on -> u + d, both off -> 0.
+    z = u + d
+    return jnp.where(u > 0, jnp.where(z > 0, d, -u), jnp.maximum(z, 0))
+
+
+@jax.custom_jvp
+def _tanh_difference(u: Array, d: Array) -> Array:
+    return _difference_value("tanh", u, d)
+
+
+@jax.custom_jvp
+def _relu_difference(u: Array, d: Array) -> Array:
+    return _difference_value("relu", u, d)
+
+
+def _difference(activation: Activation, u: Array, d: Array) -> Array:
+    return _tanh_difference(u, d) if activation == "tanh" else _relu_difference(u, d)
+
+
+def _difference_jvp(activation: Activation, primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> Any:
+    # The derivative with respect to d is phi'(u + d) exactly; differentiating the formula would cost more and round more.
+    # u is a constant of inference, so its tangent is usually a symbolic zero and costs nothing.
+    (u, d), (u_dot, d_dot) = primals, tangents
+    at_end = _derivative(activation, u + d)
+    out = jnp.zeros_like(d) if isinstance(d_dot, SymbolicZero) else at_end * d_dot
+    if not isinstance(u_dot, SymbolicZero):
+        out = out + (at_end - _derivative(activation, u)) * u_dot
+    return _difference_value(activation, u, d), out
+
+
+_tanh_difference.defjvp(lambda p, t: _difference_jvp("tanh", p, t), symbolic_zeros=True)
+_relu_difference.defjvp(lambda p, t: _difference_jvp("relu", p, t), symbolic_zeros=True)
+
+
+def _windows(v: Array, size: int) -> list[Array]:
+    height, width = v.shape[0] // size * size, v.shape[1] // size * size
+    return [v[i:height:size, j:width:size] for i in range(size) for j in range(size)]
+
+
+def max_pool(v: Float[Array, "height width channels"], size: int) -> Float[Array, "rows columns channels"]:
+    """Largest entry of each size x size window; ties go to the first, so that the gradient has one owner."""
+    best, *others = _windows(v, size)
+    for candidate in others:
+        best = jnp.where(candidate > best, candidate, best)
+    return best
+
+
+def max_pool_difference(
+    v: Float[Array, "height width channels"], d: Float[Array, "height width channels"], size: int
+) -> Float[Array, "rows columns channels"]:
+    """Difference max_pool(v + d) - max_pool(v) = d_j + (v_j - max v) with j the winner of v + d.
+
+    The bracket is exactly zero where the winner is unchanged, so nothing cancels there.
+    """
+    (old, delta), *others = zip(_windows(v, size), _windows(d, size), strict=True)
+    best_value, best_delta = old, delta
+    for candidate, candidate_delta in others:
+        wins = candidate + candidate_delta > best_value + best_delta
+        best_value = jnp.where(wins, candidate, best_value)
+        best_delta = jnp.where(wins, candidate_delta, best_delta)
+    return best_delta + (best_value - max_pool(v, size))

@@ -1,0 +1,159 @@
+"""Architectures: what a configuration says of a network, and how a network is built from it."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import PRNGKeyArray
+
+from pcexp.activation import Activation
+from pcexp.network import AbstractSegment, Convolution, Dense, Network
+from pcexp.parameterisation import AbstractParameterisation, LayerPosition, default_bias
+
+Form = Literal["pre", "post"]
+"""Pre-activation: mu = a W phi(z) (chapter 5). Post-activation: mu = phi(a W z) (chapters 3, 4, 6.2)."""
+
+
+def default_segment_size() -> int:
+    """Layers in a segment: few on a CPU (its cache holds a segment), many on a GPU."""
+    return 8 if jax.default_backend() == "cpu" else 64
+
+
+class AbstractArchitecture(eqx.Module):
+    """The shape of a network; `build` draws its weights."""
+
+    flat_inputs: eqx.AbstractClassVar[bool]
+
+    def build(
+        self,
+        parameterisation: AbstractParameterisation,
+        input_shape: tuple[int, ...],
+        d_out: int,
+        *,
+        key: PRNGKeyArray,
+    ) -> Network:
+        """A network with freshly drawn weights. Raises ValueError for an input that the architecture cannot take."""
+        raise NotImplementedError
+
+
+class FullyConnected(AbstractArchitecture):
+    """D - H x N - K, fully connected; width 1 is a chain. Skips sit on weight matrices 2..L-1."""
+
+    width: int
+    n_hidden: int
+    activation: Activation
+    form: Form = "post"
+    biases: bool = False
+    skips: bool = False
+    segment_size: int | None = None
+    flat_inputs = True
+
+    def __check_init__(self) -> None:
+        for name in ("width", "n_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.segment_size is not None and self.segment_size < 1:
+            raise ValueError(f"segment_size must be at least 1, not {self.segment_size}")
+
+    def build(
+        self,
+        parameterisation: AbstractParameterisation,
+        input_shape: tuple[int, ...],
+        d_out: int,
+        *,
+        key: PRNGKeyArray,
+    ) -> Network:
+        depth = self.n_hidden + 1
+        draw = _Draw(parameterisation, depth, self.activation, self.form, self.biases, self.skips, key)
+        hidden = [
+            draw.segment(layers, self.width, self.width)
+            for layers in _cut(range(2, depth), self.segment_size or default_segment_size())
+        ]
+        first = draw.segment(range(1, 2), math.prod(input_shape), self.width)
+        return Network((first, *hidden, draw.segment(range(depth, depth + 1), self.width, d_out)))
+
+
+class Convolutional(AbstractArchitecture):
+    """Convolutions (kernel, stride 1, padding, activation, max pooling) with biases, then fully connected layers without.
+
+    Post-activation; the output layer is linear. Convolutional biases are drawn at the default initialisation.
+    """
+
+    channels: Sequence[int]
+    widths: Sequence[int]
+    activation: Activation
+    kernel_size: int = 3
+    pool: int = 2
+    flat_inputs = False
+
+    def build(
+        self,
+        parameterisation: AbstractParameterisation,
+        input_shape: tuple[int, ...],
+        d_out: int,
+        *,
+        key: PRNGKeyArray,
+    ) -> Network:
+        if len(input_shape) != 3:
+            raise ValueError(f"a convolutional network needs images (height, width, channels), not {input_shape}")
+        height, width, c_in = input_shape
+        depth = len(self.channels) + len(self.widths) + 1
+        segments: list[AbstractSegment] = []
+        for index, c_out in enumerate(self.channels, start=1):
+            fan_in = c_in * self.kernel_size**2
+            at = LayerPosition(index, depth, fan_in, False, self.activation)
+            weight_key, bias_key = jr.split(jr.fold_in(key, index))
+            weight = parameterisation.weight(
+                at, (1, self.kernel_size, self.kernel_size, c_in, c_out), key=weight_key
+            )
+            bias = default_bias((1, 1, 1, c_out), fan_in, bias_key)
+            a = parameterisation.premultiplier(at)
+            segments.append(Convolution(weight, bias, a, False, "linear", self.activation, self.pool))
+            height, width, c_in = height // self.pool, width // self.pool, c_out
+        sizes = [height * width * c_in, *self.widths, d_out]
+        draw = _Draw(parameterisation, depth, self.activation, "post", False, False, key)
+        for index, (d_in, d) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=len(self.channels) + 1):
+            segments.append(draw.segment(range(index, index + 1), d_in, d))
+        return Network(tuple(segments))
+
+
+class _Draw(NamedTuple):
+    """Draws fully connected segments of one network."""
+
+    parameterisation: AbstractParameterisation
+    depth: int
+    activation: Activation
+    form: Form
+    biases: bool
+    skips: bool
+    key: PRNGKeyArray
+
+    def segment(self, layers: range, d_in: int, d_out: int) -> Dense:
+        """Layers of equal shape as one segment. phi never acts on x, the output is linear, the ends have no skip."""
+        positions = [LayerPosition(index, self.depth, d_in, self.skips, self.activation) for index in layers]
+        weights, biases = [], []
+        for at in positions:
+            # The key depends on the layer's number only, so the segment size does not change a draw.
+            weight_key, bias_key = jr.split(jr.fold_in(self.key, at.index))
+            weights.append(self.parameterisation.weight(at, (d_out, d_in), key=weight_key))
+            if self.biases:
+                biases.append(default_bias((d_out,), d_in, bias_key))
+        return Dense(
+            jnp.stack(weights),
+            jnp.stack(biases) if self.biases else None,
+            self.parameterisation.premultiplier(positions[0]),
+            skip=self.skips and 1 < layers[0] < self.depth,
+            before=self.activation if self.form == "pre" and layers[0] > 1 else "linear",
+            after=self.activation if self.form == "post" and layers[0] < self.depth else "linear",
+        )
+
+
+def _cut(layers: range, size: int) -> list[range]:
+    """Consecutive parts of nearly equal length, none longer than `size`."""
+    n_parts = -(-len(layers) // size)
+    bounds = [layers.start + len(layers) * i // max(n_parts, 1) for i in range(n_parts + 1)]
+    return [range(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]

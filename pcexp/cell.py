@@ -1,0 +1,235 @@
+"""One cell on disk: its lock, its rows, its finished lanes. Nothing computed is lost, nothing half-written is read as data.
+
+    outputs/STUDY/CELL/config.json     the science half and the labels
+                       lock            who works here; its modification time is the heartbeat
+                       rows.jsonl      rows of all lanes, appended while running
+                       lanes.jsonl     one line a finished lane: outcome, summary, provenance
+                       checkpoints/    where unfinished lanes stand
+                       DONE            all lanes asked for are finished
+"""
+
+import errno
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STALE_AFTER_S = 120.0
+HEARTBEAT_S = 20.0
+
+
+class CellBusy(Exception):
+    """Another process works on this cell."""
+
+
+class OutputError(Exception):
+    """The output folder cannot be written."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON-lines file; a last line that was cut off is left out, a broken one elsewhere raises."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return  # a write was cut off here: the row is computed again
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise OutputError(f"{path}, line {number}, is not JSON: {error}; set the file aside and run again") from error
+
+
+class Cell:
+    """The folder of one cell, owned by this process while its lock is held."""
+
+    def __init__(self, folder: Path, lanes: Iterable[str]) -> None:
+        self.folder = folder
+        self.asked = tuple(lanes)
+        self._rows_path, self._lanes_path = folder / "rows.jsonl", folder / "lanes.jsonl"
+
+    @property
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """What is recorded of each finished lane; one that failed (not: diverged) is not finished and runs again."""
+        entries = {entry["lane"]: entry for entry in read_lines(self._lanes_path)}
+        return {name: entry for name, entry in entries.items() if not entry["outcome"].startswith("failed")}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Lanes asked for that are not finished."""
+        finished = self.finished
+        return tuple(name for name in self.asked if name not in finished)
+
+    def checkpoint(self, lane: str) -> Path:
+        """Where an unfinished lane keeps its state."""
+        return self.folder / "checkpoints" / f"{lane}.npz"
+
+    @contextmanager
+    def open(self, config: Mapping[str, Any]) -> Iterator["Cell"]:
+        """Hold the cell: make its folder, take its lock, beat until the end. Raises CellBusy or OutputError."""
+        try:
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            lock = _Lock(self.folder / "lock")
+            lock.acquire()
+        except OSError as error:
+            raise _output_error(self.folder, error) from error
+        try:
+            write_json(self.folder / "config.json", config)
+            self._mend(self._rows_path)
+            self._mend(self._lanes_path)
+            yield self
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+                raise _output_error(self.folder, error) from error
+            raise
+        finally:
+            lock.release()
+
+    @staticmethod
+    def _mend(path: Path) -> None:
+        # After a kill the last line may be cut off; the next append would glue itself to it.
+        if path.exists():
+            with open(path, "rb+") as file:
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows and flush them to disk. NaN and infinities are written as JSON extensions that Python reads back."""
+        self._append(self._rows_path, rows)
+
+    def finish(self, lane: str, **entry: Any) -> None:
+        """Record the outcome of a lane; its checkpoint goes."""
+        self._append(self._lanes_path, [{"lane": lane, **entry}])
+        self.checkpoint(lane).unlink(missing_ok=True)
+        if not self.missing:
+            write_json(self.folder / "DONE", {"lanes": sorted(self.finished)})
+
+    @staticmethod
+    def _append(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        with open(path, "a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def rewind(self, resume_at: Mapping[str, int]) -> None:
+        """Drop rows of unfinished lanes that a resumed run will write again: those at or after where the lane resumes."""
+        finished = self.finished
+        kept = [
+            row
+            for row in read_lines(self._rows_path)
+            if row["lane"] in finished or row["iteration"] < resume_at.get(row["lane"], 0)
+        ]
+        temporary = self._rows_path.with_name(f"rows.jsonl.{os.getpid()}.tmp")
+        temporary.unlink(missing_ok=True)
+        self._append(temporary, kept)
+        os.replace(temporary, self._rows_path)
+
+    def rows(self, lane: str) -> dict[str, np.ndarray]:
+        """Rows of one lane, one array a column, sorted by iteration."""
+        rows = sorted((r for r in read_lines(self._rows_path) if r["lane"] == lane), key=lambda r: r["iteration"])
+        columns = [name for name in (rows[0] if rows else {}) if name != "lane"]
+        return {name: np.array([row[name] for row in rows]) for name in columns}
+
+
+def _output_error(folder: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"cannot write to {folder}: {error.strerror}. Free or choose another place with execution.outputs=FOLDER; "
+        "what is already there is kept, and the same command continues"
+    )
+
+
+class _Lock:
+    """A file that one process creates; stale when its process is dead on this host, or after two minutes without a beat."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._released = threading.Event()
+        self._heart: threading.Thread | None = None
+
+    def acquire(self) -> None:
+        for _ in range(3):
+            try:
+                handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                owner = self._owner()
+                if not self._stale(owner):
+                    raise CellBusy(
+                        f"{self.path.parent} is being run by process {owner.get('pid')} on {owner.get('host')}"
+                    ) from None
+                self._set_aside(owner)
+                continue
+            identity = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
+            with os.fdopen(handle, "w") as file:
+                json.dump(identity, file)
+            self._heart = threading.Thread(target=self._beat, daemon=True)
+            self._heart.start()
+            return
+        raise CellBusy(f"{self.path.parent}: another process takes its lock again and again")
+
+    def release(self) -> None:
+        self._released.set()
+        self.path.unlink(missing_ok=True)
+
+    def _owner(self) -> dict[str, Any]:
+        try:
+            return json.loads(self.path.read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+
+    def _stale(self, owner: Mapping[str, Any]) -> bool:
+        if owner.get("host") == socket.gethostname() and "pid" in owner and not _alive(int(owner["pid"])):
+            return True
+        # The file system's clock, not ours: hosts of a cluster disagree.
+        probe = self.path.with_name(f"clock.{os.getpid()}.tmp")
+        probe.touch()
+        try:
+            return probe.stat().st_mtime - self.path.stat().st_mtime > STALE_AFTER_S
+        except FileNotFoundError:
+            return True
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _set_aside(self, stale_owner: Mapping[str, Any]) -> None:
+        # Renaming is atomic: of two that see a stale lock, one moves it and the other finds nothing to move, or the
+        # lock that the first has made since; that one is put back.
+        moved = self.path.with_name(f"lock.{os.getpid()}.stale")
+        try:
+            os.rename(self.path, moved)
+        except FileNotFoundError:
+            return
+        if json.loads(moved.read_text() or "{}") != stale_owner:
+            with suppress(FileExistsError):
+                os.link(moved, self.path)
+        moved.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._released.wait(HEARTBEAT_S):
+            with suppress(OSError):  # a file system that hiccups is tried again at the next beat
+                os.utime(self.path)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,67 @@
+"""Arrays of a pytree in one npz file, written whole or not at all, read back with names, shapes and types checked."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree = TypeVar("Tree")
+
+
+class CheckpointError(Exception):
+    """A file that is truncated, foreign, or of another network."""
+
+
+def _named_arrays(tree: Any) -> dict[str, Any]:
+    arrays = eqx.filter(tree, eqx.is_array)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def save(path: Path, tree: Any, **about: Any) -> None:
+    """Write the arrays of `tree` and what is said `about` them; a reader sees the old file or the new one, never half."""
+    host = {
+        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        for name, leaf in _named_arrays(tree).items()
+    }
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, **host, __about__=np.array(json.dumps(about)))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load(path: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
+    """The tree saved at `path`, shaped like `like`, and what was said about it. Raises CheckpointError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            stored = {name: archive[name] for name in archive.files}
+        about = json.loads(str(stored.pop("__about__")))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is not a checkpoint, or is truncated: {error}") from error
+    wanted = _named_arrays(like)
+    if wanted.keys() != stored.keys():
+        only_there, only_here = sorted(stored.keys() - wanted.keys()), sorted(wanted.keys() - stored.keys())
+        raise CheckpointError(f"{path} holds another network: it has {only_there[:3]}, and lacks {only_here[:3]}")
+    for name, leaf in wanted.items():
+        expected = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        if stored[name].shape != expected.shape or stored[name].dtype != expected.dtype:
+            raise CheckpointError(
+                f"{path}: {name} is {stored[name].dtype}{stored[name].shape}, expected {expected.dtype}{expected.shape}"
+            )
+    leaves = [
+        jax.random.wrap_key_data(jnp.asarray(stored[name])) if _is_key(leaf) else jnp.asarray(stored[name])
+        for name, leaf in wanted.items()
+    ]
+    arrays, rest = eqx.partition(like, eqx.is_array)
+    return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), leaves), rest), about

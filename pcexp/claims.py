@@ -1,0 +1,75 @@
+"""Claims: statements of the sources as rules over records, and verdicts that say what was seen, with n and scale.
+
+A rule is total: it answers on any records. Runs that were asked for and are missing, failed or censored are counted, never
+left out silently, and a verdict at less than thesis scale never closes a thesis-scale claim (its scale is printed with it).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pcexp.records import Records
+
+Status = Literal["reproduced", "not_reproduced", "insufficient"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What records say of a claim. `n` counts the runs that the verdict rests on; `interval` shows all of them."""
+
+    status: Status
+    observed: str
+    interval: str
+    expected: str
+    n: int
+    scale: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement with the figure that it belongs to; `rule` judges it on the records of one data set."""
+
+    figure: str
+    statement: str
+    rule: Callable[[Records], Verdict]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two first-passage times, one of which may be censored: then it is a bound, written as one."""
+
+    value: float
+    bound: Literal["exact", "at_least", "at_most", "unknown"]
+
+    def __str__(self) -> str:
+        sign = {"exact": "", "at_least": "≥ ", "at_most": "≤ ", "unknown": "? "}[self.bound]
+        return "unknown" if self.bound == "unknown" else f"{sign}{self.value:.3g}"
+
+
+def censored_ratio(numerator: float, numerator_seen: bool, denominator: float, denominator_seen: bool) -> Ratio:
+    """Ratio of two times where a time that was not seen is only known to be longer than what was run."""
+    if not numerator_seen and not denominator_seen:
+        return Ratio(float("nan"), "unknown")
+    value = numerator / max(denominator, 1)
+    if not numerator_seen:
+        return Ratio(value, "at_least")
+    return Ratio(value, "exact" if denominator_seen else "at_most")
+
+
+def median_ratio(ratios: Sequence[Ratio]) -> Ratio:
+    """Median over seeds. Bounds are ordered as the values they bound; the middle one keeps its sign."""
+    known = sorted((r for r in ratios if r.bound != "unknown"), key=lambda r: r.value)
+    return known[len(known) // 2] if known else Ratio(float("nan"), "unknown")
+
+
+def spread(values: Sequence[float]) -> str:
+    """All values, sorted: with a handful of seeds that says more than an interval."""
+    finite = sorted(v for v in values if np.isfinite(v))
+    return ", ".join(f"{v:.3g}" for v in finite) if len(finite) <= 3 else f"{finite[0]:.3g} to {finite[-1]:.3g}"
+
+
+def insufficient(records: Records, expected: str, why: str) -> Verdict:
+    """The verdict where records cannot decide, with the command that would settle it."""
+    return Verdict("insufficient", why, f"run {records.command}", expected, 0, records.scale)

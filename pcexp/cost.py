@@ -1,0 +1,70 @@
+"""What a command will cost, from shapes alone, before anything is compiled."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.random as jr
+
+from pcexp.network import Network
+from pcexp.progress import duration
+from pcexp.runner import Datasets
+from pcexp.spec import Spec, flat
+from pcexp.train import iterations
+
+ASSUMED_FLOPS_A_SECOND = {"cpu": 4e10, "gpu": 5e12}
+"""Useful rate of a CPU core or a GPU that the estimate assumes; the progress bar measures the real one."""
+
+
+class Cost(NamedTuple):
+    """Floating point operations and bytes of the unfinished lanes of a cell."""
+
+    flops: float
+    bytes: float
+    lanes: int
+
+
+def forward_flops(network: Network, input_shape: tuple[int, ...]) -> float:
+    """Floating point operations of one forward pass of one example: two a weight and position it is applied at."""
+    x = jax.ShapeDtypeStruct(input_shape, "float32")
+    _, references = jax.eval_shape(lambda n, x: n.forward(x), network, x)
+    total = 0.0
+    for segment, reference in zip(network.segments, references, strict=True):
+        positions = reference.linear.size / (segment.depth * reference.linear.shape[-1])
+        total += 2.0 * segment.weight.size * positions
+    return total
+
+
+def estimate(spec: Spec, datasets: Datasets, lanes: int) -> Cost:
+    """Cost of so many lanes of a cell. Raises DataError where the data are missing."""
+    dataset = datasets(spec)
+    network = jax.eval_shape(
+        lambda: spec.network.build(spec.parameterisation, dataset.input_shape, dataset.d_out, key=jr.key(0))
+    )
+    example = forward_flops(network, dataset.input_shape)
+    steps = iterations(spec.training, len(dataset.train.x))
+    flops = example * spec.training.batch_size * spec.learning.forward_passes() * steps * lanes
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(network))
+    return Cost(flops, 4.0 * (dataset.train.x.size + dataset.test.x.size + 4 * parameters * min(lanes, 64)), lanes)
+
+
+def describe(specs: Sequence[Spec], costs: Mapping[str, Cost], folder: Path, scale: str, listed: bool) -> str:
+    """What there is to do, as text; with `listed`, a line a cell."""
+    total_lanes = sum(len(spec.lanes) for spec in specs)
+    todo = sum(cost.lanes for cost in costs.values())
+    backend = jax.default_backend()
+    units = len(os.sched_getaffinity(0)) if backend == "cpu" else len(jax.devices())
+    seconds = sum(cost.flops for cost in costs.values()) / ASSUMED_FLOPS_A_SECOND[backend] / units
+    memory = max((cost.bytes for cost in costs.values()), default=0.0) / 1e9
+    work = f"about {duration(seconds)} and {memory:.1f} GB on {units} {backend} unit(s)" if todo else "nothing left to run"
+    lines = [f"{folder} at scale {scale}: {len(specs)} cells, {total_lanes} lanes, {todo} to run; {work}"]
+    leaves = [dict(flat(spec.science)) for spec in specs]
+    varying = [key for key in sorted(set().union(*leaves)) if len({str(cell.get(key)) for cell in leaves}) > 1]
+    for spec, cell in zip(specs, leaves, strict=True) if listed else ():
+        labels = " ".join(f"{key}={cell[key]}" for key in varying if key in cell)
+        cost = costs.get(spec.cell)
+        part = f"{cost.lanes} lanes, {cost.flops / 1e12:.2f} TFLOP" if cost else "done"
+        lines.append(f"  {spec.cell}  {labels}  {part}")
+    return "\n".join(lines)

@@ -1,0 +1,26 @@
+"""Data: generated tasks, bundled data sets and image sets from prepared copies, as splits of host arrays."""
+
+from pcexp.data.batches import batch_indices, epoch_permutation, n_batches
+from pcexp.data.bundled import Digits, Mnist1D
+from pcexp.data.dataset import AbstractData, DataError, Dataset, Split
+from pcexp.data.npz import Npz
+from pcexp.data.synthetic import Gaussian, LinearRegression, Matrix
+from pcexp.data.tfds import Published, Tfds
+
+__all__ = [
+    "AbstractData",
+    "DataError",
+    "Dataset",
+    "Digits",
+    "Gaussian",
+    "LinearRegression",
+    "Matrix",
+    "Mnist1D",
+    "Npz",
+    "Published",
+    "Split",
+    "Tfds",
+    "batch_indices",
+    "epoch_permutation",
+    "n_batches",
+]

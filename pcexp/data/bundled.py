@@ -1,0 +1,106 @@
+"""Real data that come with a package: scikit-learn's digits and MNIST-1D. Neither needs a network."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from pcexp.data.dataset import AbstractData, Dataset, Split, check_splitting, checksum, holdout, one_hot
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Digits(AbstractData):
+    """scikit-learn's 1,797 digits, 8x8 images: pixels / 16, then standardised by the training split's mean and std.
+
+    Mean and std are one number each, over all pixels: some pixels are never inked, and have no std of their own.
+    """
+
+    test_fraction: float
+    validation_fraction: float
+    """Of what the test split leaves."""
+    split_seed: int
+    limit: int | None
+    """Training examples kept, the first after the split; null keeps all."""
+
+    def __post_init__(self) -> None:
+        check_splitting(validation_fraction=self.validation_fraction, limit=self.limit)
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction={self.test_fraction}: valid are above 0 to below 1")
+
+    def load(self) -> Dataset:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        images = (bunch.images / 16).astype(np.float32)[..., np.newaxis]
+        labels = bunch.target.astype(np.int64)
+        outer = holdout(len(images), validation_fraction=self.test_fraction, split_seed=self.split_seed)
+        inner = holdout(
+            len(outer.train),
+            validation_fraction=self.validation_fraction,
+            split_seed=self.split_seed,
+            limit=self.limit,
+        )
+        train = outer.train[inner.train]
+        mean, std = images[train].mean(), images[train].std()
+        y = one_hot(labels, 10)
+        splits = (
+            Split((images[i] - mean) / std, y[i]) for i in (train, outer.train[inner.validation], outer.validation)
+        )
+        return Dataset("digits", *splits, caveat="", checksum=checksum(bunch.images.astype(np.uint8), labels))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Mnist1D(AbstractData):
+    """MNIST-1D as its authors' generator makes it: 4,000 + 1,000 signals of length 40, standardised over all."""
+
+    validation_fraction: float
+    split_seed: int
+    limit: int | None
+    """Training examples kept, the first after the split; null keeps all."""
+
+    def __post_init__(self) -> None:
+        check_splitting(validation_fraction=self.validation_fraction, limit=self.limit)
+
+    def load(self) -> Dataset:
+        arrays = mnist1d_arrays()
+        x_train, x_test = (arrays[key].astype(np.float32) for key in ("x", "x_test"))
+        y_train, y_test = (one_hot(arrays[key].astype(np.int64), 10) for key in ("y", "y_test"))
+        kept = holdout(
+            len(x_train), validation_fraction=self.validation_fraction, split_seed=self.split_seed, limit=self.limit
+        )
+        # Rounded, because the generator's last bits differ between versions of SciPy; + 0 turns -0 into 0.
+        digest = checksum(*(np.round(array, 10) + 0 for array in arrays.values()))
+        return Dataset(
+            "mnist1d",
+            train=Split(x_train[kept.train], y_train[kept.train]),
+            validation=Split(x_train[kept.validation], y_train[kept.validation]),
+            test=Split(x_test, y_test),
+            caveat="",
+            checksum=digest,
+        )
+
+
+def mnist1d_arrays() -> dict[str, np.ndarray]:
+    """Signals x, x_test and labels y, y_test in float64, equal to the published file to 1e-12."""
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    with _global_generators_restored():
+        # Not get_dataset(), which downloads.
+        arrays = make_dataset(get_dataset_args())
+    return {key: arrays[key] for key in ("x", "y", "x_test", "y_test")}
+
+
+@contextmanager
+def _global_generators_restored() -> Iterator[None]:
+    """Leave the global generators of `random` and NumPy as they were: the MNIST-1D generator seeds both."""
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)

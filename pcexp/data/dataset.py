@@ -1,0 +1,115 @@
+"""What a data set is: three splits of host arrays, a caveat and a checksum."""
+
+import abc
+import hashlib
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+
+class DataError(Exception):
+    """Data that are absent or unusable: what was looked for, where, and what to run."""
+
+
+class Split(NamedTuple):
+    """Examples of one split, on the host."""
+
+    x: Float32[np.ndarray, "n ..."]
+    """Inputs: (n, d), or (n, height, width, channels) for images."""
+    y: Float32[np.ndarray, "n d_out"]
+    """Targets: one-hot for classes."""
+    mask: Float32[np.ndarray, "n d_out"] | None = None
+    """1 where the target counts, 0 where it does not; None where all of it does."""
+
+    def flattened(self) -> "Split":
+        """The same split with inputs (n, channels * height * width), channel first as in PyTorch."""
+        x = np.moveaxis(self.x, -1, 1) if self.x.ndim == 4 else self.x
+        return self._replace(x=np.ascontiguousarray(x).reshape(len(x), int(np.prod(x.shape[1:]))))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training, validation and test splits, normalised and ready for the device."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    caveat: str
+    """Why results are not comparable with published ones; empty where they are."""
+    checksum: str
+    """sha256 of the raw arrays (training images, labels, test images, labels): of the source, whatever the split."""
+
+    def __post_init__(self) -> None:
+        for split in (self.train, self.validation, self.test):
+            if len(split.x) != len(split.y) or split.x.shape[1:] != self.train.x.shape[1:]:
+                raise ValueError(f"{self.name}: splits disagree, {split.x.shape} with {split.y.shape}")
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.train.x.shape[1:]
+
+    @property
+    def d_out(self) -> int:
+        return self.train.y.shape[1]
+
+    def flattened(self) -> "Dataset":
+        """The same data with inputs (n, channels * height * width), channel first."""
+        return replace(
+            self,
+            train=self.train.flattened(),
+            validation=self.validation.flattened(),
+            test=self.test.flattened(),
+        )
+
+
+class AbstractData(abc.ABC):
+    """A data source: hyperparameters only. Constructing one reads nothing."""
+
+    @abc.abstractmethod
+    def load(self) -> Dataset:
+        """Read or generate the arrays."""
+
+
+class Holdout(NamedTuple):
+    """Indices of the examples that are trained on and held out, each in stored order."""
+
+    train: Int[np.ndarray, " n_train"]
+    validation: Int[np.ndarray, " n_validation"]
+
+
+def holdout(n: int, *, validation_fraction: float, split_seed: int, limit: int | None = None) -> Holdout:
+    """A random `validation_fraction` of n examples held out; the first `limit` of the others are trained on."""
+    order = np.random.default_rng(split_seed).permutation(n)
+    n_validation = round(validation_fraction * n)
+    return Holdout(train=np.sort(order[n_validation:])[:limit], validation=np.sort(order[:n_validation]))
+
+
+def one_hot(labels: Int[np.ndarray, " n"], n_classes: int) -> Float32[np.ndarray, "n {n_classes}"]:
+    """Targets y_bk = 1 where k is the label of example b, else 0."""
+    return np.eye(n_classes, dtype=np.float32)[labels]
+
+
+def checksum(*arrays: np.ndarray) -> str:
+    """sha256 of the arrays' C-order bytes, one after the other."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def check_splitting(*, validation_fraction: float, limit: int | None) -> None:
+    """Refuse fractions outside [0, 1) and empty training sets before anything is read."""
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction={validation_fraction}: valid are 0 (no validation split) to below 1")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit={limit}: valid are null (all training examples) and 1 or more")
+
+
+def check_positive(**values: float) -> None:
+    """Refuse values that are not above 0, by name."""
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value}: valid are values above 0")

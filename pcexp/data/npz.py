@@ -1,0 +1,101 @@
+"""A user's own arrays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Float32
+
+from pcexp.data.dataset import AbstractData, DataError, Dataset, Split, check_splitting, checksum, holdout, one_hot
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Npz(AbstractData):
+    """Arrays x_train, y_train, x_test, y_test of an .npz file, taken as they are: nothing is normalised.
+
+    Inputs are (n, d), or (n, height, width, channels). Targets are (n, d_out), or integer labels (n,), which become
+    one-hot with as many classes as the largest label needs.
+    """
+
+    path: str
+    """Relative paths count from the folder that the command is started in."""
+    validation_fraction: float
+    split_seed: int
+    limit: int | None
+    """Training examples kept, the first after the split; null keeps all."""
+
+    def __post_init__(self) -> None:
+        check_splitting(validation_fraction=self.validation_fraction, limit=self.limit)
+
+    def load(self) -> Dataset:
+        path = Path(self.path).expanduser().absolute()
+        arrays = _read(path)
+        y_train, y_test = _targets(path, arrays)
+        x_train, x_test = (arrays[key].astype(np.float32) for key in ("x_train", "x_test"))
+        _check(path, {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})
+        kept = holdout(
+            len(x_train), validation_fraction=self.validation_fraction, split_seed=self.split_seed, limit=self.limit
+        )
+        return Dataset(
+            path.stem,
+            train=Split(x_train[kept.train], y_train[kept.train]),
+            validation=Split(x_train[kept.validation], y_train[kept.validation]),
+            test=Split(x_test, y_test),
+            caveat="",
+            checksum=checksum(*(arrays[key] for key in KEYS)),
+        )
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise DataError(f"no file {path}: set data.path to an .npz file with the arrays {', '.join(KEYS)}")
+    try:
+        # np.load given a path leaves the file open when the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            missing = [key for key in KEYS if key not in archive]
+            if missing:
+                raise DataError(f"{path} lacks {', '.join(missing)}: it has {', '.join(archive.files) or 'nothing'}")
+            return {key: archive[key] for key in KEYS}
+    except (BadZipFile, EOFError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an .npz file of plain numbers: {error}") from error
+
+
+def _targets(
+    path: Path, arrays: dict[str, np.ndarray]
+) -> tuple[Float32[np.ndarray, "..."], Float32[np.ndarray, "..."]]:
+    """Training and test targets, integer labels of both made one-hot together."""
+    y_train, y_test = arrays["y_train"], arrays["y_test"]
+    if any(y.ndim == 1 and np.issubdtype(y.dtype, np.integer) for y in (y_train, y_test)):
+        if y_train.ndim != 1 or y_test.ndim != 1 or not np.issubdtype(np.result_type(y_train, y_test), np.integer):
+            raise DataError(f"{path}: y_train and y_test must both be integer labels, or neither")
+        both = np.concatenate([y_train, y_test]).astype(np.int64)
+        if both.size == 0 or both.min() < 0:
+            raise DataError(f"{path}: integer labels start at 0, found {both.min() if both.size else 'none'}")
+        return tuple(one_hot(y.astype(np.int64), int(both.max()) + 1) for y in (y_train, y_test))
+    return y_train.astype(np.float32), y_test.astype(np.float32)
+
+
+def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def refuse(reason: str) -> None:
+        shapes = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())
+        raise DataError(f"{path}: {reason} ({shapes})")
+
+    for split in ("train", "test"):
+        x, y = arrays[f"x_{split}"], arrays[f"y_{split}"]
+        if x.ndim not in (2, 4):
+            refuse(f"x_{split} must be (n, d) or (n, height, width, channels)")
+        if y.ndim != 2:
+            refuse(f"y_{split} must be (n, d_out), or integer labels (n,)")
+        if len(x) != len(y) or len(x) == 0:
+            refuse(f"x_{split} and y_{split} must have the same number of examples, one at least")
+    for letter in ("x", "y"):
+        if arrays[f"{letter}_train"].shape[1:] != arrays[f"{letter}_test"].shape[1:]:
+            refuse(f"{letter}_train and {letter}_test must agree but for the number of examples")
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            refuse(f"{key} has values that are not finite")

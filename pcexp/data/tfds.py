@@ -1,0 +1,100 @@
+"""Image data sets from prepared copies: normalised, one-hot, with a caveat where the copy is not the published set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt8
+
+from pcexp.data import cache, copies
+from pcexp.data.copies import RawImages
+from pcexp.data.dataset import AbstractData, Dataset, Split, check_splitting, holdout, one_hot
+
+BLOCK = 64
+"""Images normalised at once."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What is known of the published set, to tell a copy that is not the same."""
+
+    n_train: int
+    image_format: Literal["png", "jpeg"]
+    """`png` where the published pixels are exact: JPEG images are then a lossy copy."""
+    checksum: str | None
+    """`Dataset.checksum` of the published images and labels; null where no verified copy was at hand."""
+
+    def caveat(self, raw: RawImages, checksum: str) -> str:
+        """Why results on these images are not comparable with published ones; empty where they are."""
+        reasons = []
+        n_train, n_images = len(raw.x_train), len(raw.x_train) + len(raw.x_test)
+        if n_train != self.n_train:
+            reasons.append(f"{n_train} of {self.n_train} training images")
+        if self.image_format == "png" and raw.n_jpeg:
+            reasons.append(f"lossy JPEG copy ({raw.n_jpeg} of {n_images} images)")
+        if self.checksum is not None and checksum != self.checksum:
+            reasons.append(f"pixels or labels differ from the published ones (sha256 {checksum[:16]})")
+        return "; ".join(reasons) and f"{'; '.join(reasons)}: not comparable with published accuracies"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Tfds(AbstractData):
+    """A TensorFlow Datasets image set, (pixels / 255 - mean) / std by channel, read without TensorFlow.
+
+    Copies are looked for in PCEXP_DATA_DIR (else TFDS_DATA_DIR, else ~/tensorflow_datasets); decoded images are kept in
+    PCEXP_CACHE_DIR (else ~/.cache/pcexp).
+    """
+
+    name: str
+    mean: Sequence[float]
+    """One number a channel."""
+    std: Sequence[float]
+    """One number a channel."""
+    test_split: str
+    published: Published
+    validation_fraction: float
+    split_seed: int
+    limit: int | None
+    """Training examples kept, the first after the split; null keeps all."""
+
+    def __post_init__(self) -> None:
+        check_splitting(validation_fraction=self.validation_fraction, limit=self.limit)
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise ValueError(f"mean={list(self.mean)}, std={list(self.std)}: one of each a channel, std above 0")
+
+    def load(self) -> Dataset:
+        raw, checksum = cache.load(copies.find(self.name), test_split=self.test_split)
+        n_channels = raw.x_train.shape[-1]
+        if n_channels != len(self.mean):
+            raise ValueError(f"mean={list(self.mean)}: {self.name} has {n_channels} channels")
+        kept = holdout(
+            len(raw.x_train), validation_fraction=self.validation_fraction, split_seed=self.split_seed, limit=self.limit
+        )
+        y_train, y_test = (one_hot(labels, raw.n_classes) for labels in (raw.y_train, raw.y_test))
+        return Dataset(
+            self.name,
+            train=Split(self.normalised(raw.x_train, kept.train), y_train[kept.train]),
+            validation=Split(self.normalised(raw.x_train, kept.validation), y_train[kept.validation]),
+            test=Split(self.normalised(raw.x_test, np.arange(len(raw.x_test))), y_test),
+            caveat=self.published.caveat(raw, checksum),
+            checksum=checksum,
+        )
+
+    def normalised(
+        self, images: UInt8[np.ndarray, "n height width channels"], examples: Int[np.ndarray, " m"]
+    ) -> Float32[np.ndarray, "m height width channels"]:
+        """(pixels / 255 - mean) / std of some examples, in the order and precision of torchvision."""
+        n_pixels = images.shape[1] * images.shape[2]
+        mean, std = (np.tile(np.asarray(values, np.float32), n_pixels) for values in (self.mean, self.std))
+        x = np.empty((len(examples), mean.size), np.float32)
+        for start in range(0, len(x), BLOCK):
+            # In place and a block at a time: fresh memory, not arithmetic, is what loading spends its time on.
+            block = x[start : start + BLOCK]
+            block[:] = images[examples[start : start + BLOCK]].reshape(block.shape)
+            block /= 255
+            block -= mean
+            block /= std
+        return x.reshape(len(x), *images.shape[1:])

@@ -1,0 +1,93 @@
+"""Prediction errors, layer energies, total energy and loss.
+
+F = 1/(2B) sum_b sum_l ||z_l - mu_l(z_{l-1})||^2 with z_0 = x and z_L = y (thesis eq. 2.1): always the 1/2, always the mean
+over the batch. Errors, activities and deviations are tuples with one array a segment; the batch axis of each is the
+network's `batch_axes`. In deviations the output's entry is y - yhat, its distance from the forward pass.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pcexp.network import Activities, Network, Reference
+
+
+class ForwardPass(NamedTuple):
+    """Forward activities zhat of a batch and what deviations from them are measured against."""
+
+    activities: Activities
+    references: tuple[Reference, ...]
+
+
+def _batch_axes(network: Network) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Axes of a batch in activities and in references, counted before the depth axis is added in front."""
+    axes = tuple(axis if axis < 0 else axis + 1 for axis in network.batch_axes)
+    # The input of a segment lies where the segment before it put it.
+    inputs = (network.input_batch_axis, *network.batch_axes[:-1])
+    return axes, tuple(axis if axis < 0 else axis + 1 for axis in inputs)
+
+
+def forward_pass(network: Network, x: Float[Array, "..."]) -> ForwardPass:
+    """Forward activities zhat_l = mu_l(zhat_{l-1}) of a batch."""
+    axes, input_axes = _batch_axes(network)
+    references = tuple(Reference(i, o) for i, o in zip(input_axes, axes, strict=True))
+    return ForwardPass(*jax.vmap(network.forward, in_axes=network.input_batch_axis, out_axes=(axes, references))(x))
+
+
+def batched_predictions(network: Network, x: Float[Array, "..."], activities: Activities) -> Activities:
+    """Predictions mu_l(z_{l-1}) of a batch at activities that include the output."""
+    axes, _ = _batch_axes(network)
+    return jax.vmap(network.predictions, in_axes=(network.input_batch_axis, axes), out_axes=axes)(x, activities)
+
+
+def prediction_errors(network: Network, x: Float[Array, "..."], activities: Activities) -> Activities:
+    """Prediction errors e_l = z_l - mu_l(z_{l-1}) at activities that include the output."""
+    return jax.tree.map(jnp.subtract, activities, batched_predictions(network, x, activities))
+
+
+def deviation_errors(network: Network, at: ForwardPass, deviations: Activities) -> Activities:
+    """Prediction errors e_l = d_l - [mu_l(zhat + d) - mu_l(zhat)] in deviations, without cancellation."""
+    axes, input_axes = _batch_axes(network)
+    references = tuple(Reference(i, o) for i, o in zip(input_axes, axes, strict=True))
+    differences = jax.vmap(network.prediction_differences, in_axes=(references, axes), out_axes=axes)(
+        at.references, deviations
+    )
+    return jax.tree.map(jnp.subtract, deviations, differences)
+
+
+def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:
+    """Energies F_l = 1/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
+    axes, _ = _batch_axes(network)
+    return jnp.concatenate(
+        [
+            jnp.sum(jnp.square(e), axis=tuple(range(1, e.ndim))) / (2 * e.shape[axis])
+            for e, axis in zip(errors, axes, strict=True)
+        ]
+    )
+
+
+def energy(network: Network, errors: Activities) -> Float[Array, ""]:
+    """Total energy F = sum_l F_l, averaged over the batch (thesis eq. 2.1)."""
+    return jnp.sum(layer_energies(network, errors))
+
+
+def summed_energy(errors: Activities) -> Float[Array, ""]:
+    """Energy summed over the batch, B F: its gradient with respect to activities is per sample."""
+    return 0.5 * sum(jnp.sum(jnp.square(e)) for e in errors)
+
+
+def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out batch"]:
+    """Outputs f(x) of the forward pass of a batch, one column an example."""
+    return jax.vmap(network, in_axes=network.input_batch_axis, out_axes=-1)(x)
+
+
+def loss(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:
+    """Loss 1/(2B) sum_b ||y - f(x)||^2: the energy at the forward pass, on one scale for PC and BP."""
+    return jnp.sum(jnp.square(y - outputs(network, x))) / (2 * y.shape[-1])
+
+
+def accuracy(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:
+    """Fraction of examples whose largest output is the target's."""
+    return jnp.mean(jnp.argmax(outputs(network, x), axis=0) == jnp.argmax(y, axis=0))

@@ -1,0 +1,90 @@
+"""Gradient descent on activities, all layers at once."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem, root_mean_square
+from pcexp.network import Activities
+
+
+class GradientDescent(AbstractInference):
+    """Gradient descent z <- z - beta dF_b/dz from the forward pass, for `max_steps` steps (thesis eq. 2.4).
+
+    `activity_lr` is per sample: results do not depend on the batch size. With `max_halvings` h > 0 the published
+    schedule of chapter 4 holds: beta is halved when the batch's energy rises, the halved step stays for the rest of this
+    inference, and rise h + 1 ends it. `tol` > 0 (on the residual) ends inference early.
+    """
+
+    activity_lr: float
+    max_steps: int
+    form: Form = "deviations"
+    max_halvings: int = 0
+    tol: float | None = None
+
+    def __check_init__(self) -> None:
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps must not be negative, not {self.max_steps}")
+        if self.max_halvings < 0:
+            raise ValueError(f"max_halvings must not be negative, not {self.max_halvings}")
+
+    def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
+        start = problem.start(self.form)
+        if self.max_halvings == 0 and self.tol is None:
+            hidden, n_steps, halvings = self._fixed(problem, start)
+        else:
+            hidden, n_steps, halvings = self._adaptive(problem, start)
+        _, gradient = problem.energy_and_gradient(self.form, hidden)
+        residual = root_mean_square(gradient)
+        return Equilibrium(
+            activities=problem.activities(self.form, hidden),
+            errors=problem.errors(self.form, hidden),
+            n_steps=n_steps,
+            residual=residual,
+            converged=residual <= (0.0 if self.tol is None else self.tol),
+            halvings=halvings,
+        )
+
+    def forward_passes(self) -> float:
+        return 2.0 * (self.max_steps + 1)
+
+    def _fixed(
+        self, problem: InferenceProblem, start: Activities
+    ) -> tuple[Activities, Int[Array, ""], Int[Array, ""]]:
+        def step(_: Int[Array, ""], hidden: Activities) -> Activities:
+            _, gradient = problem.energy_and_gradient(self.form, hidden)
+            return _descend(hidden, gradient, self.activity_lr)
+
+        return lax.fori_loop(0, self.max_steps, step, start), jnp.array(self.max_steps), jnp.array(0)
+
+    def _adaptive(
+        self, problem: InferenceProblem, start: Activities
+    ) -> tuple[Activities, Int[Array, ""], Int[Array, ""]]:
+        State = tuple[Activities, Array, Array, Array, Array]
+
+        def unfinished(state: State) -> Array:
+            _, n_steps, _, halvings, stop = state
+            return (n_steps < self.max_steps) & (halvings <= self.max_halvings) & ~stop
+
+        def step(state: State) -> State:
+            hidden, n_steps, last_energy, halvings, _ = state
+            energy, gradient = problem.energy_and_gradient(self.form, hidden)
+            if self.max_halvings:
+                halvings = halvings + (energy > last_energy)
+            stop = halvings > self.max_halvings if self.max_halvings else jnp.array(False)
+            if self.tol is not None:
+                stop = stop | (root_mean_square(gradient) <= self.tol)
+            # 2^-halvings keeps the step size itself a traced constant of the solve.
+            moved = _descend(hidden, gradient, self.activity_lr * jnp.exp2(-halvings.astype(energy.dtype)))
+            hidden = jax.tree.map(lambda old, new: jnp.where(stop, old, new), hidden, moved)
+            return hidden, n_steps + ~stop, energy, halvings, stop
+
+        infinite = jnp.full((), jnp.inf, start[0].dtype)
+        state = (start, jnp.array(0), infinite, jnp.array(0), jnp.array(False))
+        hidden, n_steps, _, halvings, _ = lax.while_loop(unfinished, step, state)
+        return hidden, n_steps, halvings
+
+
+def _descend(hidden: Activities, gradient: Activities, step_size: Float[Array, ""] | float) -> Activities:
+    return jax.tree.map(lambda z, g: z - step_size * g, hidden, gradient)

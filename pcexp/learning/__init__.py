@@ -1,0 +1,7 @@
+"""Learning rules: the weight gradient that a training step uses."""
+
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient
+from pcexp.learning.bp import BP
+from pcexp.learning.pc import PC
+
+__all__ = ["BP", "PC", "AbstractLearning", "GradientScale", "WeightGradient"]

@@ -1,0 +1,42 @@
+"""What every learning rule returns, and the scale of its gradient."""
+
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from pcexp.network import Network
+
+GradientScale = Literal["batch_mean", "batch_sum", "mean_squared_error"]
+"""Units of a weight gradient: of F (the mean over the batch); B F (summed); or 2F/K, the mean over batch and outputs."""
+
+
+def gradient_factor(scale: GradientScale, y: Float[Array, "d_out batch"]) -> float:
+    """Factor that turns the gradient of F, averaged over the batch, into the asked scale: 1, B or 2/K."""
+    d_out, batch = y.shape
+    return {"batch_mean": 1.0, "batch_sum": float(batch), "mean_squared_error": 2.0 / d_out}[scale]
+
+
+class WeightGradient(NamedTuple):
+    """Scaled gradient of the weights, the batch's loss at the forward pass, and what was seen on the way."""
+
+    gradient: Network
+    loss: Float[Array, ""]
+    diagnostics: dict[str, Array]
+
+
+class AbstractLearning(eqx.Module):
+    """A learning rule; its fields are its hyperparameters."""
+
+    def gradient(
+        self, network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"], *, key: PRNGKeyArray | None = None
+    ) -> WeightGradient:
+        """Weight gradient of one batch."""
+        raise NotImplementedError
+
+    def forward_passes(self) -> float:
+        """Matrix products of a gradient in units of one forward pass."""
+        raise NotImplementedError
+
+    def check(self, network: Network) -> None:
+        """Raise ValueError where this rule cannot work on a network; called before anything is compiled."""

@@ -1,0 +1,89 @@
+"""Figures that look like one paper: one colour a meaning, seeds visible, every panel says scale, data set and n."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("agg")  # no display: figures are files
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {
+    "pc": "#c1272d",
+    "bp": "#3b6ea5",
+    "standard": "#4d4d4d",
+    "mupc": "#7b3294",
+    "ntk": "#e08214",
+    "orthogonal": "#1b9e77",
+    "theory": "#000000",
+}
+"""Colour of each learning rule and parameterisation, the same in every figure."""
+
+NAMES = {"pc": "PC", "bp": "BP", "mupc": "muPC", "ntk": "NTK", "relu": "ReLU"}
+"""How labels are written for people where that is not the label itself."""
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 130,
+    "savefig.dpi": 130,
+    "font.size": 9,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "pcexp",
+    "figure.constrained_layout.use": True,
+}
+
+
+def written(label: str) -> str:
+    """A label as people write it."""
+    return NAMES.get(label, label)
+
+
+def panels(rows: int, columns: int, title: str, width: float = 3.0, height: float = 2.4) -> tuple[Figure, Any]:
+    """A grid of panels (always a 2-D array of axes) under one title."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(width * columns + 0.4, height * rows + 0.6), squeeze=False, layout="constrained"
+        )
+        figure.suptitle(title, fontsize=10)
+        for axis in axes.flat:
+            axis.tick_params(labelsize=8)
+        return figure, axes
+
+
+def caption(axis: Axes, data: str, scale: str, n: int) -> None:
+    """Say in the panel which data, scale and how many runs it shows."""
+    axis.annotate(
+        f"{data}, {scale}, n={n}", (1, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#555555"
+    )
+
+
+def note(axis: Axes, text: str) -> None:
+    """A remark in the middle of a panel, for one that has nothing to draw."""
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=8, color="#777777", wrap=True)
+
+
+def legend(figure: Figure, handles: Sequence[Any]) -> None:
+    """One legend below all panels."""
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=min(len(handles), 6))
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """The figure as a PNG or PDF file; the same figure gives the same bytes on any day."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        metadata = {"CreationDate": None, "ModDate": None, "Producer": "pcexp", "Creator": "pcexp"}
+        figure.savefig(buffer, format=kind, metadata=metadata if kind == "pdf" else {"Software": "pcexp"})
+    return buffer.getvalue()

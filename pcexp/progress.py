@@ -1,0 +1,93 @@
+"""Progress of a command: one bar with rate and time left on a terminal, plain lines in a log file."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from pcexp.spec import Spec
+
+LINE_EVERY_S = 15.0
+
+
+class Progress:
+    """Work done and left over all cells of a command, weighted by the estimated cost of each cell."""
+
+    def __init__(self, costs: Mapping[str, float]) -> None:
+        self._costs = dict(costs)  # estimated work of each cell that is not finished
+        self._done: dict[str, dict[str, float]] = {}
+        self._lanes: dict[str, int] = {}
+        self._start = time.monotonic()
+        self._last_line = self._start
+        self._cells_done = 0
+        self._rate = ""
+        self._seen: tuple[float, float] = (self._start, 0.0)
+        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> "Progress":
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+            self._bar = Bar(*columns, console=self.console)
+            self._task = self._bar.add_task("starting", total=sum(self._costs.values()) or 1, note="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        self.console.print(text, markup=False)
+
+    def begin(self, spec: "Spec", lanes: Sequence[str]) -> None:
+        """A cell starts with these unfinished lanes."""
+        self._done[spec.cell], self._lanes[spec.cell] = {}, len(lanes)
+        self._show(spec)
+
+    def advance(self, spec: "Spec", iterations: Mapping[str, int], total: int) -> None:
+        """Lanes of a cell have reached these iterations of `total`."""
+        before = sum(self._done[spec.cell].values())
+        self._done[spec.cell] |= {lane: n / max(total, 1) for lane, n in iterations.items()}
+        gained = (sum(self._done[spec.cell].values()) - before) * total
+        now = time.monotonic()
+        self._rate = f"{gained / max(now - self._seen[0], 1e-3):,.0f} iterations/s" if gained else self._rate
+        self._seen = (now, 0.0)
+        self._show(spec)
+
+    def end(self, spec: "Spec") -> None:
+        """A cell is finished."""
+        self._cells_done += 1
+        self._done[spec.cell] = {"all": float(self._lanes[spec.cell])}
+        self._show(spec)
+
+    def _show(self, spec: "Spec") -> None:
+        work = sum(
+            self._costs.get(cell, 0) * sum(done.values()) / max(self._lanes[cell], 1) for cell, done in self._done.items()
+        )
+        total = sum(self._costs.values()) or 1.0
+        now = time.monotonic()
+        left = "" if work <= 0 else f"{duration((now - self._start) * (total - work) / work)} left"
+        labels = " ".join(spec.labels[k] for k in ("data", "network", "learning", "protocol") if k in spec.labels)
+        text = f"cell {min(self._cells_done + 1, len(self._costs))}/{len(self._costs)} {labels}"
+        if self._bar is not None:
+            note = " ".join(part for part in (self._rate, left) if part)
+            self._bar.update(self._task, description=text, completed=work, total=total, note=note)
+        elif now - self._last_line > LINE_EVERY_S:
+            self._last_line = now
+            self.say(f"{100 * work / total:3.0f} %  {text}  {self._rate}  {left}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    seconds = round(seconds)
+    if seconds < 90:
+        return f"{seconds} s"
+    if seconds < 5400:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,114 @@
+"""What a number depends on beside its configuration: code, versions, machine, flags. Flat: each is a column."""
+
+import datetime
+import functools
+import importlib.metadata
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+
+import jax
+
+UNKNOWN = "unknown"
+PACKAGES = ("pcexp", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
+
+
+def provenance() -> dict[str, str | int | bool]:
+    """Commit, versions, device, processor, flags, precision and date (UTC). Names no host and no user."""
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return {
+        **_constant(),
+        # Read at each call: configuration may set them between two cells of one process.
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "jax_enable_x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
+        "jax_default_matmul_precision": precision or "default",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def checkout(file: pathlib.Path) -> tuple[str, bool]:
+    """Commit of the checkout that tracks `file`, and whether it fails to say what ran (its tracked files differ).
+
+    Files in results/ do not count: the platform writes them, and no number depends on them. Without git, or where
+    `file` is not tracked, ("unknown", True).
+    """
+    # A package installed in a virtual environment inside somebody's checkout is not that checkout's code.
+    if _git(file.parent, "ls-files", "--error-unmatch", "--", file.name) is None:
+        return UNKNOWN, True
+    commit = _git(file.parent, "rev-parse", "HEAD")
+    changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+    if commit is None or changes is None:
+        return UNKNOWN, True
+    return commit, changes != ""
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far by this process: on the fullest accelerator where one reports it, else resident."""
+    reports = [device.memory_stats() or {} for device in jax.local_devices()]  # None on a CPU
+    peaks = [int(report["peak_bytes_in_use"]) for report in reports if "peak_bytes_in_use" in report]
+    return max(peaks) if peaks else _peak_resident_bytes()
+
+
+@functools.cache
+def _constant() -> dict[str, str | int | bool]:
+    """What does not change while the process lives; the commit too, because the code was imported once."""
+    commit, dirty = checkout(pathlib.Path(__file__).resolve())
+    devices = jax.devices()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "python_version": platform.python_version(),
+        **{f"{package}_version": _version(package) for package in PACKAGES},
+        "device_platform": devices[0].platform,
+        "device_kind": devices[0].device_kind,
+        "device_count": len(devices),
+        "cpu_model": _cpu_model(),
+        "cpu_count": _cpu_count(),
+    }
+
+
+def _git(folder: pathlib.Path, *arguments: str) -> str | None:
+    """What git prints, or None where it cannot answer."""
+    # Inside a hook git exports these, and they would point it at the wrong repository.
+    misleading = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    environment = {name: value for name, value in os.environ.items() if name not in misleading}
+    # Without --no-optional-locks, jobs that share a checkout fight over its index.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
+        return UNKNOWN
+
+
+def _cpu_model() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(models), platform.processor() or platform.machine() or UNKNOWN)
+
+
+def _cpu_count() -> int:
+    """Cores that this process may use: a SLURM job sees all of its node's in os.cpu_count()."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _peak_resident_bytes() -> int:
+    # Not ru_maxrss where there is another way: it is handed down through fork and exec, so a small job that a large
+    # process started would report its parent.
+    status = pathlib.Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere

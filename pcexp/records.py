@@ -1,0 +1,207 @@
+"""Records: what runs left, as two tables, and the only writer of `results/`.
+
+    runs   one row a lane: labels, lane values, outcome, summary, configuration leaves, provenance
+    rows   one row a recorded iteration: cell, lane, iteration, measurements
+
+Rows outside the manifest of a scale are named and left out. `python -m pcexp.records collect NAME` merges finished runs into
+results/NAME/SCALE/ (it never deletes), thins rows to what a figure shows, and renders.
+"""
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pcexp.cell import read_lines
+from pcexp.spec import flat
+
+POINTS_A_LANE = 60
+"""Rows kept of a lane in results/: as many as a curve of a figure shows."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Runs and rows of one study at one scale, against what was asked for."""
+
+    study: str
+    scale: str
+    runs: pl.DataFrame
+    rows: pl.DataFrame
+    asked: pl.DataFrame
+    strays: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command that makes these records."""
+        choices = "".join(
+            f" {group}={values[0]}"
+            for group in ("data", "network")
+            if group in self.asked.columns and len(values := self.asked[group].unique().to_list()) == 1
+        )
+        return f"python -m pcexp +experiment={self.study}{choices} scale={self.scale}"
+
+    def select(self, **labels: Any) -> "Records":
+        """The part of the records whose labels are these."""
+
+        def chosen(frame: pl.DataFrame) -> pl.DataFrame:
+            for name, value in labels.items():
+                frame = frame.filter(pl.col(name) == value) if name in frame.columns else frame.clear()
+            return frame
+
+        runs = chosen(self.runs)
+        rows = self.rows.join(runs.select("cell", "lane"), on=["cell", "lane"], how="semi") if len(runs) else self.rows.clear()
+        return Records(self.study, self.scale, runs, rows, chosen(self.asked), self.strays)
+
+    def datasets(self) -> list[str]:
+        """Data sets that were asked for."""
+        return sorted(self.asked["data"].unique().to_list()) if len(self.asked) else []
+
+    def lane(self, cell: str, lane: str) -> pl.DataFrame:
+        """Rows of one lane, sorted by iteration."""
+        return self.rows.filter((pl.col("cell") == cell) & (pl.col("lane") == lane)).sort("iteration")
+
+
+def _frame(entries: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    return pl.DataFrame(list(entries), infer_schema_length=None, strict=False) if entries else pl.DataFrame()
+
+
+def _wide(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with one column an entry of each vector, counted from 1 (layers are)."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, list):
+            flat |= {f"{name}_{i}": float(v) for i, v in enumerate(value, start=1)}
+        else:
+            flat[name] = value if name in ("lane", "cell") else int(value) if name == "iteration" else float(value)
+    return flat
+
+
+def read_outputs(outputs: Path, study: str, scale: str) -> Records:
+    """Records of a study from the folders that its runs wrote."""
+    folder = outputs / study
+    manifest_path = folder / f"manifest-{scale}.json"
+    manifest = json.loads(manifest_path.read_text())["cells"] if manifest_path.exists() else {}
+    runs, rows, asked = [], [], []
+    for cell, entry in manifest.items():
+        config_path = folder / cell / "config.json"
+        for lane, values in entry["lanes"].items():
+            asked.append({"cell": cell, "lane": lane, **entry["labels"], **values})
+        if not config_path.exists():
+            continue
+        science = json.loads(config_path.read_text())["science"]
+        extra = _extra_labels(science)
+        for item in asked:
+            if item["cell"] == cell:
+                item |= extra
+        finished = {e["lane"]: e for e in read_lines(folder / cell / "lanes.jsonl") if e["lane"] in entry["lanes"]}
+        for lane, done in finished.items():
+            runs.append(
+                {"study": study, "scale": scale, "cell": cell, "lane": lane, **entry["labels"], **extra, **done["values"]}
+                | {"outcome": done["outcome"], **done["summary"]}
+                | {f"config.{key}": value for key, value in flat(science)}
+                | {f"run.{key}": value for key, value in done["provenance"].items()}
+            )
+        rows += [
+            {"cell": cell, **_wide(row)} for row in read_lines(folder / cell / "rows.jsonl") if row["lane"] in finished
+        ]
+    cells_there = {path.parent.name for path in folder.glob("*/config.json")}
+    return Records(study, scale, _frame(runs), _frame(rows), _frame(asked), tuple(sorted(cells_there - manifest.keys())))
+
+
+def _extra_labels(science: Mapping[str, Any]) -> dict[str, Any]:
+    """Short columns that figures select by, beside the options' names."""
+    return {"activation": science["network"].get("activation", "")}
+
+
+def read_results(results: Path, study: str, scale: str) -> Records:
+    """Records of a study from the tables that are committed."""
+    folder = results / study / scale
+    if not (folder / "runs.csv").exists():
+        empty = pl.DataFrame()
+        return Records(study, scale, empty, empty, empty)
+    runs = pl.read_csv(folder / "runs.csv", infer_schema_length=None, schema_overrides={"lane": pl.String, "cell": pl.String})
+    asked = pl.read_csv(folder / "asked.csv", infer_schema_length=None, schema_overrides={"lane": pl.String, "cell": pl.String})
+    return Records(study, scale, runs, pl.read_parquet(folder / "records.parquet"), asked)
+
+
+def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
+    """At most `points` rows a lane: first and last, and between them evenly in log iteration and in iteration by halves."""
+
+    def thin(lane: pl.DataFrame) -> pl.DataFrame:
+        lane = lane.sort("iteration")
+        if len(lane) <= points:
+            return lane
+        even = np.linspace(0, len(lane) - 1, points // 2)
+        logarithmic = np.geomspace(1, len(lane), points - points // 2) - 1
+        return lane[np.unique(np.round(np.concatenate([even, logarithmic])).astype(int)).tolist()]
+
+    parts = [thin(lane) for _, lane in rows.sort("cell", "lane").group_by("cell", "lane", maintain_order=True)]
+    return pl.concat(parts) if parts else rows
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Both tables; where both have a key, the new rows. Nothing that only the old one has is lost."""
+    if not len(old) or not len(new):
+        return new if len(new) else old
+    kept = old.join(new.select(keys).unique(), on=list(keys), how="anti")
+    return pl.concat([kept, new], how="diagonal_relaxed").sort(list(keys))
+
+
+def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
+    """Merge the finished runs of a study into results/STUDY/SCALE/; the committed records after that."""
+    new, old = read_outputs(outputs, study, scale), read_results(results, study, scale)
+    runs = _merge(old.runs, new.runs, ("cell", "lane"))
+    fresh = thinned(new.rows).with_columns(pl.selectors.float().cast(pl.Float32)) if len(new.rows) else new.rows
+    stale = old.rows.join(fresh.select("cell", "lane").unique(), on=["cell", "lane"], how="anti") if len(old.rows) and len(
+        fresh
+    ) else old.rows
+    rows = pl.concat([f for f in (stale, fresh) if len(f)], how="diagonal_relaxed") if len(stale) or len(fresh) else fresh
+    asked = _merge(old.asked, new.asked, ("cell", "lane"))
+    folder = results / study / scale
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    rows.sort("cell", "lane", "iteration").write_parquet(buffer, compression="zstd", compression_level=19)
+    _replace_file(folder / "records.parquet", buffer.getvalue())
+    _replace_file(folder / "runs.csv", runs.write_csv(float_precision=None).encode())
+    _replace_file(folder / "asked.csv", asked.write_csv().encode())
+    return Records(study, scale, runs, rows, asked, new.strays)
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """`python -m pcexp.records collect NAME`: merge finished runs into results/ and render them."""
+    parser = argparse.ArgumentParser(prog="python -m pcexp.records", description=main.__doc__)
+    parser.add_argument("verb", choices=["collect"])
+    parser.add_argument("study", help="name of a study, as in experiments/NAME.py")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    manifests = sorted((options.outputs / options.study).glob("manifest-*.json"))
+    if not manifests:
+        sys.exit(f"no runs of {options.study} under {options.outputs}: run python -m pcexp +experiment={options.study} first")
+    from pcexp import report
+
+    for manifest in manifests:
+        scale = manifest.stem.removeprefix("manifest-")
+        if scale == "smoke":
+            continue  # seconds of a test: not a result
+        records = collect(options.outputs, options.results, options.study, scale)
+        print(f"{options.results / options.study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
+    report.main([options.study, "--results", str(options.results)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""From a resolved configuration to typed components: what is wrong is said in the user's words, before anything compiles.
+
+YAML names Python objects by `_target_`; their annotations are the schema. The science half of a configuration (data,
+network, learning ... without lane values) is hashed into the cell; `execution.*`, tracker and scale are not.
+"""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import itertools
+import json
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import optax
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+
+from pcexp.architecture import AbstractArchitecture
+from pcexp.data import AbstractData
+from pcexp.learning import AbstractLearning
+from pcexp.parameterisation import AbstractParameterisation
+from pcexp.study import AbstractStudy
+from pcexp.train import Training
+
+ALLOWED_TARGETS = ("pcexp.", "experiments.", "optax.", "diffrax.")
+SCIENCE = ("study", "data", "network", "parameterisation", "learning", "optimiser", "training", "root_seed")
+"""Root keys that numbers depend on; `inference` and the leaves of `protocol` enter through interpolations."""
+PLATFORM = ("execution", "tracker", "lanes", "scale", "choices", "inference", "protocol", "hydra")
+
+_TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a valid float
+
+
+class SpecError(ValueError):
+    """A configuration that cannot be run; the message names the key and what would be valid."""
+
+
+class Lane(NamedTuple):
+    """One run inside a cell: its name in files and the values of its lane keys."""
+
+    name: str
+    values: dict[str, float | int]
+
+
+class Spec(eqx.Module):
+    """One cell, typed: everything a study needs to run it."""
+
+    study: AbstractStudy
+    data: AbstractData
+    network: AbstractArchitecture
+    parameterisation: AbstractParameterisation
+    learning: AbstractLearning
+    optimiser: Callable[[], optax.GradientTransformation]
+    training: Training
+    root_seed: int
+    science: dict[str, Any]
+    labels: dict[str, str]
+    cell: str
+    lanes: tuple[Lane, ...]
+
+
+def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
+    """The typed cell of a resolved configuration. Raises SpecError."""
+    _known(config, (*SCIENCE, *PLATFORM), "")
+    missing = [key for key in SCIENCE if config.get(key) is None]
+    if missing:
+        hint = "name an experiment, as in +experiment=saddle_escape" if "study" in missing else "set it"
+        raise SpecError(f"{missing[0]} is not set: {hint}")
+    labels = {k: str(v) for k, v in (config.get("choices") or {}).items()}
+    labels["protocol"] = str((config.get("protocol") or {}).get("name", "none"))
+    keys, values = lane_values(config)
+    science = {key: config[key] for key in SCIENCE} | {"protocol": labels["protocol"]}
+    science = json.loads(json.dumps(science))  # plain containers, detached from the caller's
+    for key in keys - {"seed"}:
+        _remove(science, key)
+    allowed = (*ALLOWED_TARGETS, *prefixes)
+    # A lane key has no value of its own in the cell, but the component that it belongs to is built with the first one.
+    filled = json.loads(json.dumps(science))
+    for key, value in values[0].items():
+        if key != "seed":
+            _insert(filled, key, value)
+    parts = {key: filled[key] for key in SCIENCE}
+    built = {key: build(parts[key], key, allowed) for key in SCIENCE if key not in ("optimiser", "root_seed")}
+    for key, hint in typing.get_type_hints(Spec).items():
+        if key in built and not isinstance(built[key], hint):
+            raise SpecError(f"{key}._target_={parts[key]['_target_']} is no {hint.__name__.removeprefix('Abstract')}")
+    if not is_bearable(parts["root_seed"], int):
+        raise SpecError(f"root_seed={parts['root_seed']!r}: a whole number is needed")
+    study = built["study"]
+    identity = json.dumps(science | {"revision": study.revision}, sort_keys=True)
+    return Spec(
+        **built,
+        optimiser=build(parts["optimiser"], "optimiser", allowed, partial=True),
+        root_seed=parts["root_seed"],
+        science=science,
+        labels=labels,
+        cell=hashlib.sha256(identity.encode()).hexdigest()[:12],
+        lanes=tuple(Lane(lane_name(v), v) for v in values),
+    )
+
+
+def lane_values(config: Mapping[str, Any]) -> tuple[set[str], list[dict[str, float | int]]]:
+    """Keys and values of all lanes: a product of lists, or a union of such products when `lanes` is a list of blocks.
+
+    A key under `inference` means the inference of the learning rule; where the rule has none, the key is not swept.
+    """
+    node = config.get("lanes") or {"seed": [0]}
+    blocks = [_flatten(block) for block in (node if isinstance(node, Sequence) else [node])]
+    found: list[dict[str, float | int]] = []
+    for block in blocks:
+        axes: dict[str, list[float | int]] = {}
+        for key, raw in ({"seed": [0]} | block).items():
+            values = list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
+            for value in values:
+                if isinstance(value, bool) or not isinstance(value, (int, float)):
+                    raise SpecError(f"lanes.{key}: {value!r} is not a number; axes of other kinds go to hydra.sweeper.params")
+            if key == "seed" and not all(isinstance(v, int) for v in values):
+                raise SpecError(f"lanes.seed={values}: seeds are whole numbers")
+            used = _used_key(config, key)
+            if used is not None:
+                axes[used] = values if used == "seed" else [float(v) for v in values]
+        for combination in itertools.product(*axes.values()):
+            lane = dict(zip(axes, combination, strict=True))
+            if lane not in found:
+                found.append(lane)
+    if not found:
+        raise SpecError("lanes: at least one value is needed for each key")
+    return set().union(*found), found
+
+
+def lane_name(values: Mapping[str, float | int]) -> str:
+    """Name of a lane in files and records: a hash of its values."""
+    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def build(node: Any, path: str, allowed: Sequence[str], partial: bool = False) -> Any:
+    """The object that a configuration node describes; nodes inside it are built first. Raises SpecError."""
+    if not isinstance(node, Mapping):
+        return [build(item, f"{path}.{i}", allowed) for i, item in enumerate(node)] if isinstance(node, list) else node
+    if "_target_" not in node:
+        raise SpecError(f"{path} has no _target_: choose an option, as in {path}=NAME")
+    name = node["_target_"]
+    target = _locate(name, f"{path}._target_", allowed)
+    given = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    parameters = inspect.signature(target).parameters
+    _known(given, tuple(parameters), path)
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in given and parameter.kind == parameter.POSITIONAL_OR_KEYWORD:
+            raise SpecError(f"{path}.{key} is not set, and {name} needs it")
+    arguments = {key: build(value, f"{path}.{key}", allowed) for key, value in given.items()}
+    for key, value in arguments.items():
+        _check_type(target, key, value, f"{path}.{key}")
+    try:
+        return eqx.Partial(target, **arguments) if partial else target(**arguments)
+    except (ValueError, TypeError) as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of a nested configuration with dotted keys; lists are leaves, as JSON."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from flat(value, f"{prefix}{key}.")
+    else:
+        yield prefix.removesuffix("."), json.dumps(node) if isinstance(node, list) else node
+
+
+def _locate(name: Any, path: str, allowed: Sequence[str]) -> Any:
+    if not isinstance(name, str) or not name.startswith(tuple(allowed)):
+        raise SpecError(f"{path}={name!r} is outside the allowed prefixes {', '.join(allowed)} (execution.targets adds one)")
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise SpecError(f"{path}={name}: {error}") from error
+    except AttributeError as error:
+        names = [n for n in vars(importlib.import_module(module)) if not n.startswith("_")]
+        raise SpecError(f"{path}: {module} has no {attribute}{_suggestion(attribute, names)}") from error
+    return found
+
+
+def _check_type(target: Any, key: str, value: Any, path: str) -> None:
+    hints = typing.get_type_hints(target if inspect.isfunction(target) else target.__init__)
+    if inspect.isclass(target):
+        hints = typing.get_type_hints(target) | {k: v for k, v in hints.items() if k != "return"}
+    hint = hints.get(key)
+    if hint is not None and not is_bearable(value, hint, conf=_TOWER):
+        valid = getattr(hint, "__name__", None) if inspect.isclass(hint) else None
+        options = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
+        wanted = f"one of {', '.join(map(str, options))}" if options else valid or str(hint).replace("typing.", "")
+        raise SpecError(f"{path}={value!r} has the wrong type: valid is {wanted}")
+
+
+def _known(given: Mapping[str, Any], valid: Sequence[str], path: str) -> None:
+    for key in given:
+        if key not in valid:
+            prefix = f"{path}." if path else ""
+            listed = [v for v in valid if v not in ("hydra", "choices", "kwargs", "args")]
+            raise SpecError(
+                f"{prefix}{key} is no key{_suggestion(key, listed)}; valid under {path or 'the root'} are {', '.join(listed)}"
+            )
+
+
+def _suggestion(word: str, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _flatten(block: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(block, Mapping):
+        raise SpecError(f"lanes must be a mapping of keys to lists, or a list of such mappings, not {block!r}")
+    flat: dict[str, Any] = {}
+    for key, value in block.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _used_key(config: Mapping[str, Any], key: str) -> str | None:
+    if key == "seed":
+        return key
+    head, _, rest = key.partition(".")
+    if head == "inference":
+        key = f"learning.inference.{rest}"
+        if "inference" not in config["learning"]:
+            return None
+    node: Any = config
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            raise SpecError(f"lanes.{key}: the configuration has no such key")
+        node = node[part]
+    if key.partition(".")[0] not in ("parameterisation", "learning", "optimiser") or isinstance(node, (bool, str)):
+        raise SpecError(f"lanes.{key} cannot vary inside a cell: lanes are numbers of parameterisation, learning, optimiser")
+    return key
+
+
+def _remove(tree: dict[str, Any], key: str) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        tree = tree[part]
+    tree.pop(last, None)
+
+
+def _insert(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for part in parents:
+        tree = tree[part]
+    tree[last] = value

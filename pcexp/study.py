@@ -1,0 +1,24 @@
+"""What a study is: one class with its own hyperparameters, one way to run a cell, and what it says of a finished lane."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import equinox as eqx
+import numpy as np
+
+if TYPE_CHECKING:
+    from pcexp.runner import Job
+
+
+class AbstractStudy(eqx.Module):
+    """A study; fields are its own hyperparameters. `revision` is raised when its numbers change meaning."""
+
+    revision: ClassVar[int] = 1
+
+    def run(self, job: "Job") -> None:
+        """Run the lanes of the job's cell that are not finished, appending rows and outcomes as they come."""
+        raise NotImplementedError
+
+    def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Numbers of one finished lane, from all its recorded rows (sorted by iteration, one array a column)."""
+        return {}

@@ -1,0 +1,177 @@
+"""Lanes, mirrored to W&B or to nothing. Our own records stay the source of truth: a mirror never stops a run."""
+
+import abc
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+MAX_POINTS = 50  # a curve on a dashboard needs no more, and a study has tens of thousands of lanes
+TAG_LENGTH = 64  # W&B refuses longer ones
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaneLog:
+    """What one finished (or cut off) lane has to show: who it is, what it was given, what came out."""
+
+    study: str
+    cell: str
+    lane: str  # unique within the cell
+    config: dict[str, Any]  # resolved and nested, the lane's values entered
+    labels: dict[str, str]  # e.g. data, network, learning, protocol, scale
+    outcome: str
+    summary: dict[str, float | int | bool | str]
+    rows: list[dict[str, float]]  # sorted by "iteration", from the first one on, even if the lane was logged before
+
+
+class AbstractTracker(abc.ABC):
+    """Somewhere that lanes are shown. Both methods answer trouble with a logged warning, never with an exception."""
+
+    @abc.abstractmethod
+    def log(self, lane: LaneLog) -> None: ...
+
+    @abc.abstractmethod
+    def close(self) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoTracker(AbstractTracker):
+    """Nothing: the records alone."""
+
+    def log(self, lane: LaneLog) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wandb(AbstractTracker):
+    """One W&B run for each lane, written offline under `directory`/wandb and, if `sync`, uploaded at the end."""
+
+    project: str
+    entity: str | None = None  # None: the account's default
+    directory: str | None = None  # None: outputs/wandb
+    sync: bool = False
+    sync_timeout_s: float = 60.0
+    _segments: list[pathlib.Path] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
+
+    def log(self, lane: LaneLog) -> None:
+        try:
+            self._segments.append(self._written(lane))
+        except Exception as trouble:  # noqa: BLE001 (whatever W&B raises, in any version: the run goes on)
+            _log.warning("W&B: lane %s of cell %s is not mirrored: %r", lane.lane, lane.cell, trouble)
+
+    def close(self) -> None:
+        segments = list(self._segments)
+        self._segments.clear()
+        if not segments:
+            return
+        later = f"wandb sync {shlex.quote(str(segments[0].parent))}"
+        if not self.sync:
+            _log.info("W&B: %d runs are in %s; to upload them: %s", len(segments), segments[0].parent, later)
+            return
+        try:
+            reason = self._uploaded(segments)
+        except OSError as trouble:
+            reason = repr(trouble)
+        # W&B's marks beside the files tell, not the exit status: some may have been uploaded before the time was up.
+        missing = sum(not any(segment.glob("*.wandb.synced")) for segment in segments)
+        if missing:
+            arguments = (missing, len(segments), reason, segments[0].parent, later)
+            _log.warning("W&B: %d of %d runs are not uploaded (%s). They are kept in %s; to try again: %s", *arguments)
+
+    def _written(self, lane: LaneLog) -> pathlib.Path:
+        """The folder of a new offline segment of the lane's run."""
+        import wandb  # here, because a run without a tracker must not need it
+
+        # W&B writes to a temporary folder, with no more than a message, if this one does not exist.
+        root = pathlib.Path(self.directory or "outputs/wandb").expanduser().absolute()
+        root.mkdir(parents=True, exist_ok=True)
+        identity = run_id(lane.study, lane.cell, lane.lane)
+        # Two segments of one id sync as one run, but W&B shifts the second one's steps behind the first one's: rows
+        # that both have would come twice, at iterations that never were. So a segment says how far it went.
+        marks = (root / "wandb").glob(f"offline-run-*-{identity}*/logged-to-*")
+        last = max((int(mark.name.removeprefix("logged-to-")) for mark in marks), default=-1)
+        run = wandb.init(
+            mode="offline",
+            project=self.project,
+            entity=self.entity,
+            dir=str(root),
+            id=identity,
+            resume="allow",
+            reinit="create_new",  # leaves a run that the user may have open alone
+            group=lane.study,
+            job_type=lane.labels.get("learning", lane.study),
+            name=" ".join([*lane.labels.values(), lane.lane[:8]])[:128],
+            tags=[f"{key}:{value}"[:TAG_LENGTH] for key, value in sorted(lane.labels.items())],
+            config={**lane.config, "pcexp": {"study": lane.study, "cell": lane.cell, "lane": lane.lane}},
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_code=True,
+                disable_git=True,
+                host="",  # no machine, user or path leaves with the numbers
+                x_disable_meta=True,
+                x_disable_stats=True,
+                x_save_requirements=False,
+            ),
+        )
+        try:
+            run.define_metric("iteration")
+            run.define_metric("*", step_metric="iteration")  # true even where the steps were shifted (see above)
+            for row in thinned([row for row in lane.rows if row["iteration"] > last]):
+                run.log(row, step=int(row["iteration"]))
+            # The last row too: a second segment without new rows would leave the summary without it.
+            run.summary.update({**(lane.rows[-1] if lane.rows else {}), **lane.summary, "outcome": lane.outcome})
+        finally:
+            run.finish(exit_code=1 if lane.outcome.startswith("failed") else 0)
+        segment = pathlib.Path(run.dir).parent
+        if lane.rows:
+            (segment / f"logged-to-{int(lane.rows[-1]['iteration'])}").touch()
+        return segment
+
+    def _uploaded(self, segments: list[pathlib.Path]) -> str:
+        """The last word of `wandb sync`, which retries an unreachable server for minutes and so gets a time limit."""
+        command = [sys.executable, "-m", "wandb", "sync", *map(str, segments)]
+        # Killed at the time limit, it would leave its temporary folders behind.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            said = pathlib.Path(scratch, "said.txt")
+            # Not a pipe: W&B's service process inherits it, and would be waited for beyond the time limit.
+            with said.open("wb") as output:
+                try:
+                    subprocess.run(
+                        command,
+                        check=False,
+                        cwd=segments[0].parent.parent,  # it may leave a log of its own where it runs
+                        env={**os.environ, "TMPDIR": scratch},
+                        stdin=subprocess.DEVNULL,  # so that it cannot wait for a login
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        timeout=self.sync_timeout_s,
+                    )
+                except subprocess.TimeoutExpired:
+                    return f"no end within {self.sync_timeout_s:g} s"
+            lines = said.read_text(errors="replace").splitlines()
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def run_id(study: str, cell: str, lane: str) -> str:
+    """The W&B id of a lane: 16 hexadecimal digits that never change, so that a requeued lane finds its run."""
+    return hashlib.sha256(json.dumps([study, cell, lane]).encode()).hexdigest()[:16]
+
+
+def thinned(rows: list[dict[str, float]], *, points: int = MAX_POINTS) -> list[dict[str, float]]:
+    """At most `points` rows, evenly spaced, the first and the last among them."""
+    if len(rows) <= points:
+        return rows
+    return [rows[round(i * (len(rows) - 1) / (points - 1))] for i in range(points)]

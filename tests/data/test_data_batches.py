@@ -1,0 +1,55 @@
+"""Batches of an epoch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pcexp.data import batch_indices, epoch_permutation, n_batches
+
+
+def test_an_epoch_visits_every_example_at_most_once_and_drops_the_partial_batch():
+    n, batch_size = 103, 10
+    permutation = epoch_permutation(jax.random.key(0), 3, n)
+    visited = np.concatenate([batch_indices(permutation, s, batch_size) for s in range(n_batches(n, batch_size))])
+    assert visited.shape == (100,)
+    assert len(np.unique(visited)) == 100
+    assert np.array_equal(np.sort(permutation), np.arange(n))
+
+
+def test_the_dropped_examples_differ_between_epochs():
+    dropped = [
+        frozenset(np.asarray(epoch_permutation(jax.random.key(0), epoch, 103)[100:]).tolist()) for epoch in range(9)
+    ]
+    assert len(set(dropped)) == 9
+
+
+def test_a_position_is_equally_likely_to_hold_any_example():
+    firsts = jax.vmap(lambda epoch: epoch_permutation(jax.random.key(1), epoch, 4)[0])(jnp.arange(4000))
+    # Binomial(4000, 1/4): standard deviation 27.4; five of them.
+    assert np.all(np.abs(np.bincount(firsts, minlength=4) - 1000) < 137)
+
+
+def test_an_epoch_asked_for_in_a_traced_loop_is_the_one_asked_for_alone():
+    n, batch_size = 23, 5
+    per_epoch = n_batches(n, batch_size)
+
+    @jax.jit
+    def visited(key, steps):
+        def step(carry, t):
+            permutation = epoch_permutation(key, t // per_epoch, n)
+            return carry, batch_indices(permutation, t % per_epoch, batch_size)
+
+        return jax.lax.scan(step, None, steps)[1]
+
+    key = jax.random.key(7)
+    expected = [epoch_permutation(key, t // 4, n)[(t % 4) * 5 : (t % 4 + 1) * 5] for t in range(12)]
+    assert np.array_equal(visited(key, jnp.arange(12)), np.stack(expected))
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_a_batch_larger_than_the_training_set_or_empty_is_refused_with_both_numbers(batch_size):
+    with pytest.raises(ValueError, match=rf"batch_size={batch_size}.*10"):
+        n_batches(10, batch_size)
+    with pytest.raises(ValueError, match=rf"batch_size={batch_size}.*10"):
+        batch_indices(jnp.arange(10), 0, batch_size)
