@@ -83,30 +83,47 @@ _tanh_difference.defjvp(lambda p, t: _difference_jvp("tanh", p, t), symbolic_zer
 _relu_difference.defjvp(lambda p, t: _difference_jvp("relu", p, t), symbolic_zeros=True)
 
 
-def _windows(v: Array, size: int) -> list[Array]:
-    height, width = v.shape[0] // size * size, v.shape[1] // size * size
-    return [v[i:height:size, j:width:size] for i in range(size) for j in range(size)]
+def _windows(v: Array, size: int) -> Array:
+    """Windows of v as (rows, size, columns, size, channels); a border that fills no window is cut off."""
+    rows, columns, channels = v.shape[0] // size, v.shape[1] // size, v.shape[2]
+    return v[: rows * size, : columns * size].reshape(rows, size, columns, size, channels)
+
+
+def _winner(windows: Array) -> Array:
+    """Position (row-major) of the largest entry of each window; ties go to the first, so that each has one owner."""
+    size = windows.shape[1]
+    best, position = windows[:, 0, :, 0], jnp.zeros(windows[:, 0, :, 0].shape, jnp.int32)
+    for k in range(1, size * size):
+        candidate = windows[:, k // size, :, k % size]
+        wins = candidate > best
+        best, position = jnp.where(wins, candidate, best), jnp.where(wins, k, position)
+    return position
+
+
+def _pick(windows: Array, winner: Array) -> Array:
+    """Entry of each window at the winner's position.
+
+    A masked sum, because its transpose is a masked broadcast: one pass over memory, where that of an index is a scatter.
+    """
+    size = windows.shape[1]
+    position = jnp.arange(size * size, dtype=winner.dtype).reshape(1, size, 1, size, 1)
+    mask = jnp.broadcast_to(winner[:, None, :, None], windows.shape) == jnp.broadcast_to(position, windows.shape)
+    return jnp.sum(jnp.where(mask, windows, 0), axis=(1, 3))
 
 
 def max_pool(v: Float[Array, "height width channels"], size: int) -> Float[Array, "rows columns channels"]:
-    """Largest entry of each size x size window; ties go to the first, so that the gradient has one owner."""
-    best, *others = _windows(v, size)
-    for candidate in others:
-        best = jnp.where(candidate > best, candidate, best)
-    return best
+    """Largest entry of each size x size window."""
+    windows = _windows(v, size)
+    return _pick(windows, jax.lax.stop_gradient(_winner(windows)))
 
 
 def max_pool_difference(
     v: Float[Array, "height width channels"], d: Float[Array, "height width channels"], size: int
 ) -> Float[Array, "rows columns channels"]:
-    """Difference max_pool(v + d) - max_pool(v) = d_j + (v_j - max v) with j the winner of v + d.
+    """Difference max_pool(v + d) - max_pool(v) = d_j + (v_j - v_i) with j, i the winners of v + d and of v.
 
     The bracket is exactly zero where the winner is unchanged, so nothing cancels there.
     """
-    (old, delta), *others = zip(_windows(v, size), _windows(d, size), strict=True)
-    best_value, best_delta = old, delta
-    for candidate, candidate_delta in others:
-        wins = candidate + candidate_delta > best_value + best_delta
-        best_value = jnp.where(wins, candidate, best_value)
-        best_delta = jnp.where(wins, candidate_delta, best_delta)
-    return best_delta + (best_value - max_pool(v, size))
+    old, change = _windows(v, size), _windows(d, size)
+    winner = jax.lax.stop_gradient(_winner(old + change))
+    return _pick(change, winner) + (_pick(old, winner) - _pick(old, _winner(old)))

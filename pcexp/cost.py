@@ -62,8 +62,11 @@ def describe(specs: Sequence[Spec], costs: Mapping[str, Cost], folder: Path, sca
     lines = [f"{folder} at scale {scale}: {len(specs)} cells, {total_lanes} lanes, {todo} to run; {work}"]
     leaves = [dict(flat(spec.science)) for spec in specs]
     varying = [key for key in sorted(set().union(*leaves)) if len({str(cell.get(key)) for cell in leaves}) > 1]
+    groups = [group for group in specs[0].labels if len({spec.labels.get(group) for spec in specs}) > 1]
     for spec, cell in zip(specs, leaves, strict=True) if listed else ():
-        labels = " ".join(f"{key}={cell[key]}" for key in varying if key in cell)
+        # A group whose option varies stands for its leaves.
+        rest = {key: cell[key] for key in varying if key in cell and key.partition(".")[0] not in groups}
+        labels = " ".join(f"{key}={value}" for key, value in ({g: spec.labels[g] for g in groups} | rest).items())
         cost = costs.get(spec.cell)
         part = f"{cost.lanes} lanes, {cost.flops / 1e12:.2f} TFLOP" if cost else "done"
         lines.append(f"  {spec.cell}  {labels}  {part}")

@@ -42,8 +42,11 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.2,
     "pdf.fonttype": 42,
     "svg.hashsalt": "pcexp",
-    "figure.constrained_layout.use": True,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
 }
+mpl.rcdefaults()  # a user's matplotlibrc must not change a figure
+mpl.rcParams.update(STYLE)
 
 
 def written(label: str) -> str:
@@ -53,14 +56,10 @@ def written(label: str) -> str:
 
 def panels(rows: int, columns: int, title: str, width: float = 3.0, height: float = 2.4) -> tuple[Figure, Any]:
     """A grid of panels (always a 2-D array of axes) under one title."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width * columns + 0.4, height * rows + 0.6), squeeze=False, layout="constrained"
-        )
-        figure.suptitle(title, fontsize=10)
-        for axis in axes.flat:
-            axis.tick_params(labelsize=8)
-        return figure, axes
+    size = (width * columns + 0.4, height * rows + 0.6)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    return figure, axes
 
 
 def caption(axis: Axes, data: str, scale: str, n: int) -> None:
@@ -83,7 +82,6 @@ def legend(figure: Figure, handles: Sequence[Any]) -> None:
 def rendered(figure: Figure, kind: str) -> bytes:
     """The figure as a PNG or PDF file; the same figure gives the same bytes on any day."""
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        metadata = {"CreationDate": None, "ModDate": None, "Producer": "pcexp", "Creator": "pcexp"}
-        figure.savefig(buffer, format=kind, metadata=metadata if kind == "pdf" else {"Software": "pcexp"})
+    metadata = {"CreationDate": None, "ModDate": None, "Producer": "pcexp", "Creator": "pcexp"}
+    figure.savefig(buffer, format=kind, metadata=metadata if kind == "pdf" else {"Software": "pcexp"})
     return buffer.getvalue()

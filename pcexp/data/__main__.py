@@ -40,12 +40,17 @@ def main(arguments: list[str] | None = None) -> int:
         if options.source is not None:
             copy = prepare.pack_tiny_imagenet(options.source)
         else:
-            copy = _present(options.name) or prepare.download(options.name)
+            copy = _present(options.name) or _download(options.name)
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
     print(f"{options.name}: present in {copy.folder}")
     return 0
+
+
+def _download(name: str) -> copies.Copy:
+    print(f"preparing {name} in {copies.data_dir()}; without network this fails after some minutes", flush=True)
+    return prepare.download(name)
 
 
 def _present(name: str) -> copies.Copy | None:

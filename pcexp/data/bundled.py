@@ -46,11 +46,16 @@ class Digits(AbstractData):
         )
         train = outer.train[inner.train]
         mean, std = images[train].mean(), images[train].std()
-        y = one_hot(labels, 10)
-        splits = (
-            Split((images[i] - mean) / std, y[i]) for i in (train, outer.train[inner.validation], outer.validation)
+        x, y = (images - mean) / std, one_hot(labels, 10)
+        validation, test = outer.train[inner.validation], outer.validation
+        return Dataset(
+            "digits",
+            train=Split(x[train], y[train]),
+            validation=Split(x[validation], y[validation]),
+            test=Split(x[test], y[test]),
+            caveat="",
+            checksum=checksum(bunch.images.astype(np.uint8), labels),
         )
-        return Dataset("digits", *splits, caveat="", checksum=checksum(bunch.images.astype(np.uint8), labels))
 
 
 @final

@@ -96,7 +96,7 @@ def checksum(*arrays: np.ndarray) -> str:
     """sha256 of the arrays' C-order bytes, one after the other."""
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -76,7 +76,8 @@ def _targets(
         both = np.concatenate([y_train, y_test]).astype(np.int64)
         if both.size == 0 or both.min() < 0:
             raise DataError(f"{path}: integer labels start at 0, found {both.min() if both.size else 'none'}")
-        return tuple(one_hot(y.astype(np.int64), int(both.max()) + 1) for y in (y_train, y_test))
+        n_classes = int(both.max()) + 1
+        return one_hot(y_train.astype(np.int64), n_classes), one_hot(y_test.astype(np.int64), n_classes)
     return y_train.astype(np.float32), y_test.astype(np.float32)
 
 

@@ -36,7 +36,7 @@ class Published:
             reasons.append(f"lossy JPEG copy ({raw.n_jpeg} of {n_images} images)")
         if self.checksum is not None and checksum != self.checksum:
             reasons.append(f"pixels or labels differ from the published ones (sha256 {checksum[:16]})")
-        return "; ".join(reasons) and f"{'; '.join(reasons)}: not comparable with published accuracies"
+        return f"{'; '.join(reasons)}: not comparable with published accuracies" if reasons else ""
 
 
 @final

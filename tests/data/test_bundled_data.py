@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from pcexp.data import Digits, Mnist1D, Split
+from pcexp.data import Digits, Mnist1D, Split, bundled
 from pcexp.data.bundled import mnist1d_arrays
 
 DIGITS = Digits(test_fraction=0.2, validation_fraction=0.1, split_seed=0, limit=None)
@@ -107,7 +107,8 @@ def test_generating_mnist1d_leaves_the_global_generators_as_they_were():
     assert (random.random(), np.random.rand()) == expected
 
 
-def test_a_tenth_is_held_out_by_the_split_seed_and_the_limit_keeps_the_first_of_the_rest(signals):
+def test_a_tenth_is_held_out_by_the_split_seed_and_the_limit_keeps_the_first_of_the_rest(signals, monkeypatch):
+    monkeypatch.setattr(bundled, "mnist1d_arrays", lambda: signals)
     data, other = MNIST1D.load(), replace(MNIST1D, split_seed=1).load()
     limited = replace(MNIST1D, limit=7).load()
     assert (len(data.train.x), len(data.validation.x)) == (3600, 400)

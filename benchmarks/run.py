@@ -1,0 +1,156 @@
+"""Speed as ratios, measured in one run: the training step against its bare matrix products, compile time, start-up time.
+
+    python benchmarks/run.py            measure, print a table, append to benchmarks/history.jsonl
+
+The ceiling: the matrix products of the same training step, in the same order, shapes, layout and precision, in one jitted
+loop. Medians of alternating runs; the machine's rate for a 2048^3 product and every version are kept with the numbers.
+"""
+
+import os
+
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jax import lax
+from jaxtyping import Array
+
+from pcexp.architecture import FullyConnected
+from pcexp.inference import GradientDescent
+from pcexp.learning import BP, PC, AbstractLearning
+from pcexp.parameterisation import NearOrigin
+from pcexp.provenance import provenance
+from pcexp.train import Observation, Training, TrainingSet, advance, initial_state
+
+WIDTH, N_HIDDEN, D_IN, D_OUT, BATCH, STEPS = 100, 4, 64, 10, 64, 20  # the digits job
+ITERATIONS, REPEATS = 100, 7
+
+
+def bare_products(inference: bool) -> Callable[[], None]:
+    """The products of one training iteration, nothing between them: forward pass, T + 1 inference gradients, weights."""
+    first = jr.normal(jr.key(0), (WIDTH, D_IN)) / D_IN
+    hidden = jr.normal(jr.key(1), (N_HIDDEN - 1, WIDTH, WIDTH)) / WIDTH
+    last = jr.normal(jr.key(2), (D_OUT, WIDTH)) / WIDTH
+    x = jr.normal(jr.key(3), (D_IN, BATCH))
+
+    @jax.jit
+    def run(first: Array, hidden: Array, last: Array) -> tuple[Array, Array, Array]:
+        def iteration(_: Array, weights: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            first, hidden, last = weights
+            z = first @ x
+            z, stack = lax.scan(lambda z, w: (w @ z, z), z, hidden)
+            out = last @ z
+
+            def gradient(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+                top, below = state
+                forward = jnp.einsum("lij,ljb->lib", hidden, below)
+                out = last @ forward[-1]
+                return last.T @ out + 0 * top, jnp.einsum("lij,lib->ljb", hidden, forward)
+
+            if inference:
+                z, stack = lax.fori_loop(0, STEPS + 1, gradient, (z, stack))
+            else:
+                z = last.T @ out
+                z, stack = lax.scan(lambda e, w: (w.T @ e, e), z, hidden, reverse=True)
+            small = 1e-9
+            step = jnp.einsum("lib,ljb->lij", stack, stack)
+            return first + small * z @ x.T, hidden + small * step, last + small * out @ z.T
+
+        return lax.fori_loop(0, ITERATIONS, iteration, (first, hidden, last))
+
+    return lambda: jax.block_until_ready(run(first, hidden, last))
+
+
+def observe(seen: Observation) -> dict[str, Array]:
+    """The batch's loss: what every run records at the least."""
+    return {"loss": seen.loss}
+
+
+def training_loop(learning: AbstractLearning, activation: str) -> Callable[[], None]:
+    """The platform's own training loop on data of the digits job's shape: batches drawn, loss recorded, weights updated."""
+    network = FullyConnected(WIDTH, N_HIDDEN, activation).build(NearOrigin(0.011), (D_IN,), D_OUT, key=jr.key(0))
+    x, y = jr.normal(jr.key(1), (1293, D_IN)), jr.normal(jr.key(2), (1293, D_OUT))
+    data = TrainingSet(x, y, x[:BATCH].T, y[:BATCH].T)
+    optimiser = eqx.Partial(optax.sgd, learning_rate=jnp.float32(1e-6))
+    state = initial_state(network, optimiser, key=jr.key(3))
+    training, count = Training(BATCH, 1000, 10), jnp.asarray(ITERATIONS, jnp.int32)
+    return lambda: jax.block_until_ready(advance(state, learning, optimiser, data, training, observe, 256, count))
+
+
+def medians(candidates: dict[str, Callable[[], None]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of the first call (compile and run) and of the median later call, candidates alternating."""
+    first, later = {}, {name: [] for name in candidates}
+    for name, call in candidates.items():
+        start = time.perf_counter()
+        call()
+        first[name] = time.perf_counter() - start
+    for _ in range(REPEATS):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            later[name].append(time.perf_counter() - start)
+    return first, {name: statistics.median(times) for name, times in later.items()}
+
+
+def product_rate() -> float:
+    """GFLOP/s of a 2048^3 float32 product."""
+    a = jr.normal(jr.key(0), (2048, 2048))
+    product = jax.jit(lambda a: a @ a)
+    _, seconds = medians({"product": lambda: jax.block_until_ready(product(a))})
+    return 2 * 2048**3 / seconds["product"] / 1e9
+
+
+def help_seconds() -> float:
+    """Seconds of `python -m pcexp --help`, the median of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pcexp", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Measure, print, and append to the history."""
+    lr = jnp.float32(0.1)
+    candidates = {"bare products, PC": bare_products(True), "bare products, BP": bare_products(False)}
+    for activation in ("linear", "tanh", "relu"):
+        for form in ("deviations", "activities"):
+            candidates[f"PC {activation} {form}"] = training_loop(PC(GradientDescent(lr, STEPS, form), "batch_sum"), activation)
+        candidates[f"BP {activation}"] = training_loop(BP("batch_sum"), activation)
+    first, seconds = medians(candidates)
+    about = provenance()
+    record = {
+        "about": {k: about[k] for k in about if k.endswith("version") or k in ("date", "commit", "dirty", "cpu_model", "cpu_count", "device_kind")},
+        "gflops_2048": product_rate(),
+        "help_seconds": help_seconds(),
+        "iteration_us": {name: 1e6 * s / ITERATIONS for name, s in seconds.items()},
+        "ratio_to_products": {
+            name: s / seconds[f"bare products, {name[:2]}"] for name, s in seconds.items() if name[:2] in ("PC", "BP")
+        },
+        "compile_seconds": {name: first[name] - seconds[name] for name in seconds},
+    }
+    print(f"{about['cpu_model']}, {about['cpu_count']} cores, jax {about['jax_version']}, {about['date']}")
+    print(f"2048^3 product {record['gflops_2048']:.0f} GFLOP/s; --help {record['help_seconds']:.2f} s")
+    print(f"{'':24}{'us/iteration':>14}{'x products':>12}{'compile s':>11}")
+    for name in seconds:
+        ratio = record["ratio_to_products"].get(name)
+        shown = "" if ratio is None else f"{ratio:.2f}"
+        print(f"{name:24}{record['iteration_us'][name]:14.0f}{shown:>12}{record['compile_seconds'][name]:11.2f}")
+    with open(Path(__file__).with_name("history.jsonl"), "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
