@@ -156,6 +156,8 @@ def _escape_rule(protocol: str, start: str, event: str = "escape") -> Callable[[
 
 def _gradient_rule(protocol: str) -> Callable[[Records], Verdict]:
     def ratio(pc: Mapping[str, Any], bp: Mapping[str, Any]) -> Ratio:
+        if not pc["departed"]:  # then the plateau was not seen to its end
+            return Ratio(float("nan"), "unknown")
         return Ratio(pc["plateau_gradient_norm"] / max(bp["plateau_gradient_norm"], 1e-38), "exact")
 
     def rule(records: Records) -> Verdict:

@@ -22,6 +22,8 @@ import numpy as np
 
 STALE_AFTER_S = 120.0
 HEARTBEAT_S = 20.0
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+"""Errors that say that a folder is full, read-only or no folder: the user's to mend, not the program's."""
 
 
 class CellBusy(Exception):
@@ -88,15 +90,15 @@ class Cell:
             lock = _Lock(self.folder / "lock")
             lock.acquire()
         except OSError as error:
-            raise _output_error(self.folder, error) from error
+            raise output_error(self.folder, error) from error
         try:
             write_json(self.folder / "config.json", config)
             self._mend(self._rows_path)
             self._mend(self._lanes_path)
             yield self
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
-                raise _output_error(self.folder, error) from error
+            if error.errno in CANNOT_WRITE:
+                raise output_error(self.folder, error) from error
             raise
         finally:
             lock.release()
@@ -148,7 +150,8 @@ class Cell:
         return {name: np.array([row[name] for row in rows]) for name in columns}
 
 
-def _output_error(folder: Path, error: OSError) -> OutputError:
+def output_error(folder: Path, error: OSError) -> OutputError:
+    """What to tell the user when a folder cannot be written."""
     return OutputError(
         f"cannot write to {folder}: {error.strerror}. Free or choose another place with execution.outputs=FOLDER; "
         "what is already there is kept, and the same command continues"

@@ -121,7 +121,7 @@ def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
     """Run the cells of a command and say what came of them; 0 when all lanes asked for are finished."""
     import jax
 
-    from pcexp.cell import Cell, CellBusy, OutputError, write_json
+    from pcexp.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error, write_json
     from pcexp.cost import describe, estimate
     from pcexp.data import DataError
     from pcexp.progress import Progress
@@ -159,9 +159,9 @@ def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
     except DataError as error:
         raise Refused(str(error)) from error
     except OSError as error:
-        raise Refused(
-            f"cannot write to {folder}: {error.strerror}. Free it or choose another place with execution.outputs=FOLDER"
-        ) from error
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise Refused(str(output_error(folder, error))) from error
     code, busy = 0, []
     with session.progress, session.signals():
         try:

@@ -21,7 +21,7 @@ from pcexp.network import Network
 
 
 class Training(eqx.Module):
-    """How long a lane trains, on what batches, and how often it is measured.
+    """How long a lane trains, on what batches, and how often it is measured: `epochs`, or `max_iterations` if that is less.
 
     `stop_improvement` ends a lane when the epoch-mean training error (mean squared error over batch and outputs) improves
     by less than that over one epoch; `stop_error` when the epoch mean falls below it. Neither is needed.
@@ -30,6 +30,7 @@ class Training(eqx.Module):
     batch_size: int
     epochs: int
     record_every: int
+    max_iterations: int | None = None
     stop_improvement: float | None = None
     stop_error: float | None = None
 
@@ -37,6 +38,8 @@ class Training(eqx.Module):
         for name in ("batch_size", "epochs", "record_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_iterations is not None and self.max_iterations < 1:
+            raise ValueError(f"max_iterations must be at least 1, not {self.max_iterations}")
 
 
 class TrainState(eqx.Module):
@@ -125,7 +128,7 @@ def _advance(
     """State after at most `n_iterations` more iterations, and the rows recorded on the way (at most `capacity`)."""
     n_examples, batch_size = data.x.shape[0], training.batch_size
     per_epoch = n_examples // batch_size
-    limit = jnp.minimum(state.iteration + n_iterations, training.epochs * per_epoch)
+    limit = jnp.minimum(state.iteration + n_iterations, iterations(training, n_examples))
     d_out = data.y.shape[1]
 
     def permutation(iteration: Array) -> Array:
@@ -205,4 +208,5 @@ def _append(rows: Rows, values: dict[str, Any]) -> Rows:
 
 def iterations(training: Training, n_examples: int) -> int:
     """Iterations of a lane that runs to its last epoch; the last partial batch of an epoch is dropped."""
-    return training.epochs * (n_examples // training.batch_size)
+    all_epochs = training.epochs * (n_examples // training.batch_size)
+    return all_epochs if training.max_iterations is None else min(all_epochs, training.max_iterations)
