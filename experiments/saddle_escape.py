@@ -208,7 +208,6 @@ def _curves(
 ) -> Figure:
     """Rows are protocols, columns activations; one thin line a seed, a mark where it escapes."""
     figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
-    data = ", ".join(records.datasets())
     for i, protocol in enumerate(PROTOCOLS):
         for j, activation in enumerate(ACTIVATIONS):
             axis = axes[i, j]
@@ -234,7 +233,7 @@ def _curves(
             if yscale == "linear":
                 axis.set_ylim(bottom=0)
             axis.set_title(f"{plotting.written(activation)}, {protocol}", loc="left")
-            plotting.caption(axis, data, records.scale, n)
+            plotting.caption(axis, records.about, n)
             if i == len(PROTOCOLS) - 1:
                 axis.set_xlabel("training iteration + 1")
             if j == 0:

@@ -9,7 +9,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from pcexp.sweep import finish, resolved, run_all, split_lanes
+from pcexp.configuration import resolved, split_lanes
 
 
 class LocalLauncher(Launcher):
@@ -24,12 +24,15 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         assert self._config is not None and self._context is not None
+        from pcexp.sweep import run_all  # JAX: not imported for --help
+
         configs = []
         for overrides in job_overrides:
             kept, lanes = split_lanes(self._config, overrides)
             config = self._context.config_loader.load_sweep_config(self._config, kept)
-            configs.append(resolved(config, config.hydra.runtime.choices, lanes))
-        finish(run_all(configs))
+            configs.append(resolved(config, config.hydra, lanes))
+        if code := run_all(configs):
+            raise SystemExit(code)  # Hydra would drop a status that is returned
         done = JobReturn(overrides=[], cfg=self._config, hydra_cfg=self._config, working_dir=".", task_name="pcexp")
         done.status, done.return_value = JobStatus.COMPLETED, None
         return [done]

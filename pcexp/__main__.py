@@ -1,16 +1,17 @@
 """`python -m pcexp +experiment=NAME`: run what is missing of an experiment, then report it."""
 
 import os
+import sys
 from pathlib import Path
 
 # Set before jax is imported: a synchronous CPU call runs on the thread that makes it, so that worker threads fill the cores.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from pcexp.resolvers import by_choice, by_scale
-from pcexp.sweep import finish, resolved, run_all, split_lanes
+from pcexp.configuration import by_choice, by_scale, resolved, split_lanes
 
 _here = Path(__file__).parent
 CONF = _here / "conf" if (_here / "conf").is_dir() else _here.parent / "conf"
@@ -25,11 +26,11 @@ def register() -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _run(config: DictConfig) -> None:
     # Reached without a sweep only; sweeps go through the launcher.
-    from hydra.core.hydra_config import HydraConfig
+    from pcexp.sweep import run_all
 
     about = HydraConfig.get()
     _, lanes = split_lanes(config, about.overrides.task)
-    finish(run_all([resolved(config, about.runtime.choices, lanes)]))
+    sys.exit(run_all([resolved(config, about, lanes)]))
 
 
 def main() -> None:

@@ -62,10 +62,10 @@ def panels(rows: int, columns: int, title: str, width: float = 3.0, height: floa
     return figure, axes
 
 
-def caption(axis: Axes, data: str, scale: str, n: int) -> None:
-    """Say in the panel which data, scale and how many runs it shows."""
+def caption(axis: Axes, about: str, n: int) -> None:
+    """Say in the panel what it shows (data and scale) and how many runs."""
     axis.annotate(
-        f"{data}, {scale}, n={n}", (1, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#555555"
+        f"{about}, n={n}", (1, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#555555"
     )
 
 

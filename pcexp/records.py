@@ -41,12 +41,12 @@ class Records:
     @property
     def command(self) -> str:
         """The command that makes these records."""
-        choices = "".join(
-            f" {group}={values[0]}"
-            for group in ("data", "network")
-            if group in self.asked.columns and len(values := self.asked[group].unique().to_list()) == 1
-        )
-        return f"python -m pcexp +experiment={self.study}{choices} scale={self.scale}"
+        parts = [f"python -m pcexp +experiment={self.study}"]
+        for label in ("data", "network", "variant"):
+            values = self.asked[label].unique().to_list() if label in self.asked.columns else []
+            if len(values) == 1 and values[0]:
+                parts.append(values[0] if label == "variant" else f"{label}={values[0]}")
+        return " ".join([*parts, f"scale={self.scale}"])
 
     def select(self, **labels: Any) -> "Records":
         """The part of the records whose labels are these."""
@@ -60,9 +60,15 @@ class Records:
         rows = self.rows.join(runs.select("cell", "lane"), on=["cell", "lane"], how="semi") if len(runs) else self.rows.clear()
         return Records(self.study, self.scale, runs, rows, chosen(self.asked), self.strays)
 
-    def datasets(self) -> list[str]:
-        """Data sets that were asked for."""
-        return sorted(self.asked["data"].unique().to_list()) if len(self.asked) else []
+    def groups(self) -> list[dict[str, str]]:
+        """What is judged and drawn apart: each data set, and each variant (overrides that make another experiment)."""
+        return self.asked.select("data", "variant").unique().sort("data", "variant").to_dicts() if len(self.asked) else []
+
+    @property
+    def about(self) -> str:
+        """Data, scale and variant, for captions."""
+        names = [g["data"] + (f" ({g['variant']})" if g["variant"] else "") for g in self.groups()]
+        return f"{', '.join(names)}, {self.scale}"
 
     def lane(self, cell: str, lane: str) -> pl.DataFrame:
         """Rows of one lane, sorted by iteration."""
@@ -127,8 +133,12 @@ def read_results(results: Path, study: str, scale: str) -> Records:
     if not (folder / "runs.csv").exists():
         empty = pl.DataFrame()
         return Records(study, scale, empty, empty, empty)
-    runs = pl.read_csv(folder / "runs.csv", infer_schema_length=None, schema_overrides={"lane": pl.String, "cell": pl.String})
-    asked = pl.read_csv(folder / "asked.csv", infer_schema_length=None, schema_overrides={"lane": pl.String, "cell": pl.String})
+    # Hashes can look like numbers, and an empty string is a variant's name, not a missing one.
+    texts = {"lane": pl.String, "cell": pl.String, "variant": pl.String}
+    runs, asked = (
+        pl.read_csv(folder / name, infer_schema_length=None, schema_overrides=texts).with_columns(pl.col("variant").fill_null(""))
+        for name in ("runs.csv", "asked.csv")
+    )
     return Records(study, scale, runs, pl.read_parquet(folder / "records.parquet"), asked)
 
 

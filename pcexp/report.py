@@ -10,6 +10,7 @@ import csv
 import html
 import importlib
 import io
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -48,19 +49,22 @@ class Drawn(NamedTuple):
 def judge(study: Any, records: Records) -> list[Judged]:
     """Verdicts of all claims of a study, data set by data set."""
     return [
-        Judged(data, claim, claim.rule(records.select(data=data))) for data in records.datasets() for claim in study.CLAIMS
+        Judged(" ".join(filter(None, group.values())), claim, claim.rule(records.select(**group)))
+        for group in records.groups()
+        for claim in study.CLAIMS
     ]
 
 
 def draw(study: Any, records: Records, folder: Path) -> list[Drawn]:
-    """All figures of a study as PNG and PDF, one a data set."""
+    """All figures of a study as PNG and PDF, one a data set (and variant)."""
     drawn = []
     folder.mkdir(parents=True, exist_ok=True)
-    for data in records.datasets():
+    for group in records.groups():
+        part = records.select(**group)
+        data = " ".join(filter(None, group.values()))
         for name, make in study.FIGURES.items():
-            part = records.select(data=data)
             figure = make(part)
-            stem = f"fig_{name}_{data}"
+            stem = re.sub(r"[^\w.=-]+", "_", f"fig_{name}_{data}")
             for kind in ("png", "pdf"):
                 _replace_file(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
             plt.close(figure)

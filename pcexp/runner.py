@@ -140,7 +140,7 @@ class Job:
         ]
         self.session.tracker.log(
             LaneLog(
-                study=type(self.spec.study).__module__.rpartition(".")[2],
+                study=self.spec.name,
                 cell=self.spec.cell,
                 lane=lane.name,
                 config=self.spec.science | {"lane": lane.values},

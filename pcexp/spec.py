@@ -29,7 +29,7 @@ from pcexp.train import Training
 ALLOWED_TARGETS = ("pcexp.", "experiments.", "optax.", "diffrax.")
 SCIENCE = ("study", "data", "network", "parameterisation", "learning", "optimiser", "training", "root_seed")
 """Root keys that numbers depend on; `inference` and the leaves of `protocol` enter through interpolations."""
-PLATFORM = ("execution", "tracker", "lanes", "scale", "choices", "inference", "protocol", "hydra")
+PLATFORM = ("execution", "tracker", "lanes", "scale", "dry_run", "choices", "variant", "inference", "protocol")
 
 _TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a valid float
 
@@ -61,6 +61,11 @@ class Spec(eqx.Module):
     cell: str
     lanes: tuple[Lane, ...]
 
+    @property
+    def name(self) -> str:
+        """Name of the study: the module that it lives in; folders and records are called by it."""
+        return type(self.study).__module__.rpartition(".")[2]
+
 
 def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
     """The typed cell of a resolved configuration. Raises SpecError."""
@@ -71,6 +76,7 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
         raise SpecError(f"{missing[0]} is not set: {hint}")
     labels = {k: str(v) for k, v in (config.get("choices") or {}).items()}
     labels["protocol"] = str((config.get("protocol") or {}).get("name", "none"))
+    labels["variant"] = str(config.get("variant") or "")
     keys, values = lane_values(config)
     science = {key: config[key] for key in SCIENCE} | {"protocol": labels["protocol"]}
     science = json.loads(json.dumps(science))  # plain containers, detached from the caller's
@@ -198,7 +204,7 @@ def _known(given: Mapping[str, Any], valid: Sequence[str], path: str) -> None:
     for key in given:
         if key not in valid:
             prefix = f"{path}." if path else ""
-            listed = [v for v in valid if v not in ("hydra", "choices", "kwargs", "args")]
+            listed = [v for v in valid if v not in ("choices", "variant", "kwargs", "args")]
             raise SpecError(
                 f"{prefix}{key} is no key{_suggestion(key, listed)}; valid under {path or 'the root'} are {', '.join(listed)}"
             )

@@ -1,0 +1,213 @@
+"""Quick configurations, composed as the command composes them, and the command itself in another process."""
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from pcexp.cell import Cell, read_lines
+
+with warnings.catch_warnings():
+    # The import hook of the tests looks into OmegaConf's DictConfig, whose bases are written the old way.
+    warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
+    from pcexp.__main__ import CONF, register
+    from pcexp.configuration import resolved, split_lanes
+    from pcexp.spec import Lane, Spec
+    from pcexp.sweep import _about, _write_manifest, plans
+
+STUDY = "saddle_escape"
+QUICK = (
+    f"+experiment={STUDY}",
+    "scale=smoke",
+    "network.activation=linear",
+    "network.width=8",
+    "network.n_hidden=2",
+    "learning=pc",
+    "parameterisation=near_origin",
+    "parameterisation.sigma=0.05",
+    "protocol=corrected",
+    "optimiser.learning_rate=0.008",
+    "training.batch_size=64",
+    "training.epochs=2",
+    "training.max_iterations=null",
+    "training.stop_improvement=null",
+    "training.record_every=2",
+    "lanes.seed=[0]",
+    "inference.activity_lr=0.1",
+    "inference.max_steps=5",
+    "inference.max_halvings=0",
+)
+"""One cell, one lane, 40 iterations; the same shapes everywhere, so that a session compiles them once."""
+LONG = ("training.epochs=15", "training.record_every=5", "lanes.seed=[0,1,2]")
+"""300 iterations of three lanes: long enough to be cut off in the middle."""
+CALLS = ("execution.call_s=0.02", "execution.checkpoint_s=0.0")
+"""Short calls, and a checkpoint after each."""
+
+WITHOUT_REPORT = """
+import os, sys, time
+os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
+import pcexp.cell, pcexp.sweep
+pcexp.sweep._report = lambda *_: None
+append, pause = pcexp.cell.Cell.append, float(sys.argv.pop(1))
+pcexp.cell.Cell.append = lambda cell, rows: (append(cell, rows), time.sleep(pause))[0]
+from pcexp.__main__ import main
+main()
+"""
+"""The command, less its figures (tested elsewhere), with a pause after each call so that signals meet it half way."""
+
+
+def composed(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None = None) -> dict[str, Any]:
+    """A resolved configuration, as `python -m pcexp` hands it to the sweep; `folder` is its --config-dir."""
+    register()
+    search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[*search, *base, *overrides], return_hydra_config=True)
+    _, lanes = split_lanes(config, overrides)
+    return resolved(config, config.hydra, lanes)
+
+
+def axes(*base: str) -> dict[str, list[str]]:
+    """The options of each axis that an experiment sweeps."""
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=list(base), return_hydra_config=True)
+    params = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True) if config.hydra.sweeper.params else {}
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    return {
+        axis.get_key_element(): list(axis.sweep_string_iterator()) if axis.is_sweep_override() else [axis.get_value_element_as_str()]
+        for axis in parsed
+    }
+
+
+def plan(*overrides: str, base: Sequence[str] = QUICK) -> Spec:
+    """The one cell of a configuration."""
+    (only,) = plans([composed(*overrides, base=base)])
+    return only
+
+
+def experiment_file(folder: Path, text: str, defaults: str = "[]") -> Path:
+    """A --config-dir with the experiment `own`."""
+    (folder / "mine" / "experiment").mkdir(parents=True)
+    (folder / "mine" / "experiment" / "own.yaml").write_text(f"# @package _global_\ndefaults: {defaults}\n{text}")
+    return folder / "mine"
+
+
+def changed(config: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The configuration with one dotted key at another value."""
+    new = copy.deepcopy(dict(config))
+    node: Any = new
+    *parents, last = key.split(".")
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    return new
+
+
+def environment(cwd: Path, **more: str) -> dict[str, str]:
+    """This process's environment, with nothing of the person who runs the tests in Hydra's way."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("HYDRA_", "SLURM_"))}
+    scratch = cwd.parent / "scratch"
+    scratch.mkdir(exist_ok=True)
+    return plain | {"TMPDIR": str(scratch)} | more
+
+
+def command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """`python -m pcexp ARGUMENTS`, run to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "pcexp", *arguments],
+        cwd=cwd, env=environment(cwd, **more), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def started(*arguments: str, cwd: Path, pause: float) -> subprocess.Popen[str]:
+    """The command without its report, started and left to run."""
+    return subprocess.Popen(
+        [sys.executable, "-c", WITHOUT_REPORT, str(pause), *arguments],
+        cwd=cwd, env=environment(cwd), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def cell_folder(outputs: Path) -> Path:
+    """The folder of the only cell."""
+    (config,) = (outputs / STUDY).glob("*/config.json")
+    return config.parent
+
+
+def numbers(outputs: Path) -> dict[str, Any]:
+    """All that a run is asked for: of each lane its values, outcome, summary and rows, in the order of iterations."""
+    found: dict[str, Any] = {}
+    for path in (outputs / STUDY).glob("*/lanes.jsonl"):
+        rows = list(read_lines(path.parent / "rows.jsonl"))
+        for entry in read_lines(path):
+            # repr, because NaN is not equal to itself and every other float is written in full.
+            mine = [repr(row) for row in rows if row["lane"] == entry["lane"]]
+            found[f"{path.parent.name}/{entry['lane']}"] = (
+                repr((entry["values"], entry["outcome"], entry["summary"])),
+                sorted(mine, key=lambda row: eval(row, {"nan": 0.0, "inf": 0.0})["iteration"]),  # noqa: S307
+            )
+    return found
+
+
+def grid(*overrides: str, activations: Sequence[str] = ("linear", "tanh", "relu")) -> list[Spec]:
+    """The cells of saddle escape, at the given scale and seeds, tiny."""
+    configs = []
+    for rule in ("pc", "bp"):
+        for protocol in ("published", "corrected"):
+            for start in ("near_origin", "near_zero_rank"):
+                chosen = [f"learning={rule}", f"protocol={protocol}", f"parameterisation={start}", "network.width=8"]
+                config = composed(*chosen, *overrides, base=(f"+experiment={STUDY}",))
+                configs += [changed(config, "network.activation", phi) for phi in activations]
+    return plans(configs)
+
+
+def entry(spec: Spec, lane: Lane, **changes: Any) -> dict[str, Any]:
+    """What a finished lane of saddle escape leaves, PC ten times faster than BP."""
+    escape = 100 if spec.labels["learning"] == "pc" else 1000
+    summary = {
+        "iterations": 2000, "iterations_allowed": 2000, "test_loss": 0.1, "test_accuracy": 0.9,
+        "escape_iteration": escape + int(lane.values["seed"]), "escaped": True,
+        "plateau_gradient_norm": 1.0 / escape, "rank_at_escape": 1, "rank_one_iterations": escape,
+        "final_probe_loss": 0.1,
+    }  # fmt: skip
+    provenance = {"commit": "0123456789abcdef", "dirty": False, "device_kind": "cpu", "seconds_run": 1.5}
+    return {"values": lane.values, "outcome": "done", "summary": summary, "provenance": provenance} | changes
+
+
+def rows(lane: Lane, n: int = 5, every: int = 10) -> list[dict[str, Any]]:
+    """Rows of a lane, with a vector column."""
+    draw = random.Random(lane.name).random
+    return [
+        {"lane": lane.name, "iteration": every * i, "train_error": draw(), "probe_loss": draw(), "map_rank": 1,
+         "gradient_norm": [draw(), draw(), draw()], "gradient_factor": 64.0}
+        for i in range(n)
+    ]  # fmt: skip
+
+
+def written(outputs: Path, cells: Sequence[Spec], scale: str, entries: Any = entry, n_rows: int = 5) -> Path:
+    """Outputs as runs leave them, without running: lanes for which `entries` gives None are asked for, not finished."""
+    folder = outputs / STUDY
+    _write_manifest(folder, scale, cells)
+    for spec in cells:
+        done = {lane: made for lane in spec.lanes if (made := entries(spec, lane)) is not None}
+        if done:
+            with Cell(folder / spec.cell, [lane.name for lane in spec.lanes]).open(_about(spec)) as cell:
+                cell.append(row for lane in done for row in rows(lane, n_rows))
+                for lane, made in done.items():
+                    cell.finish(lane.name, **made)
+    return outputs
+
+
+def manifest(outputs: Path, scale: str = "smoke") -> dict[str, Any]:
+    """Cells asked for at a scale."""
+    return json.loads((outputs / STUDY / f"manifest-{scale}.json").read_text())["cells"]
