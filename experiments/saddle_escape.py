@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pcexp import plotting
-from pcexp.claims import Claim, Ratio, Verdict, censored_ratio, insufficient, median_ratio, spread
+from pcexp.claims import Claim, Ratio, Status, Verdict, censored_ratio, insufficient, median_ratio, spread
 from pcexp.energy import outputs
 from pcexp.records import Records
 from pcexp.runner import Job
@@ -142,7 +142,7 @@ def _judge(
     if not refuted and (undecided or missing):
         why = f"{len(undecided)} undecided and {missing} missing of {len(everything) + missing} pairs; {', '.join(observed)}"
         return insufficient(records, expected, why)
-    status = "not_reproduced" if refuted else "reproduced"
+    status: Status = "not_reproduced" if refuted else "reproduced"
     return Verdict(status, ", ".join(observed), "; ".join(intervals), expected, len(everything), records.scale)
 
 

@@ -1,5 +1,6 @@
 """Architectures: what a configuration says of a network, and how a network is built from it."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -116,7 +117,7 @@ class Convolutional(AbstractArchitecture):
             height, width, c_in = height // self.pool, width // self.pool, c_out
         sizes = [height * width * c_in, *self.widths, d_out]
         draw = _Draw(parameterisation, depth, self.activation, "post", False, False, key)
-        for index, (d_in, d) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=len(self.channels) + 1):
+        for index, (d_in, d) in enumerate(itertools.pairwise(sizes), start=len(self.channels) + 1):
             segments.append(draw.segment(range(index, index + 1), d_in, d))
         return Network(tuple(segments))
 
@@ -138,7 +139,7 @@ class _Draw(NamedTuple):
         weights, biases = [], []
         for at in positions:
             # The key depends on the layer's number only, so the segment size does not change a draw.
-            weight_key, bias_key = jr.split(jr.fold_in(self.key, at.index))
+            weight_key, bias_key = jr.split(jr.fold_in(self.key, at.layer))
             weights.append(self.parameterisation.weight(at, (d_out, d_in), key=weight_key))
             if self.biases:
                 biases.append(default_bias((d_out,), d_in, bias_key))
@@ -156,4 +157,4 @@ def _cut(layers: range, size: int) -> list[range]:
     """Consecutive parts of nearly equal length, none longer than `size`."""
     n_parts = -(-len(layers) // size)
     bounds = [layers.start + len(layers) * i // max(n_parts, 1) for i in range(n_parts + 1)]
-    return [range(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [range(start, stop) for start, stop in itertools.pairwise(bounds)]

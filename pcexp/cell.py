@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from pcexp.files import replace_bytes
+
 STALE_AFTER_S = 120.0
 HEARTBEAT_S = 20.0
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
@@ -36,12 +38,7 @@ class OutputError(Exception):
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_bytes(path, json.dumps(content, indent=1).encode())
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -138,10 +135,7 @@ class Cell:
             for row in read_lines(self._rows_path)
             if row["lane"] in finished or row["iteration"] < resume_at.get(row["lane"], 0)
         ]
-        temporary = self._rows_path.with_name(f"rows.jsonl.{os.getpid()}.tmp")
-        temporary.unlink(missing_ok=True)
-        self._append(temporary, kept)
-        os.replace(temporary, self._rows_path)
+        replace_bytes(self._rows_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def rows(self, lane: str) -> dict[str, np.ndarray]:
         """Rows of one lane, one array a column, sorted by iteration."""

@@ -1,7 +1,6 @@
 """Arrays of a pytree in one npz file, written whole or not at all, read back with names, shapes and types checked."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +9,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from pcexp.files import replace_file
 
 Tree = TypeVar("Tree")
 
@@ -29,26 +30,30 @@ def _is_key(leaf: Any) -> bool:
 
 def save(path: Path, tree: Any, **about: Any) -> None:
     """Write the arrays of `tree` and what is said `about` them; a reader sees the old file or the new one, never half."""
-    host = {
+    host: dict[str, Any] = {
         name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         for name, leaf in _named_arrays(tree).items()
     }
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **host, __about__=np.array(json.dumps(about)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, lambda file: np.savez(file, **host, __about__=np.array(json.dumps(about))))
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            stored = {name: archive[name] for name in archive.files}
+        return stored, json.loads(str(stored.pop("__about__")))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is not a checkpoint, or is truncated: {error}") from error
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What was said about the tree saved at `path`. Raises CheckpointError."""
+    return _read(path)[1]
 
 
 def load(path: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
     """The tree saved at `path`, shaped like `like`, and what was said about it. Raises CheckpointError."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            stored = {name: archive[name] for name in archive.files}
-        about = json.loads(str(stored.pop("__about__")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is not a checkpoint, or is truncated: {error}") from error
+    stored, said = _read(path)
     wanted = _named_arrays(like)
     if wanted.keys() != stored.keys():
         only_there, only_here = sorted(stored.keys() - wanted.keys()), sorted(wanted.keys() - stored.keys())
@@ -64,4 +69,4 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
         for name, leaf in wanted.items()
     ]
     arrays, rest = eqx.partition(like, eqx.is_array)
-    return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), leaves), rest), about
+    return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), leaves), rest), said

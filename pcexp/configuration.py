@@ -43,7 +43,7 @@ class Refused(SystemExit):
         super().__init__(f"pcexp: {message}")
 
 
-def variant(hydra: DictConfig, lane_keys: set[str]) -> str:
+def variant(hydra: Any, lane_keys: set[str]) -> str:
     """Overrides that make a run another experiment than the study's own: not its axes, lanes, options or how it is run."""
     free = {"experiment", "scale", "dry_run", *GROUPS, *(hydra.sweeper.get("params") or {})}
     changed = []
@@ -78,16 +78,17 @@ def _lane_keys(node: Any) -> set[str]:
     return set().union(*(flatten(block, "") for block in (plain if isinstance(plain, list) else [plain or {}])))
 
 
-def resolved(config: DictConfig, hydra: DictConfig, lanes: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(config: DictConfig, hydra: Any, lanes: Mapping[str, Any]) -> dict[str, Any]:
     """Plain containers of a composed configuration, resolvers applied, with the chosen options as `choices`."""
     choices = hydra.runtime.choices
     plain = OmegaConf.create({key: config._get_node(key) for key in config if key != "hydra"})
     plain.choices = {group: str(choices[group]) for group in GROUPS if choices.get(group) is not None}
     try:
-        container = OmegaConf.to_container(plain, resolve=True)
+        resolved_config = OmegaConf.to_container(plain, resolve=True)
     except OmegaConfBaseException as error:
         raise Refused(str(error).splitlines()[0]) from error
-    assert isinstance(container, dict)
+    assert isinstance(resolved_config, dict)
+    container = {str(key): value for key, value in resolved_config.items()}
     for block in _blocks(container):
         for key, value in lanes.items():
             _remove_nested(block, key)

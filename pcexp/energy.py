@@ -5,7 +5,7 @@ over the batch. Errors, activities and deviations are tuples with one array a se
 network's `batch_axes`. In deviations the output's entry is y - yhat, its distance from the forward pass.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,21 @@ class ForwardPass(NamedTuple):
     references: tuple[Reference, ...]
 
 
-def _batch_axes(network: Network) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Axes of a batch in activities and in references, counted before the depth axis is added in front."""
+def _batch_axes(network: Network) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+    """Axes of a batch in activities and in references, the depth axis in front counted."""
     axes = tuple(axis if axis < 0 else axis + 1 for axis in network.batch_axes)
     # The input of a segment lies where the segment before it put it.
     inputs = (network.input_batch_axis, *network.batch_axes[:-1])
-    return axes, tuple(axis if axis < 0 else axis + 1 for axis in inputs)
+    references = tuple(
+        Reference(i if i < 0 else i + 1, axis)  # type: ignore[arg-type]  # axes in the shape of the arrays
+        for i, axis in zip(inputs, axes, strict=True)
+    )
+    return axes, references
 
 
 def forward_pass(network: Network, x: Float[Array, "..."]) -> ForwardPass:
     """Forward activities zhat_l = mu_l(zhat_{l-1}) of a batch."""
-    axes, input_axes = _batch_axes(network)
-    references = tuple(Reference(i, o) for i, o in zip(input_axes, axes, strict=True))
+    axes, references = _batch_axes(network)
     return ForwardPass(*jax.vmap(network.forward, in_axes=network.input_batch_axis, out_axes=(axes, references))(x))
 
 
@@ -49,8 +52,7 @@ def prediction_errors(network: Network, x: Float[Array, "..."], activities: Acti
 
 def deviation_errors(network: Network, at: ForwardPass, deviations: Activities) -> Activities:
     """Prediction errors e_l = d_l - [mu_l(zhat + d) - mu_l(zhat)] in deviations, without cancellation."""
-    axes, input_axes = _batch_axes(network)
-    references = tuple(Reference(i, o) for i, o in zip(input_axes, axes, strict=True))
+    axes, references = _batch_axes(network)
     differences = jax.vmap(network.prediction_differences, in_axes=(references, axes), out_axes=axes)(
         at.references, deviations
     )
@@ -75,7 +77,7 @@ def energy(network: Network, errors: Activities) -> Float[Array, ""]:
 
 def summed_energy(errors: Activities) -> Float[Array, ""]:
     """Energy summed over the batch, B F: its gradient with respect to activities is per sample."""
-    return 0.5 * sum(jnp.sum(jnp.square(e)) for e in errors)
+    return 0.5 * jnp.sum(jnp.stack([jnp.sum(jnp.square(e)) for e in errors]))
 
 
 def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out batch"]:

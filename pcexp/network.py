@@ -144,7 +144,10 @@ def _convolve_by_products(
     padding = (below, kernel - 1 - below)
     padded = jnp.pad(inputs, ((0, 0), padding, padding, (0, 0)))
     rows = jnp.concatenate([padded[:, :, j : j + width] for j in range(kernel)], axis=-1)
-    return sum(rows[:, i : i + height] @ weight[i].reshape(kernel * c_in, c_out) for i in range(kernel))
+    out = rows[:, :height] @ weight[0].reshape(kernel * c_in, c_out)
+    for i in range(1, kernel):
+        out = out + rows[:, i : i + height] @ weight[i].reshape(kernel * c_in, c_out)
+    return out
 
 
 class Network(eqx.Module):

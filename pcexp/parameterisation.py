@@ -23,7 +23,7 @@ from pcexp.activation import Activation
 class LayerPosition(NamedTuple):
     """Where a layer stands: its number l = 1..L, the depth L, its fan-in, whether the net has skips, its phi."""
 
-    index: int
+    layer: int
     depth: int
     fan_in: int
     skips: bool
@@ -31,7 +31,7 @@ class LayerPosition(NamedTuple):
 
     @property
     def is_output(self) -> bool:
-        return self.index == self.depth
+        return self.layer == self.depth
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, key: PRNGKeyArray) -> Array:
@@ -71,7 +71,7 @@ class NTK(AbstractParameterisation):
     """Neural tangent parameterisation: W ~ N(0, 1), every layer scaled by fan_in^-1/2 (and L^-1/2 on residual branches)."""
 
     def premultiplier(self, at: LayerPosition) -> float:
-        residual = at.skips and 1 < at.index < at.depth
+        residual = at.skips and 1 < at.layer < at.depth
         return 1 / math.sqrt(at.fan_in * (at.depth if residual else 1))
 
     def weight(self, at: LayerPosition, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
@@ -119,6 +119,6 @@ class NearZeroRank(AbstractParameterisation):
     sigma: float
 
     def weight(self, at: LayerPosition, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
-        if at.index == at.depth - 1:
+        if at.layer == at.depth - 1:
             return _uniform(shape, at.fan_in, key)
         return self.sigma * jr.normal(key, shape)

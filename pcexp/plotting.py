@@ -46,7 +46,7 @@ STYLE: dict[str, Any] = {
     "ytick.labelsize": 8,
 }
 mpl.rcdefaults()  # a user's matplotlibrc must not change a figure
-mpl.rcParams.update(STYLE)
+mpl.rcParams.update(STYLE)  # type: ignore[arg-type]  # its keys are literals
 
 
 def written(label: str) -> str:
@@ -65,7 +65,7 @@ def panels(rows: int, columns: int, title: str, width: float = 3.0, height: floa
 def caption(axis: Axes, about: str, n: int) -> None:
     """Say in the panel what it shows (data and scale) and how many runs."""
     axis.annotate(
-        f"{about}, n={n}", (1, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#555555"
+        f"{about}, {n} runs", (1, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#555555"
     )
 
 

@@ -10,7 +10,6 @@ results/NAME/SCALE/ (it never deletes), thins rows to what a figure shows, and r
 import argparse
 import io
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import polars as pl
 
 from pcexp.cell import read_lines
+from pcexp.files import replace_bytes
 from pcexp.spec import flat
 
 POINTS_A_LANE = 60
@@ -157,12 +157,6 @@ def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
     return pl.concat(parts) if parts else rows
 
 
-def _replace_file(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     """Both tables; where both have a key, the new rows. Nothing that only the old one has is lost."""
     if not len(old) or not len(new):
@@ -185,9 +179,9 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     rows.sort("cell", "lane", "iteration").write_parquet(buffer, compression="zstd", compression_level=19)
-    _replace_file(folder / "records.parquet", buffer.getvalue())
-    _replace_file(folder / "runs.csv", runs.write_csv(float_precision=None).encode())
-    _replace_file(folder / "asked.csv", asked.write_csv().encode())
+    replace_bytes(folder / "records.parquet", buffer.getvalue())
+    replace_bytes(folder / "runs.csv", runs.write_csv(float_precision=None).encode())
+    replace_bytes(folder / "asked.csv", asked.write_csv().encode())
     return Records(study, scale, runs, rows, asked, new.strays)
 
 

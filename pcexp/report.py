@@ -22,7 +22,8 @@ from rich.table import Table
 
 from pcexp import __version__, plotting
 from pcexp.claims import Claim, Verdict
-from pcexp.records import Records, _replace_file, read_outputs, read_results
+from pcexp.files import replace_bytes
+from pcexp.records import Records, read_outputs, read_results
 
 SCALES = ("thesis", "small", "smoke")
 STATUS_MARK = {"reproduced": "✓", "not_reproduced": "✗", "insufficient": "?"}
@@ -66,7 +67,7 @@ def draw(study: Any, records: Records, folder: Path) -> list[Drawn]:
             figure = make(part)
             stem = re.sub(r"[^\w.=-]+", "_", f"fig_{name}_{data}")
             for kind in ("png", "pdf"):
-                _replace_file(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
+                replace_bytes(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
             plt.close(figure)
             drawn.append(Drawn(name, data, (make.__doc__ or "").strip(), folder / f"{stem}.png", part))
     return drawn
@@ -204,10 +205,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
             if options.results:  # results/NAME/ holds the figures of the largest scale that has runs
                 drawn = draw(study, records, folder) if not best else []
                 best["drawn"] = drawn
-                _replace_file(folder / scale / "claims.csv", claims_csv(judged).encode())
+                replace_bytes(folder / scale / "claims.csv", claims_csv(judged).encode())
             else:
                 drawn = draw(study, records, folder / scale)
-                _replace_file(folder / scale / "claims.csv", claims_csv(judged).encode())
+                replace_bytes(folder / scale / "claims.csv", claims_csv(judged).encode())
             parts.append((name, (study.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "), judged, drawn, records))
             print_claims(judged, console)
             for stray in records.strays:
@@ -217,9 +218,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if not parts:
         sys.exit(f"pcexp: nothing has been run under {source}: start with python -m pcexp +experiment=saddle_escape")
     target.mkdir(parents=True, exist_ok=True)
-    _replace_file(target / "index.html", page(parts).encode())
+    replace_bytes(target / "index.html", page(parts).encode())
     if options.results:
-        _replace_file(target / "INDEX.md", index_markdown(parts).encode())
+        replace_bytes(target / "INDEX.md", index_markdown(parts).encode())
     print(f"page         {target / 'index.html'}")
 
 

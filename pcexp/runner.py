@@ -5,13 +5,14 @@ threads over lanes use all cores, share one compilation, and an uneven number of
 a cell are vmapped in packs.
 """
 
+import json
 import logging
 import os
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ from pcexp.energy import outputs
 from pcexp.network import Network
 from pcexp.progress import Progress
 from pcexp.provenance import peak_memory_bytes, provenance
-from pcexp.spec import Lane, Spec
+from pcexp.spec import Lane, Spec, spec
 from pcexp.tracking import AbstractTracker, LaneLog
 from pcexp.train import (
     Measure,
@@ -191,6 +192,19 @@ def initial_network(spec: Spec, lane: Lane, dataset: Dataset) -> Network:
     return spec.network.build(parameterisation, dataset.input_shape, dataset.d_out, key=lane_key(spec, lane, 0))
 
 
+def trained_network(folder: Path, lane: str) -> Network:
+    """The network that a lane of the cell in `folder` ended with (kept with execution.save_networks=true).
+
+    Raises CheckpointError where it is missing, damaged, or of another shape than the cell's configuration says.
+    """
+    path = folder / "networks" / f"{lane}.npz"
+    about = checkpoint.about(path)
+    cell = spec(json.loads((folder / "config.json").read_text())["science"])
+    shape = tuple(about["input_shape"])
+    network, _ = checkpoint.load(path, cell.network.build(cell.parameterisation, shape, about["d_out"], key=jr.key(0)))
+    return network
+
+
 class _Pack:
     """Lanes that advance together: one on a CPU, several vmapped on a GPU."""
 
@@ -291,7 +305,8 @@ class _LaneTraining:
         self.packs[0].call(self.data, self.spec, self.measure, 0)  # no iteration: this compiles, for all packs
         self.seconds_compile = time.perf_counter() - start
         self.packs[0].seconds_run = 0.0
-        waiting, flying = deque(self.packs), {}
+        waiting = deque(self.packs)
+        flying: dict[Future[tuple[Rows, float]], _Pack] = {}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="lane") as pool:
             while waiting or flying:
                 while waiting and len(flying) < self.workers and not self.session.stopping:
@@ -343,7 +358,7 @@ class _LaneTraining:
         return unfinished
 
     def _write(self, pack: _Pack, rows: Rows) -> None:
-        counts = np.atleast_1d(np.asarray(rows.count))
+        counts = np.atleast_1d(np.asarray(rows.n_rows))
         for i, lane in enumerate(pack.lanes):
             columns = {k: np.asarray(v) if pack.single else np.asarray(v)[i] for k, v in rows.values.items()}
             self.cell.append({"lane": lane.name} | {k: v[row].tolist() for k, v in columns.items()} for row in range(counts[i]))
@@ -361,7 +376,8 @@ class _LaneTraining:
         if self.session.execution.save_networks:
             folder = self.cell.folder / "networks"
             folder.mkdir(exist_ok=True)
-            checkpoint.save(folder / f"{lane.name}.npz", state.network, iteration=int(state.iteration))
+            sizes = {"input_shape": self.dataset.input_shape, "d_out": self.dataset.d_out}
+            checkpoint.save(folder / f"{lane.name}.npz", state.network, iteration=int(state.iteration), **sizes)
         outcome = "diverged" if bool(state.diverged) else "done"
         costs = {"seconds_compile": self.seconds_compile, "seconds_run": pack.seconds_run}
         self.job.finish(lane, outcome, summary, **costs)

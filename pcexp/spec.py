@@ -93,7 +93,7 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
     for key, hint in typing.get_type_hints(Spec).items():
         if key in built and not isinstance(built[key], hint):
             raise SpecError(f"{key}._target_={parts[key]['_target_']} is no {hint.__name__.removeprefix('Abstract')}")
-    if not is_bearable(parts["root_seed"], int):
+    if isinstance(parts["root_seed"], bool) or not isinstance(parts["root_seed"], int):
         raise SpecError(f"root_seed={parts['root_seed']!r}: a whole number is needed")
     study = built["study"]
     identity = json.dumps(science | {"revision": study.revision}, sort_keys=True)

@@ -79,9 +79,9 @@ Measure = Callable[[Observation], dict[str, Array]]
 
 
 class Rows(NamedTuple):
-    """Rows that one call recorded: the first `count` entries of each array are valid."""
+    """Rows that one call recorded: the first `n_rows` entries of each array are valid."""
 
-    count: Int[Array, ""]
+    n_rows: Int[Array, ""]
     values: dict[str, Array]
 
 
@@ -138,7 +138,7 @@ def _advance(
 
     def unfinished(carry: tuple[TrainState, Array, Rows]) -> Array:
         state, _, rows = carry
-        return (state.iteration < limit) & (rows.count < capacity) & ~state.stopped & ~state.diverged
+        return (state.iteration < limit) & (rows.n_rows < capacity) & ~state.stopped & ~state.diverged
 
     def iterate(carry: tuple[TrainState, Array, Rows]) -> tuple[TrainState, Array, Rows]:
         state, order, rows = carry
@@ -202,8 +202,8 @@ def _first_observation(
 
 
 def _append(rows: Rows, values: dict[str, Any]) -> Rows:
-    stored = {name: buffer.at[rows.count].set(values[name]) for name, buffer in rows.values.items()}
-    return Rows(rows.count + 1, stored)
+    stored = {name: buffer.at[rows.n_rows].set(values[name]) for name, buffer in rows.values.items()}
+    return Rows(rows.n_rows + 1, stored)
 
 
 def iterations(training: Training, n_examples: int) -> int:

@@ -1,19 +1,16 @@
 """Decoded images kept between runs: one .npz beside one .json with its checksum, checked whenever they are read."""
 
-import contextlib
 import json
 import logging
 import os
-import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 from zipfile import BadZipFile
 
 import numpy as np
 
 from pcexp.data import copies
 from pcexp.data.copies import Copy, RawImages
+from pcexp.files import replace_bytes, replace_file
 
 logger = logging.getLogger(__name__)
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -61,17 +58,5 @@ def _write(arrays_path: Path, sums_path: Path, raw: RawImages, checksum: str) ->
     arrays = {name: getattr(raw, name) for name in ARRAYS}
     # The checksum comes last: arrays without one are unfinished, and are decoded again. Two writers of one copy write
     # the same arrays, so whichever comes last, arrays and checksum agree.
-    _replace(arrays_path, lambda file: np.savez(file, **arrays))
-    _replace(sums_path, lambda file: file.write(json.dumps(sums).encode()))
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under a temporary name and move it over `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    replace_file(arrays_path, lambda file: np.savez(file, **arrays))
+    replace_bytes(sums_path, json.dumps(sums).encode())

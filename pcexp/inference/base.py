@@ -77,5 +77,5 @@ class AbstractInference(eqx.Module):
 
 def root_mean_square(tree: Activities) -> Float[Array, ""]:
     """Root mean square over all entries of all arrays."""
-    total = sum(jnp.sum(jnp.square(leaf)) for leaf in tree)
+    total = jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in tree]))
     return jnp.sqrt(total / sum(leaf.size for leaf in tree))

@@ -1,12 +1,11 @@
 """The exact equilibrium of a linear network."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from pcexp.inference.base import AbstractInference, Equilibrium, InferenceProblem, root_mean_square
 from pcexp.network import Network
-from pcexp.theory.equilibrated import sensitivities
+from pcexp.theory.equilibrated import outer_products, sensitivities
 
 
 class ClosedForm(AbstractInference):
@@ -22,7 +21,7 @@ class ClosedForm(AbstractInference):
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
         network = problem.network
         gs = sensitivities(network)
-        s = sum(jnp.einsum("lki,lmi->km", g, g) for g in gs)
+        s = outer_products(gs)
         r = problem.y - problem.at.activities[-1][0]
         pulled = jnp.linalg.solve(s, r)
         errors = tuple(jnp.einsum("lki,kb->lib", g, pulled) for g in gs)
@@ -42,7 +41,7 @@ class ClosedForm(AbstractInference):
         residual = root_mean_square(gradient)
         return Equilibrium(
             activities=problem.activities("deviations", hidden),
-            errors=jax.tree.map(lambda e: e, errors),
+            errors=errors,
             n_steps=jnp.array(1),
             residual=residual,
             # Direct solve: what is left is round-off, a few thousand ulps of the errors at most.

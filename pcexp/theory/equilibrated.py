@@ -26,21 +26,23 @@ def sensitivities(network: Network) -> tuple[Float[Array, "depth d_out width"], 
             product = segment.premultiplier * (g @ weight)
             return (product + g if segment.skip else product), g
 
-        last, stack = jax.lax.scan(down, last, segment.weight, reverse=True) if segment.depth > 1 else _once(
-            down, last, segment.weight
-        )
-        stacks.append(stack)
+        if segment.depth == 1:  # the ends of a network are not square: no scan
+            last, g = down(last, segment.weight[0])
+            stacks.append(g[None])
+        else:
+            last, stack = jax.lax.scan(down, last, segment.weight, reverse=True)
+            stacks.append(stack)
     return tuple(reversed(stacks))
-
-
-def _once(down, last: Array, weight: Array) -> tuple[Array, Array]:
-    below, g = down(last, weight[0])
-    return below, g[None]
 
 
 def rescaling(network: Network) -> Float[Array, "d_out d_out"]:
     """Rescaling S = I + sum_{l=1}^{H} G_l G_l^T of the loss by inference (theorem 3.1)."""
-    return sum(jnp.einsum("lki,lmi->km", g, g) for g in sensitivities(network))
+    return outer_products(sensitivities(network))
+
+
+def outer_products(gs: tuple[Float[Array, "depth d_out width"], ...]) -> Float[Array, "d_out d_out"]:
+    """Sum of G_l G_l^T over all layers: S."""
+    return jnp.sum(jnp.stack([jnp.einsum("lki,lmi->km", g, g) for g in gs]), axis=0)
 
 
 def equilibrated_energy(network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:
