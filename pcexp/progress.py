@@ -26,7 +26,8 @@ class Progress:
         self._last_line = self._start
         self._cells_done = 0
         self._rate = ""
-        self._seen: tuple[float, float] = (self._start, 0.0)
+        self._began: dict[str, float] = {}
+        self._gained: dict[str, float] = {}
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._bar: Bar | None = None
 
@@ -49,16 +50,16 @@ class Progress:
     def begin(self, spec: "Spec", lanes: Sequence[str]) -> None:
         """A cell starts with these unfinished lanes."""
         self._done[spec.cell], self._lanes[spec.cell] = {}, len(lanes)
+        self._began[spec.cell], self._gained[spec.cell] = time.monotonic(), 0.0
         self._show(spec)
 
     def advance(self, spec: "Spec", iterations: Mapping[str, int], total: int) -> None:
         """Lanes of a cell have reached these iterations of `total`."""
         before = sum(self._done[spec.cell].values())
         self._done[spec.cell] |= {lane: n / max(total, 1) for lane, n in iterations.items()}
-        gained = (sum(self._done[spec.cell].values()) - before) * total
-        now = time.monotonic()
-        self._rate = f"{gained / max(now - self._seen[0], 1e-3):,.0f} iterations/s" if gained else self._rate
-        self._seen = (now, 0.0)
+        self._gained[spec.cell] += (sum(self._done[spec.cell].values()) - before) * total
+        elapsed = time.monotonic() - self._began[spec.cell]
+        self._rate = f"{self._gained[spec.cell] / max(elapsed, 1e-3):,.0f} iterations/s"
         self._show(spec)
 
     def end(self, spec: "Spec") -> None:

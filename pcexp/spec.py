@@ -96,7 +96,7 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
     if isinstance(parts["root_seed"], bool) or not isinstance(parts["root_seed"], int):
         raise SpecError(f"root_seed={parts['root_seed']!r}: a whole number is needed")
     study = built["study"]
-    identity = json.dumps(science | {"revision": study.revision}, sort_keys=True)
+    identity = json.dumps(_without_defaults(science) | {"revision": study.revision}, sort_keys=True)
     return Spec(
         **built,
         optimiser=build(parts["optimiser"], "optimiser", allowed, partial=True),
@@ -172,6 +172,20 @@ def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}{key}.")
     else:
         yield prefix.removesuffix("."), json.dumps(node) if isinstance(node, list) else node
+
+
+def _without_defaults(node: Any) -> Any:
+    """A configuration less the arguments that equal their defaults: a new option with a default renames no old cell."""
+    if not isinstance(node, Mapping):
+        return node
+    defaults: dict[str, Any] = {}
+    if "_target_" in node:
+        module, _, attribute = node["_target_"].rpartition(".")
+        parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+        defaults = {key: p.default for key, p in parameters.items()}
+    return {
+        key: _without_defaults(value) for key, value in node.items() if not (key in defaults and defaults[key] == value)
+    }
 
 
 def _locate(name: Any, path: str, allowed: Sequence[str]) -> Any:
