@@ -14,7 +14,7 @@ from pcexp.runner import Datasets
 from pcexp.spec import Spec, flat
 from pcexp.train import iterations
 
-ASSUMED_FLOPS_A_SECOND = {"cpu": 4e10, "gpu": 5e12}
+ASSUMED_FLOPS_A_SECOND = {"cpu": 8e10, "gpu": 5e12}
 """Useful rate of a CPU core or a GPU that the estimate assumes; the progress bar measures the real one."""
 
 

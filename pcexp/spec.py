@@ -74,7 +74,8 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
     if missing:
         hint = "name an experiment, as in +experiment=saddle_escape" if "study" in missing else "set it"
         raise SpecError(f"{missing[0]} is not set: {hint}")
-    labels = {k: str(v) for k, v in (config.get("choices") or {}).items()}
+    unused = {"tracker"} if "inference" in config["learning"] else {"tracker", "inference"}
+    labels = {k: str(v) for k, v in (config.get("choices") or {}).items() if k not in unused}
     labels["protocol"] = str((config.get("protocol") or {}).get("name", "none"))
     labels["variant"] = str(config.get("variant") or "")
     keys, values = lane_values(config)
