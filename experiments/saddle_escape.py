@@ -133,7 +133,7 @@ def _judge(
         everything += ratios
         if ratios:
             observed.append(f"{activation} {median_ratio(ratios)}")
-            intervals.append(f"{activation} {spread([r.value for r in ratios])}")
+            intervals.append(f"{activation} {spread(ratios)}")
     if not everything:
         return insufficient(records, expected, "no pair of runs")
     refuted = [r for r in everything if r.bound in ("exact", "at_most") and r.value <= 1]

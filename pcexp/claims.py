@@ -64,10 +64,11 @@ def median_ratio(ratios: Sequence[Ratio]) -> Ratio:
     return known[len(known) // 2] if known else Ratio(float("nan"), "unknown")
 
 
-def spread(values: Sequence[float]) -> str:
-    """All values, sorted: with a handful of seeds that says more than an interval."""
-    finite = sorted(v for v in values if np.isfinite(v))
-    return ", ".join(f"{v:.3g}" for v in finite) if len(finite) <= 3 else f"{finite[0]:.3g} to {finite[-1]:.3g}"
+def spread(values: Sequence[float | Ratio]) -> str:
+    """All values, sorted (bounds by what they bound): with a handful of seeds that says more than an interval."""
+    ratios = [v if isinstance(v, Ratio) else Ratio(v, "exact") for v in values]
+    known = [str(r) for r in sorted((r for r in ratios if np.isfinite(r.value)), key=lambda r: r.value)]
+    return ", ".join(known) if len(known) <= 3 else f"{known[0]} to {known[-1]}"
 
 
 def insufficient(records: Records, expected: str, why: str) -> Verdict:

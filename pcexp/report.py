@@ -103,7 +103,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding
 h1{font-size:1.6em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}h3{margin-bottom:.2em}
 table{border-collapse:collapse;font-size:.86em;width:100%}td,th{text-align:left;padding:.3em .6em;border-bottom:1px solid #eee;
 vertical-align:top}code{background:#f4f4f4;padding:.1em .3em;border-radius:3px;font-size:.9em}img{max-width:100%;height:auto}
-.reproduced{color:#1a7f37}.not_reproduced{color:#b42318}.insufficient{color:#8a6d00}.meta{color:#666;font-size:.85em}
+td:first-child{white-space:nowrap}.reproduced{color:#1a7f37}.not_reproduced{color:#b42318}.insufficient{color:#8a6d00}.meta{color:#666;font-size:.85em}
 """
 
 
