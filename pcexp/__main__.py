@@ -1,5 +1,6 @@
 """`python -m pcexp +experiment=NAME`: run what is missing of an experiment, then report it."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -36,7 +37,15 @@ def _run(config: DictConfig) -> None:
 def main() -> None:
     """Entry point of the console script."""
     register()
-    _run()
+    handler = logging.StreamHandler(sys.stdout)
+    logging.getLogger("pcexp").addHandler(handler)
+    logging.getLogger("pcexp").setLevel(logging.INFO)
+    try:
+        _run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `python -m pcexp ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Cell:
     def finished(self) -> dict[str, dict[str, Any]]:
         """What is recorded of each finished lane; one that failed (not: diverged) is not finished and runs again."""
         entries = {entry["lane"]: entry for entry in read_lines(self._lanes_path)}
-        return {name: entry for name, entry in entries.items() if not entry["outcome"].startswith("failed")}
+        return {name: entry for name, entry in entries.items() if not _failed(entry["outcome"])}
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -112,10 +112,11 @@ class Cell:
         """Append rows and flush them to disk. NaN and infinities are written as JSON extensions that Python reads back."""
         self._append(self._rows_path, rows)
 
-    def finish(self, lane: str, **entry: Any) -> None:
-        """Record the outcome of a lane; its checkpoint goes."""
-        self._append(self._lanes_path, [{"lane": lane, **entry}])
-        self.checkpoint(lane).unlink(missing_ok=True)
+    def finish(self, lane: str, outcome: str, **entry: Any) -> None:
+        """Record the outcome of a lane; its checkpoint goes unless it failed."""
+        self._append(self._lanes_path, [{"lane": lane, "outcome": outcome, **entry}])
+        if not _failed(outcome):  # one that failed goes on from its checkpoint
+            self.checkpoint(lane).unlink(missing_ok=True)
         if not self.missing:
             write_json(self.folder / "DONE", {"lanes": sorted(self.finished)})
 
@@ -142,6 +143,10 @@ class Cell:
         rows = sorted((r for r in read_lines(self._rows_path) if r["lane"] == lane), key=lambda r: r["iteration"])
         columns = [name for name in (rows[0] if rows else {}) if name != "lane"]
         return {name: np.array([row[name] for row in rows]) for name in columns}
+
+
+def _failed(outcome: str) -> bool:
+    return outcome.startswith("failed")
 
 
 def output_error(folder: Path, error: OSError) -> OutputError:

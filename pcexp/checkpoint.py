@@ -39,7 +39,8 @@ def save(path: Path, tree: Any, **about: Any) -> None:
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # np.load given a path leaves the file open when the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             stored = {name: archive[name] for name in archive.files}
         return stored, json.loads(str(stored.pop("__about__")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -6,7 +6,7 @@ No JAX here: `--help` and shell completion stay quick.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,7 +49,9 @@ def variant(hydra: Any, lane_keys: set[str]) -> str:
     changed = []
     for override in hydra.overrides.task:
         key = override.partition("=")[0].lstrip("+~")
-        if key not in free and key.partition(".")[0] not in ("lanes", "execution", "tracker") and key not in lane_keys:
+        if override.startswith("+lanes.") and key != "lanes.seed":
+            changed.append(override)  # a lane key that the study does not have makes other cells
+        elif key not in free and key.partition(".")[0] not in ("lanes", "execution", "tracker") and key not in lane_keys:
             changed.append(override)
     return " ".join(sorted(changed))
 
@@ -59,12 +61,13 @@ def split_lanes(config: DictConfig, overrides: Sequence[str]) -> tuple[list[str]
     keys = _lane_keys(OmegaConf.select(config, "lanes"))
     kept: list[str] = []
     lanes: dict[str, Any] = {}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key.removeprefix("lanes.") in keys:
-            lanes[key.removeprefix("lanes.")] = yaml.safe_load(value)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element().lstrip("+").removeprefix("lanes.")
+        if key in keys and not override.is_delete():
+            values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
+            lanes[key] = values
         else:
-            kept.append(override)
+            kept.append(str(override.input_line))
     return kept, lanes
 
 

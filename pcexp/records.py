@@ -39,6 +39,13 @@ class Records:
     strays: tuple[str, ...] = ()
 
     @property
+    def module(self) -> str:
+        """Module of the study: in `experiments`, or one of the user's own."""
+        if "config.study._target_" in self.runs.columns and len(self.runs):
+            return str(self.runs["config.study._target_"][0]).rpartition(".")[0]
+        return f"experiments.{self.study}"
+
+    @property
     def command(self) -> str:
         """The command that makes these records."""
         parts = [f"python -m pcexp +experiment={self.study}"]

@@ -56,19 +56,20 @@ def judge(study: Any, records: Records) -> list[Judged]:
     ]
 
 
-def draw(study: Any, records: Records, folder: Path) -> list[Drawn]:
-    """All figures of a study as PNG and PDF, one a data set (and variant)."""
+def figures(study: Any, records: Records, folder: Path, again: bool = True) -> list[Drawn]:
+    """All figures of a study as PNG and PDF, one a data set (and variant); drawn `again`, or only where one is missing."""
     drawn = []
     folder.mkdir(parents=True, exist_ok=True)
     for group in records.groups():
         part = records.select(**group)
         data = " ".join(filter(None, group.values()))
         for name, make in study.FIGURES.items():
-            figure = make(part)
             stem = re.sub(r"[^\w.=-]+", "_", f"fig_{name}_{data}")
-            for kind in ("png", "pdf"):
-                replace_bytes(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
-            plt.close(figure)
+            if again or not (folder / f"{stem}.png").exists():
+                figure = make(part)
+                for kind in ("png", "pdf"):
+                    replace_bytes(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
+                plt.close(figure)
             drawn.append(Drawn(name, data, (make.__doc__ or "").strip(), folder / f"{stem}.png", part))
     return drawn
 
@@ -182,34 +183,31 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options = parser.parse_args(None if arguments is None else list(arguments))
     source = options.results or options.outputs
     target = options.results or options.outputs / "report"
-    names = options.studies or sorted(
-        p.name for p in source.glob("*") if p.is_dir() and (list(p.glob("manifest-*.json")) or list(p.glob("*/runs.csv")))
-    )
+    known = sorted(p.name for p in source.glob("*") if list(p.glob("manifest-*.json")) or list(p.glob("*/runs.csv")))
+    for name in set(options.studies) - set(known):
+        sys.exit(f"pcexp: there are no runs of a study {name} under {source}; there are runs of {', '.join(known) or 'none'}")
     console = Console(width=None if sys.stdout.isatty() else 160)
     parts = []
-    for name in names:
-        try:
-            study = importlib.import_module(f"experiments.{name}")
-        except ModuleNotFoundError:
-            known = sorted(p.stem for p in Path("experiments").glob("*.py") if p.stem != "__init__")
-            sys.exit(f"pcexp: there is no study {name}; studies are {', '.join(known)}")
-        best: dict[str, list[Drawn]] = {}
+    # All studies are on the page; only those asked for are drawn again and printed.
+    for name in known:
+        chosen = not options.studies or name in options.studies
+        drawn_at: str | None = None
         for scale in [options.scale] if options.scale else SCALES:
             records = (
                 read_results(options.results, name, scale) if options.results else read_outputs(options.outputs, name, scale)
             )
             if not len(records.asked):
                 continue
+            study = importlib.import_module(records.module)
             judged = judge(study, records)
-            folder = target / name
-            if options.results:  # results/NAME/ holds the figures of the largest scale that has runs
-                drawn = draw(study, records, folder) if not best else []
-                best["drawn"] = drawn
-                replace_bytes(folder / scale / "claims.csv", claims_csv(judged).encode())
-            else:
-                drawn = draw(study, records, folder / scale)
-                replace_bytes(folder / scale / "claims.csv", claims_csv(judged).encode())
+            # results/NAME/ holds the figures of the largest scale that has runs.
+            drawn_at = drawn_at or scale
+            folder = target / name if options.results else target / name / scale
+            drawn = figures(study, records, folder, again=chosen) if not options.results or drawn_at == scale else []
             parts.append((name, (study.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "), judged, drawn, records))
+            if not chosen:
+                continue
+            replace_bytes(target / name / scale / "claims.csv", claims_csv(judged).encode())
             print_claims(judged, console)
             for stray in records.strays:
                 print(f"left out, not in the manifest of scale {scale}: {source / name / stray}")

@@ -1,54 +1,22 @@
-"""Runs cells: lanes on worker threads, rows and checkpoints between compiled calls, a clean stop at any time.
+"""What a study is given to run a cell: its spec, its folder, and what all cells of a command share."""
 
-On a CPU each worker thread advances one lane at a time inside a synchronous XLA call: products of this size use one core, so
-threads over lanes use all cores, share one compilation, and an uneven number of lanes still fills them. On a GPU the lanes of
-a cell are vmapped in packs.
-"""
-
-import json
-import logging
 import os
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import jax.random as jr
-import numpy as np
 
-from pcexp import checkpoint
 from pcexp.cell import Cell
 from pcexp.data import Dataset
-from pcexp.energy import outputs
-from pcexp.network import Network
 from pcexp.progress import Progress
 from pcexp.provenance import peak_memory_bytes, provenance
-from pcexp.spec import Lane, Spec, spec
+from pcexp.spec import Lane, Spec
 from pcexp.tracking import AbstractTracker, LaneLog
-from pcexp.train import (
-    Measure,
-    Rows,
-    TrainingSet,
-    TrainState,
-    advance,
-    advance_pack,
-    batch_layout,
-    initial_state,
-    iterations,
-)
-
-log = logging.getLogger("pcexp")
-
-ROWS_A_CALL = 256
-FIRST_CALL_ITERATIONS = 8
+from pcexp.train import Measure
 
 
 class Stopped(Exception):
@@ -133,7 +101,7 @@ class Job:
     def finish(self, lane: Lane, outcome: str, summary: Mapping[str, Any], **costs: float) -> None:
         """Record a lane's outcome, its numbers and where they come from; mirror it to the tracker."""
         about = provenance() | {"peak_memory_bytes": peak_memory_bytes()} | costs
-        self.cell.finish(lane.name, values=lane.values, outcome=outcome, summary=dict(summary), provenance=about)
+        self.cell.finish(lane.name, outcome, values=lane.values, summary=dict(summary), provenance=about)
         columns = self.cell.rows(lane.name)
         rows = [
             {name: float(column[i]) for name, column in columns.items() if column.ndim == 1}
@@ -154,246 +122,8 @@ class Job:
 
     def train(self, measure: Measure, probe_size: int) -> None:
         """Train every unfinished lane to its end, recording what `measure` sees. Raises Stopped."""
+        from pcexp.lanes import LaneTraining  # it is built on this module
+
         lanes = self.lanes()
         if lanes:
-            _LaneTraining(self, lanes, measure, probe_size).run()
-
-
-def components(spec: Spec, lane: Lane) -> tuple[Any, Any, Any]:
-    """Parameterisation, learning and optimiser of one lane, every float traced: a new value compiles nothing."""
-    parts = {"parameterisation": spec.parameterisation, "learning": spec.learning, "optimiser": spec.optimiser}
-    for key, value in lane.values.items():
-        if key != "seed":
-            parts |= {key.partition(".")[0]: _replace(parts[key.partition(".")[0]], key.split(".")[1:], value)}
-    traced = {
-        name: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)) if isinstance(leaf, float) else leaf, part)
-        for name, part in parts.items()
-    }
-    return traced["parameterisation"], traced["learning"], traced["optimiser"]
-
-
-def _replace(part: Any, path: Sequence[str], value: float) -> Any:
-    def where(tree: Any) -> Any:
-        for name in path:
-            tree = tree.keywords[name] if isinstance(tree, eqx.Partial) else getattr(tree, name)
-        return tree
-
-    return eqx.tree_at(where, part, value, is_leaf=lambda leaf: leaf is None)
-
-
-def lane_key(spec: Spec, lane: Lane, purpose: int) -> jax.Array:
-    """Random key of a lane; purposes are 0 (initial weights) and 1 (order of the batches)."""
-    return jr.fold_in(jr.fold_in(jr.key(spec.root_seed), int(lane.values["seed"])), purpose)
-
-
-def initial_network(spec: Spec, lane: Lane, dataset: Dataset) -> Network:
-    """The network that a lane starts from."""
-    parameterisation, _, _ = components(spec, lane)
-    return spec.network.build(parameterisation, dataset.input_shape, dataset.d_out, key=lane_key(spec, lane, 0))
-
-
-def trained_network(folder: Path, lane: str) -> Network:
-    """The network that a lane of the cell in `folder` ended with (kept with execution.save_networks=true).
-
-    Raises CheckpointError where it is missing, damaged, or of another shape than the cell's configuration says.
-    """
-    path = folder / "networks" / f"{lane}.npz"
-    about = checkpoint.about(path)
-    cell = spec(json.loads((folder / "config.json").read_text())["science"])
-    shape = tuple(about["input_shape"])
-    network, _ = checkpoint.load(path, cell.network.build(cell.parameterisation, shape, about["d_out"], key=jr.key(0)))
-    return network
-
-
-class _Pack:
-    """Lanes that advance together: one on a CPU, several vmapped on a GPU."""
-
-    def __init__(self, lanes: Sequence[Lane], states: Sequence[TrainState], parts: Sequence[tuple[Any, Any]]) -> None:
-        self.lanes = lanes
-        self.single = len(lanes) == 1
-        stack = (lambda *trees: trees[0]) if self.single else _stack
-        self.state: TrainState = stack(*states)
-        self.learning, self.optimiser = stack(*[p[0] for p in parts]), stack(*[p[1] for p in parts])
-        self.written: dict[str, bool] = {lane.name: False for lane in lanes}
-        self.saved_at = time.monotonic()
-        self.seconds_run = 0.0
-
-    def call(self, data: TrainingSet, spec: Spec, measure: Measure, n: int) -> tuple[Rows, float]:
-        """Advance by n iterations (on a worker thread); the rows, and the seconds that one iteration took."""
-        start, before = time.perf_counter(), self.iteration
-        run = advance if self.single else advance_pack
-        state, rows = run(
-            self.state, self.learning, self.optimiser, data, spec.training, measure, ROWS_A_CALL, jnp.asarray(n, jnp.int32)
-        )
-        jax.block_until_ready((state, rows))
-        self.state = state
-        seconds = time.perf_counter() - start
-        self.seconds_run += seconds
-        return rows, seconds / max(self.iteration - before, 1)
-
-    @property
-    def iteration(self) -> int:
-        """Iterations of the most advanced lane."""
-        return int(np.max(np.asarray(self.state.iteration)))
-
-    def states(self) -> list[TrainState]:
-        """One state a lane."""
-        if self.single:
-            return [self.state]
-        return [
-            jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, self.state)
-            for i in range(len(self.lanes))
-        ]
-
-
-def _stack(*trees: Any) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *trees)
-
-
-class _LaneTraining:
-    """Trains the lanes of one cell on worker threads; only this object's thread writes."""
-
-    def __init__(self, job: Job, lanes: Sequence[Lane], measure: Measure, probe_size: int) -> None:
-        self.job, self.spec, self.cell, self.session = job, job.spec, job.cell, job.session
-        self.measure = measure
-        self.dataset = self.session.datasets(self.spec)
-        train = self.dataset.train
-        n = len(train.x)
-        if self.spec.training.batch_size > n:
-            raise ValueError(f"training.batch_size={self.spec.training.batch_size}: the training set has {n} examples")
-        self.total = iterations(self.spec.training, n)
-        networks = [initial_network(self.spec, lane, self.dataset) for lane in lanes]
-        self.spec.learning.check(networks[0])
-        probe = np.asarray(train.x[:probe_size])
-        self.data = TrainingSet(
-            x=jnp.asarray(train.x),
-            y=jnp.asarray(train.y),
-            probe_x=batch_layout(networks[0], jnp.asarray(probe)),
-            probe_y=jnp.asarray(train.y[:probe_size]).T,
-        )
-        states, parts = [], []
-        for lane, network in zip(lanes, networks, strict=True):
-            _, learning, optimiser = components(self.spec, lane)
-            states.append(self._resume(lane, initial_state(network, optimiser, key=lane_key(self.spec, lane, 1))))
-            parts.append((learning, optimiser))
-        self.cell.rewind({lane.name: int(s.iteration) for lane, s in zip(lanes, states, strict=True)})
-        cpu = jax.default_backend() == "cpu"
-        size = self.session.execution.pack_size or (1 if cpu else len(lanes))
-        self.workers = self.session.execution.workers or (len(os.sched_getaffinity(0)) if cpu else 1)
-        self.packs = [
-            _Pack(lanes[i : i + size], states[i : i + size], parts[i : i + size]) for i in range(0, len(lanes), size)
-        ]
-        self.seconds_an_iteration: float | None = None
-        self.seconds_compile = 0.0
-
-    def _resume(self, lane: Lane, fresh: TrainState) -> TrainState:
-        path = self.cell.checkpoint(lane.name)
-        if not path.exists():
-            return fresh
-        try:
-            state, _ = checkpoint.load(path, fresh)
-        except checkpoint.CheckpointError as error:
-            aside = path.with_suffix(".set-aside")
-            os.replace(path, aside)
-            self.session.progress.say(f"{error}; set aside as {aside}, the lane starts again")
-            return fresh
-        return state
-
-    def run(self) -> None:
-        """Advance packs, the least advanced first, until all lanes are finished or the session stops."""
-        start = time.perf_counter()
-        self.packs[0].call(self.data, self.spec, self.measure, 0)  # no iteration: this compiles, for all packs
-        self.seconds_compile = time.perf_counter() - start
-        self.packs[0].seconds_run = 0.0
-        waiting = deque(self.packs)
-        flying: dict[Future[tuple[Rows, float]], _Pack] = {}
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="lane") as pool:
-            while waiting or flying:
-                while waiting and len(flying) < self.workers and not self.session.stopping:
-                    pack = waiting.popleft()
-                    n = self._call_size()
-                    flying[pool.submit(pack.call, self.data, self.spec, self.measure, n)] = pack
-                if not flying:
-                    break
-                done, _ = wait(flying, return_when=FIRST_COMPLETED)
-                for future in done:
-                    pack = flying.pop(future)
-                    if self._absorb(pack, future):
-                        waiting.append(pack)
-        if waiting:
-            for pack in waiting:
-                self._save(pack)
-            raise Stopped
-
-    def _call_size(self) -> int:
-        if self.seconds_an_iteration is None:
-            return FIRST_CALL_ITERATIONS
-        wanted = int(self.session.execution.call_s / self.seconds_an_iteration)
-        return max(1, min(wanted, ROWS_A_CALL * self.spec.training.record_every))
-
-    def _absorb(self, pack: _Pack, future: Future[tuple[Rows, float]]) -> bool:
-        """Write what a call gave; whether the pack goes on."""
-        try:
-            rows, self.seconds_an_iteration = future.result()
-        except jax.errors.JaxRuntimeError as error:
-            for lane in pack.lanes:
-                reason = str(error).splitlines()[0][:300]
-                self.job.finish(lane, f"failed: {reason}", {})
-                self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
-            return False
-        self._write(pack, rows)
-        states = pack.states()
-        self.session.progress.advance(
-            self.spec, {lane.name: int(state.iteration) for lane, state in zip(pack.lanes, states, strict=True)}, self.total
-        )
-        unfinished = False
-        for lane, state in zip(pack.lanes, states, strict=True):
-            over = bool(state.diverged) or bool(state.stopped) or int(state.iteration) >= self.total
-            if over and not pack.written[lane.name]:
-                self._finish(pack, lane, state)
-                pack.written[lane.name] = True
-            unfinished = unfinished or not over
-        if unfinished and time.monotonic() - pack.saved_at > self.session.execution.checkpoint_s:
-            self._save(pack)
-        return unfinished
-
-    def _write(self, pack: _Pack, rows: Rows) -> None:
-        counts = np.atleast_1d(np.asarray(rows.n_rows))
-        for i, lane in enumerate(pack.lanes):
-            columns = {k: np.asarray(v) if pack.single else np.asarray(v)[i] for k, v in rows.values.items()}
-            self.cell.append({"lane": lane.name} | {k: v[row].tolist() for k, v in columns.items()} for row in range(counts[i]))
-
-    def _save(self, pack: _Pack) -> None:
-        for lane, state in zip(pack.lanes, pack.states(), strict=True):
-            if not pack.written[lane.name]:
-                checkpoint.save(self.cell.checkpoint(lane.name), state, iteration=int(state.iteration))
-        pack.saved_at = time.monotonic()
-
-    def _finish(self, pack: _Pack, lane: Lane, state: TrainState) -> None:
-        summary: dict[str, Any] = {"iterations": int(state.iteration), "iterations_allowed": self.total}
-        summary |= evaluate(state.network, self.dataset)
-        summary |= self.spec.study.summary(self.cell.rows(lane.name))
-        if self.session.execution.save_networks:
-            folder = self.cell.folder / "networks"
-            folder.mkdir(exist_ok=True)
-            sizes = {"input_shape": self.dataset.input_shape, "d_out": self.dataset.d_out}
-            checkpoint.save(folder / f"{lane.name}.npz", state.network, iteration=int(state.iteration), **sizes)
-        outcome = "diverged" if bool(state.diverged) else "done"
-        costs = {"seconds_compile": self.seconds_compile, "seconds_run": pack.seconds_run}
-        self.job.finish(lane, outcome, summary, **costs)
-
-
-_outputs = eqx.filter_jit(outputs)
-
-
-def evaluate(network: Network, dataset: Dataset, batch: int = 1000) -> dict[str, float]:
-    """Test loss 1/(2n) sum ||y - f(x)||^2 and test accuracy over all test examples."""
-    x, y = dataset.test.x, dataset.test.y
-    columns = [
-        np.asarray(_outputs(network, batch_layout(network, jnp.asarray(x[i : i + batch])))) for i in range(0, len(x), batch)
-    ]
-    f = np.concatenate(columns, axis=1).T
-    return {
-        "test_loss": float(np.sum((y - f) ** 2) / (2 * len(x))),
-        "test_accuracy": float(np.mean(np.argmax(f, axis=1) == np.argmax(y, axis=1))),
-    }
+            LaneTraining(self, lanes, measure, probe_size).run()
