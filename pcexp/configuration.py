@@ -66,7 +66,7 @@ def split_lanes(config: DictConfig, overrides: Sequence[str]) -> tuple[list[str]
         if key in keys and not override.is_delete():
             values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
             lanes[key] = values
-        else:
+        if key not in lanes or override.is_add():
             kept.append(str(override.input_line))
     return kept, lanes
 
