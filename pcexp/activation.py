@@ -22,7 +22,7 @@ def activate(activation: Activation, u: Float[Array, "..."]) -> Float[Array, "..
         case "tanh":
             return jnp.tanh(u)
         case "relu":
-            return jnp.maximum(u, 0)
+            return jax.nn.relu(u)
     assert_never(activation)
 
 
@@ -40,7 +40,10 @@ def _derivative(activation: Activation, u: Array) -> Array:
 def activation_difference(
     activation: Activation, u: Float[Array, "..."], d: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Difference phi(u + d) - phi(u), accurate to round-off of the result however small d is."""
+    """Difference phi(u + d) - phi(u), accurate to round-off of phi'(u) d however small d is, while tanh is not saturated.
+
+    Where |tanh(u)| rounds to 1 (|u| above 8 in float32) the difference is lost, and is 0.
+    """
     if activation == "linear":
         return d
     return _difference(activation, u, d)
@@ -89,14 +92,17 @@ def _windows(v: Array, size: int) -> Array:
     return v[: rows * size, : columns * size].reshape(rows, size, columns, size, channels)
 
 
-def _winner(windows: Array) -> Array:
+def _winner(windows: Array, change: Array | None = None) -> Array:
     """Position (row-major) of the largest entry of each window; ties go to the first, so that each has one owner."""
     size = windows.shape[1]
-    best, position = windows[:, 0, :, 0], jnp.zeros(windows[:, 0, :, 0].shape, jnp.int32)
+    change = jnp.zeros_like(windows) if change is None else change
+    best, best_change = windows[:, 0, :, 0], change[:, 0, :, 0]
+    position = jnp.zeros(best.shape, jnp.int32)
     for k in range(1, size * size):
-        candidate = windows[:, k // size, :, k % size]
-        wins = candidate > best
-        best, position = jnp.where(wins, candidate, best), jnp.where(wins, k, position)
+        candidate, candidate_change = windows[:, k // size, :, k % size], change[:, k // size, :, k % size]
+        wins = (candidate - best) + (candidate_change - best_change) > 0
+        best, best_change = jnp.where(wins, candidate, best), jnp.where(wins, candidate_change, best_change)
+        position = jnp.where(wins, k, position)
     return position
 
 
@@ -125,5 +131,5 @@ def max_pool_difference(
     The bracket is exactly zero where the winner is unchanged, so nothing cancels there.
     """
     old, change = _windows(v, size), _windows(d, size)
-    winner = jax.lax.stop_gradient(_winner(old + change))
+    winner = jax.lax.stop_gradient(_winner(old, change))
     return _pick(change, winner) + (_pick(old, winner) - _pick(old, _winner(old)))

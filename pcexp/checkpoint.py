@@ -43,7 +43,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             stored = {name: archive[name] for name in archive.files}
         return stored, json.loads(str(stored.pop("__about__")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is not a checkpoint, or is truncated: {error}") from error
 
 
@@ -66,7 +66,9 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
                 f"{path}: {name} is {stored[name].dtype}{stored[name].shape}, expected {expected.dtype}{expected.shape}"
             )
     leaves = [
-        jax.random.wrap_key_data(jnp.asarray(stored[name])) if _is_key(leaf) else jnp.asarray(stored[name])
+        jax.random.wrap_key_data(jnp.asarray(stored[name]), impl=jax.random.key_impl(leaf))
+        if _is_key(leaf)
+        else jnp.asarray(stored[name])
         for name, leaf in wanted.items()
     ]
     arrays, rest = eqx.partition(like, eqx.is_array)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from pcexp.activation import Activation, activate, activation_difference, max_pool, max_pool_difference
 
-Activities = tuple[Float[Array, "depth ..."], ...]
+Activities = tuple[Float[Array, "_ ..."], ...]
 """One array a segment, layers along the first axis; the last entry is the output z_L."""
 
 
@@ -54,7 +54,9 @@ class AbstractSegment(eqx.Module):
         u = self.multiply(activate(self.before, inputs))
         return u if self.bias is None else u + self.bias
 
-    def after_linear(self, inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+    def after_linear(
+        self, inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]
+    ) -> Float[Array, "depth ..."]:
         """Predictions from linear maps: phi_after(u_l) + tau_l z_l."""
         out = activate(self.after, u)
         return out + inputs if self.skip else out
@@ -211,9 +213,7 @@ class Network(eqx.Module):
 
     def predictions(self, x: Float[Array, "..."], activities: Activities) -> Activities:
         """Predictions mu_l(z_{l-1}) of every layer at the given activities, in one batched product a segment."""
-        return tuple(
-            segment.predict(z) for segment, z in zip(self.segments, self.inputs(x, activities), strict=True)
-        )
+        return tuple(segment.predict(z) for segment, z in zip(self.segments, self.inputs(x, activities), strict=True))
 
     def prediction_differences(self, references: tuple[Reference, ...], deviations: Activities) -> Activities:
         """Differences mu_l(zhat_{l-1} + d_{l-1}) - mu_l(zhat_{l-1}); exactly zero for the first layer, whose input is x."""

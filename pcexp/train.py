@@ -147,7 +147,7 @@ def _advance(
         order = lax.cond((t == start) | (t % per_epoch == 0), permutation, lambda _: order, t)
         index = batch_indices(order, t % per_epoch, batch_size)
         x, y = batch_layout(state.network, data.x[index]), data.y[index].T
-        out = learning.gradient(state.network, x, y, key=jax.random.fold_in(state.key, t))
+        out = learning.gradient(state.network, x, y, key=jax.random.fold_in(jax.random.fold_in(state.key, 1), t))
         finite = jnp.isfinite(out.loss) & jnp.isfinite(jnp.sum(weight_norms(out.gradient)))
 
         seen = Observation(state.network, out.gradient, out.loss, out.diagnostics, data)
@@ -178,7 +178,7 @@ def _advance(
     seen = eqx.filter_eval_shape(_first_observation, state, learning, data, training)
     shapes = {"iteration": state.iteration, **eqx.filter_eval_shape(measure, seen)}
     values = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
-    order = jnp.zeros(n_examples, jnp.int32)
+    order = jnp.zeros(n_examples, int)
     rows = Rows(jnp.zeros((), jnp.int32), values)
     state, _, rows = lax.while_loop(unfinished, iterate, (state, order, rows))
     return state, rows

@@ -43,7 +43,7 @@ class GradientDescent(AbstractInference):
             n_steps=n_steps,
             residual=residual,
             converged=residual <= (0.0 if self.tol is None else self.tol),
-            halvings=halvings,
+            halvings=jnp.minimum(halvings, self.max_halvings),  # the last rise ended inference, it halved nothing
         )
 
     def forward_passes(self) -> float:

@@ -13,7 +13,7 @@ from pcexp.energy import forward_pass
 from pcexp.network import Dense, Network
 
 
-def sensitivities(network: Network) -> tuple[Float[Array, "depth d_out width"], ...]:
+def sensitivities(network: Network) -> tuple[Float[Array, "_ d_out _"], ...]:
     """Derivatives G_l = d yhat / d z_l of every layer, segment by segment (G_L = I). Linear networks only."""
     if not network.is_linear:
         raise ValueError("the closed form holds for linear networks only: choose network.activation=linear")
@@ -40,12 +40,14 @@ def rescaling(network: Network) -> Float[Array, "d_out d_out"]:
     return outer_products(sensitivities(network))
 
 
-def outer_products(gs: tuple[Float[Array, "depth d_out width"], ...]) -> Float[Array, "d_out d_out"]:
+def outer_products(gs: tuple[Float[Array, "_ d_out _"], ...]) -> Float[Array, "d_out d_out"]:
     """Sum of G_l G_l^T over all layers: S."""
     return jnp.sum(jnp.stack([jnp.einsum("lki,lmi->km", g, g) for g in gs]), axis=0)
 
 
-def equilibrated_energy(network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:
+def equilibrated_energy(
+    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]
+) -> Float[Array, ""]:
     """Equilibrated energy F* = 1/(2B) sum_b r_b^T S^-1 r_b with r = y - yhat (theorem 3.1)."""
     r = y - forward_pass(network, x).activities[-1][0]
     return jnp.sum(r * jnp.linalg.solve(rescaling(network), r)) / (2 * y.shape[-1])
