@@ -127,12 +127,18 @@ def main() -> None:
     candidates = {"bare products, PC": bare_products(True), "bare products, BP": bare_products(False)}
     for activation in ("linear", "tanh", "relu"):
         for form in ("deviations", "activities"):
-            candidates[f"PC {activation} {form}"] = training_loop(PC(GradientDescent(lr, STEPS, form), "batch_sum"), activation)
+            candidates[f"PC {activation} {form}"] = training_loop(
+                PC(GradientDescent(lr, STEPS, form), "batch_sum"), activation
+            )
         candidates[f"BP {activation}"] = training_loop(BP("batch_sum"), activation)
     first, seconds = medians(candidates)
     about = provenance()
     record = {
-        "about": {k: about[k] for k in about if k.endswith("version") or k in ("date", "commit", "dirty", "cpu_model", "cpu_count", "device_kind")},
+        "about": {
+            k: about[k]
+            for k in about
+            if k.endswith("version") or k in ("date", "commit", "dirty", "cpu_model", "cpu_count", "device_kind")
+        },
         "gflops_2048": product_rate(),
         "help_seconds": help_seconds(),
         "iteration_us": {name: 1e6 * s / ITERATIONS for name, s in seconds.items()},

@@ -108,7 +108,9 @@ def _pairs(records: Records, activation: str) -> list[tuple[dict[str, Any], dict
         for run in records.select(activation=activation).runs.iter_rows(named=True)
         if run["outcome"] == "done"
     }
-    return [(run, runs["bp", seed]) for (rule, seed), run in sorted(runs.items()) if rule == "pc" and ("bp", seed) in runs]
+    return [
+        (run, runs["bp", seed]) for (rule, seed), run in sorted(runs.items()) if rule == "pc" and ("bp", seed) in runs
+    ]
 
 
 def _asked_pairs(records: Records, activation: str) -> int:
@@ -122,9 +124,7 @@ def passage_ratio(pc: Mapping[str, Any], bp: Mapping[str, Any], event: str) -> R
     return censored_ratio(bp[f"{event}_iteration"], bp[done], pc[f"{event}_iteration"], pc[done])
 
 
-def _judge(
-    records: Records, expected: str, ratio: Callable[[Mapping[str, Any], Mapping[str, Any]], Ratio]
-) -> Verdict:
+def _judge(records: Records, expected: str, ratio: Callable[[Mapping[str, Any], Mapping[str, Any]], Ratio]) -> Verdict:
     """Reproduced if the ratio of every pair of every activation exceeds one, and no pair that was asked for is missing."""
     observed, intervals, everything, missing = [], [], [], 0
     for activation in ACTIVATIONS:
@@ -182,7 +182,9 @@ def _second_plateau_rule(protocol: str) -> Callable[[Records], Verdict]:
         }
         observed = f"{sum(shown)} of {len(runs)} runs"
         interval = "rank-one stretch / departure: " + "; ".join(f"{a} {spread(v)}" for a, v in fractions.items() if v)
-        return Verdict("reproduced" if all(shown) else "not_reproduced", observed, interval, expected, len(runs), part.scale)
+        return Verdict(
+            "reproduced" if all(shown) else "not_reproduced", observed, interval, expected, len(runs), part.scale
+        )
 
     return rule
 
@@ -191,10 +193,20 @@ CLAIMS = tuple(
     claim
     for protocol in PROTOCOLS
     for claim in (
-        Claim("4.5", f"{protocol}: PC leaves the plateau near the origin in fewer iterations than BP", _escape_rule(protocol, "near_origin")),
-        Claim("4.5", f"{protocol}: the same at 0.95, between the plateaus", _escape_rule(protocol, "near_origin", "departure")),
+        Claim(
+            "4.5",
+            f"{protocol}: PC leaves the plateau near the origin in fewer iterations than BP",
+            _escape_rule(protocol, "near_origin"),
+        ),
+        Claim(
+            "4.5",
+            f"{protocol}: the same at 0.95, between the plateaus",
+            _escape_rule(protocol, "near_origin", "departure"),
+        ),
         Claim("B.6", f"{protocol}: the same near the zero-rank saddle", _escape_rule(protocol, "near_zero_rank")),
-        Claim("B.5", f"{protocol}: PC's gradient does not vanish on the plateau as BP's does", _gradient_rule(protocol)),
+        Claim(
+            "B.5", f"{protocol}: PC's gradient does not vanish on the plateau as BP's does", _gradient_rule(protocol)
+        ),
         Claim("4.5", f"{protocol}: PC passes a second plateau at rank one", _second_plateau_rule(protocol)),
     )
 )

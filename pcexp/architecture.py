@@ -108,9 +108,7 @@ class Convolutional(AbstractArchitecture):
             fan_in = c_in * self.kernel_size**2
             at = LayerPosition(index, depth, fan_in, False, self.activation)
             weight_key, bias_key = jr.split(jr.fold_in(key, index))
-            weight = parameterisation.weight(
-                at, (1, self.kernel_size, self.kernel_size, c_in, c_out), key=weight_key
-            )
+            weight = parameterisation.weight(at, (1, self.kernel_size, self.kernel_size, c_in, c_out), key=weight_key)
             bias = default_bias((1, 1, 1, c_out), fan_in, bias_key)
             a = parameterisation.premultiplier(at)
             segments.append(Convolution(weight, bias, a, False, "linear", self.activation, self.pool))

@@ -1,11 +1,11 @@
 """One cell on disk: its lock, its rows, its finished lanes. Nothing computed is lost, nothing half-written is read as data.
 
-    outputs/STUDY/CELL/config.json     the science half and the labels
-                       lock            who works here; its modification time is the heartbeat
-                       rows.jsonl      rows of all lanes, appended while running
-                       lanes.jsonl     one line a finished lane: outcome, summary, provenance
-                       checkpoints/    where unfinished lanes stand
-                       DONE            all lanes asked for are finished
+outputs/STUDY/CELL/config.json     the science half and the labels
+                   lock            who works here; its modification time is the heartbeat
+                   rows.jsonl      rows of all lanes, appended while running
+                   lanes.jsonl     one line a finished lane: outcome, summary, provenance
+                   checkpoints/    where unfinished lanes stand
+                   DONE            all lanes asked for are finished
 """
 
 import errno
@@ -52,7 +52,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise OutputError(f"{path}, line {number}, is not JSON: {error}; set the file aside and run again") from error
+                raise OutputError(
+                    f"{path}, line {number}, is not JSON: {error}; set the file aside and run again"
+                ) from error
 
 
 class Cell:

@@ -51,7 +51,9 @@ def variant(hydra: Any, lane_keys: set[str]) -> str:
         key = override.partition("=")[0].lstrip("+~")
         if override.startswith("+lanes.") and key != "lanes.seed":
             changed.append(override)  # a lane key that the study does not have makes other cells
-        elif key not in free and key.partition(".")[0] not in ("lanes", "execution", "tracker") and key not in lane_keys:
+        elif (
+            key not in free and key.partition(".")[0] not in ("lanes", "execution", "tracker") and key not in lane_keys
+        ):
             changed.append(override)
     return " ".join(sorted(changed))
 
@@ -109,5 +111,3 @@ def _remove_nested(block: dict[str, Any], key: str) -> None:
     for part in parents:
         block = block.get(part, {})
     block.pop(last, None)
-
-

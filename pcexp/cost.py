@@ -58,7 +58,9 @@ def describe(specs: Sequence[Spec], costs: Mapping[str, Cost], folder: Path, sca
     units = len(os.sched_getaffinity(0)) if backend == "cpu" else len(jax.devices())
     seconds = sum(cost.flops for cost in costs.values()) / ASSUMED_FLOPS_A_SECOND[backend] / units
     memory = max((cost.bytes for cost in costs.values()), default=0.0) / 1e9
-    work = f"about {duration(seconds)} and {memory:.1f} GB on {units} {backend} unit(s)" if todo else "nothing left to run"
+    work = (
+        f"about {duration(seconds)} and {memory:.1f} GB on {units} {backend} unit(s)" if todo else "nothing left to run"
+    )
     lines = [f"{folder} at scale {scale}: {len(specs)} cells, {total_lanes} lanes, {todo} to run; {work}"]
     leaves = [dict(flat(spec.science)) for spec in specs]
     varying = [key for key in sorted(set().union(*leaves)) if len({str(cell.get(key)) for cell in leaves}) > 1]

@@ -49,7 +49,9 @@ def components(spec: Spec, lane: Lane) -> tuple[Any, Any, Any]:
         if key != "seed":
             parts |= {key.partition(".")[0]: _replace(parts[key.partition(".")[0]], key.split(".")[1:], value)}
     traced = {
-        name: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)) if isinstance(leaf, float) else leaf, part)
+        name: jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, jnp.result_type(float)) if isinstance(leaf, float) else leaf, part
+        )
         for name, part in parts.items()
     }
     return traced["parameterisation"], traced["learning"], traced["optimiser"]
@@ -106,7 +108,14 @@ class _Pack:
         start, before = time.perf_counter(), self.iteration
         run = advance if self.single else advance_pack
         state, rows = run(
-            self.state, self.learning, self.optimiser, data, spec.training, measure, ROWS_A_CALL, jnp.asarray(n, jnp.int32)
+            self.state,
+            self.learning,
+            self.optimiser,
+            data,
+            spec.training,
+            measure,
+            ROWS_A_CALL,
+            jnp.asarray(n, jnp.int32),
         )
         jax.block_until_ready((state, rows))
         self.state = state
@@ -230,7 +239,9 @@ class LaneTraining:
         self._write(pack, rows)
         states = pack.states()
         self.session.progress.advance(
-            self.spec, {lane.name: int(state.iteration) for lane, state in zip(pack.lanes, states, strict=True)}, self.total
+            self.spec,
+            {lane.name: int(state.iteration) for lane, state in zip(pack.lanes, states, strict=True)},
+            self.total,
         )
         unfinished = False
         for lane, state in zip(pack.lanes, states, strict=True):
@@ -247,7 +258,9 @@ class LaneTraining:
         counts = np.atleast_1d(np.asarray(rows.n_rows))
         for i, lane in enumerate(pack.lanes):
             columns = {k: np.asarray(v) if pack.single else np.asarray(v)[i] for k, v in rows.values.items()}
-            self.cell.append({"lane": lane.name} | {k: v[row].tolist() for k, v in columns.items()} for row in range(counts[i]))
+            self.cell.append(
+                {"lane": lane.name} | {k: v[row].tolist() for k, v in columns.items()} for row in range(counts[i])
+            )
 
     def _save(self, pack: _Pack) -> None:
         for lane, state in zip(pack.lanes, pack.states(), strict=True):
@@ -278,7 +291,8 @@ def evaluate(network: Network, dataset: Dataset, batch: int = 1000) -> dict[str,
     """Test loss 1/(2n) sum ||y - f(x)||^2 and test accuracy over all test examples."""
     x, y = dataset.test.x, dataset.test.y
     columns = [
-        np.asarray(_outputs(network, batch_layout(network, jnp.asarray(x[i : i + batch])))) for i in range(0, len(x), batch)
+        np.asarray(_outputs(network, batch_layout(network, jnp.asarray(x[i : i + batch]))))
+        for i in range(0, len(x), batch)
     ]
     f = np.concatenate(columns, axis=1).T
     with np.errstate(over="ignore", invalid="ignore"):  # of a lane that diverged

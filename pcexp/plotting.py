@@ -72,7 +72,9 @@ def caption(axis: Axes, about: str, n: int) -> None:
 
 def note(axis: Axes, text: str) -> None:
     """A remark in the middle of a panel, for one that has nothing to draw."""
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=8, color="#777777", wrap=True)
+    axis.text(
+        0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=8, color="#777777", wrap=True
+    )
 
 
 def legend(figure: Figure, handles: Sequence[Any]) -> None:

@@ -33,7 +33,12 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+            )
             self._bar = Bar(*columns, console=self.console)
             self._task = self._bar.add_task("starting", total=sum(self._costs.values()) or 1, note="")
             self._bar.start()
@@ -70,7 +75,8 @@ class Progress:
 
     def _show(self, spec: "Spec") -> None:
         work = sum(
-            self._costs.get(cell, 0) * sum(done.values()) / max(self._lanes[cell], 1) for cell, done in self._done.items()
+            self._costs.get(cell, 0) * sum(done.values()) / max(self._lanes[cell], 1)
+            for cell, done in self._done.items()
         )
         total = sum(self._costs.values()) or 1.0
         now = time.monotonic()

@@ -64,12 +64,18 @@ class Records:
             return frame
 
         runs = chosen(self.runs)
-        rows = self.rows.join(runs.select("cell", "lane"), on=["cell", "lane"], how="semi") if len(runs) else self.rows.clear()
+        rows = (
+            self.rows.join(runs.select("cell", "lane"), on=["cell", "lane"], how="semi")
+            if len(runs)
+            else self.rows.clear()
+        )
         return Records(self.study, self.scale, runs, rows, chosen(self.asked), self.strays)
 
     def groups(self) -> list[dict[str, str]]:
         """What is judged and drawn apart: each data set, and each variant (overrides that make another experiment)."""
-        return self.asked.select("data", "variant").unique().sort("data", "variant").to_dicts() if len(self.asked) else []
+        return (
+            self.asked.select("data", "variant").unique().sort("data", "variant").to_dicts() if len(self.asked) else []
+        )
 
     @property
     def about(self) -> str:
@@ -117,7 +123,15 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
         finished = {e["lane"]: e for e in read_lines(folder / cell / "lanes.jsonl") if e["lane"] in entry["lanes"]}
         for lane, done in finished.items():
             runs.append(
-                {"study": study, "scale": scale, "cell": cell, "lane": lane, **entry["labels"], **extra, **done["values"]}
+                {
+                    "study": study,
+                    "scale": scale,
+                    "cell": cell,
+                    "lane": lane,
+                    **entry["labels"],
+                    **extra,
+                    **done["values"],
+                }
                 | {"outcome": done["outcome"], **done["summary"]}
                 | {f"config.{key}": value for key, value in flat(science)}
                 | {f"run.{key}": value for key, value in done["provenance"].items()}
@@ -126,7 +140,9 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
             {"cell": cell, **_wide(row)} for row in read_lines(folder / cell / "rows.jsonl") if row["lane"] in finished
         ]
     cells_there = {path.parent.name for path in folder.glob("*/config.json")}
-    return Records(study, scale, _frame(runs), _frame(rows), _frame(asked), tuple(sorted(cells_there - manifest.keys())))
+    return Records(
+        study, scale, _frame(runs), _frame(rows), _frame(asked), tuple(sorted(cells_there - manifest.keys()))
+    )
 
 
 def _extra_labels(science: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +159,9 @@ def read_results(results: Path, study: str, scale: str) -> Records:
     # Hashes can look like numbers, and an empty string is a variant's name, not a missing one.
     texts = {"lane": pl.String, "cell": pl.String, "variant": pl.String}
     runs, asked = (
-        pl.read_csv(folder / name, infer_schema_length=None, schema_overrides=texts).with_columns(pl.col("variant").fill_null(""))
+        pl.read_csv(folder / name, infer_schema_length=None, schema_overrides=texts).with_columns(
+            pl.col("variant").fill_null("")
+        )
         for name in ("runs.csv", "asked.csv")
     )
     return Records(study, scale, runs, pl.read_parquet(folder / "records.parquet"), asked)
@@ -177,10 +195,14 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     new, old = read_outputs(outputs, study, scale), read_results(results, study, scale)
     runs = _merge(old.runs, new.runs, ("cell", "lane"))
     fresh = thinned(new.rows).with_columns(pl.selectors.float().cast(pl.Float32)) if len(new.rows) else new.rows
-    stale = old.rows.join(fresh.select("cell", "lane").unique(), on=["cell", "lane"], how="anti") if len(old.rows) and len(
-        fresh
-    ) else old.rows
-    rows = pl.concat([f for f in (stale, fresh) if len(f)], how="diagonal_relaxed") if len(stale) or len(fresh) else fresh
+    stale = (
+        old.rows.join(fresh.select("cell", "lane").unique(), on=["cell", "lane"], how="anti")
+        if len(old.rows) and len(fresh)
+        else old.rows
+    )
+    rows = (
+        pl.concat([f for f in (stale, fresh) if len(f)], how="diagonal_relaxed") if len(stale) or len(fresh) else fresh
+    )
     asked = _merge(old.asked, new.asked, ("cell", "lane"))
     folder = results / study / scale
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +224,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     options = parser.parse_args(None if arguments is None else list(arguments))
     manifests = sorted((options.outputs / options.study).glob("manifest-*.json"))
     if not manifests:
-        sys.exit(f"no runs of {options.study} under {options.outputs}: run python -m pcexp +experiment={options.study} first")
+        sys.exit(
+            f"no runs of {options.study} under {options.outputs}: run python -m pcexp +experiment={options.study} first"
+        )
     from pcexp import report
 
     for manifest in manifests:

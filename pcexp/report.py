@@ -153,7 +153,12 @@ def _provenance(records: Records) -> str:
         ("date", "run.date"),
     ):
         if column in records.runs.columns:
-            values = sorted({str(v)[:12] if label == "commit" else str(v)[:10] if label == "date" else str(v) for v in records.runs[column]})
+            values = sorted(
+                {
+                    str(v)[:12] if label == "commit" else str(v)[:10] if label == "date" else str(v)
+                    for v in records.runs[column]
+                }
+            )
             parts.append(f"{label} {values[0] if len(values) == 1 else f'{values[0]} ... {values[-1]}'}")
     if "run.dirty" in records.runs.columns and records.runs["run.dirty"].any():
         parts.append("with uncommitted changes")
@@ -165,7 +170,10 @@ def _provenance(records: Records) -> str:
 def index_markdown(parts: Sequence[tuple[str, str, Sequence[Judged], Sequence[Drawn], Records]]) -> str:
     """INDEX.md of results/: a table of figures and their claims."""
     lines = ["# Results", "", "Written by `make records`; `index.html` beside this file shows the figures.", ""]
-    lines += ["| study | scale | data | figure | claim | status | observed |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    lines += [
+        "| study | scale | data | figure | claim | status | observed |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for study, _, judged, _, records in parts:
         for data, claim, v in judged:
             cells = (study, records.scale, data, claim.figure, claim.statement, v.status.replace("_", " "), v.observed)
@@ -176,7 +184,9 @@ def index_markdown(parts: Sequence[tuple[str, str, Sequence[Judged], Sequence[Dr
 def main(arguments: Iterable[str] | None = None) -> None:
     """`python -m pcexp.report NAME ...`: claims table, figures and page of studies that have been run."""
     parser = argparse.ArgumentParser(prog="python -m pcexp.report", description=main.__doc__)
-    parser.add_argument("studies", nargs="*", metavar="NAME", help="studies, as in experiments/NAME.py; default: all with runs")
+    parser.add_argument(
+        "studies", nargs="*", metavar="NAME", help="studies, as in experiments/NAME.py; default: all with runs"
+    )
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)")
     parser.add_argument("--results", type=Path, help="read committed records from here, and render beside them")
     parser.add_argument("--scale", choices=SCALES, help="default: every scale that has runs")
@@ -185,7 +195,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
     target = options.results or options.outputs / "report"
     known = sorted(p.name for p in source.glob("*") if list(p.glob("manifest-*.json")) or list(p.glob("*/runs.csv")))
     for name in set(options.studies) - set(known):
-        sys.exit(f"pcexp: there are no runs of a study {name} under {source}; there are runs of {', '.join(known) or 'none'}")
+        sys.exit(
+            f"pcexp: there are no runs of a study {name} under {source}; there are runs of {', '.join(known) or 'none'}"
+        )
     console = Console(width=None if sys.stdout.isatty() else 160)
     parts = []
     # All studies are on the page; only those asked for are drawn again and printed.
@@ -194,7 +206,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
         drawn_at: str | None = None
         for scale in [options.scale] if options.scale else SCALES:
             records = (
-                read_results(options.results, name, scale) if options.results else read_outputs(options.outputs, name, scale)
+                read_results(options.results, name, scale)
+                if options.results
+                else read_outputs(options.outputs, name, scale)
             )
             if not len(records.asked):
                 continue
@@ -204,7 +218,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
             drawn_at = drawn_at or scale
             folder = target / name if options.results else target / name / scale
             drawn = figures(study, records, folder, again=chosen) if not options.results or drawn_at == scale else []
-            parts.append((name, (study.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "), judged, drawn, records))
+            parts.append(
+                (name, (study.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "), judged, drawn, records)
+            )
             if not chosen:
                 continue
             replace_bytes(target / name / scale / "claims.csv", claims_csv(judged).encode())

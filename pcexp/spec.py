@@ -123,7 +123,9 @@ def lane_values(config: Mapping[str, Any]) -> tuple[set[str], list[dict[str, flo
             values = list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
             for value in values:
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise SpecError(f"lanes.{key}: {value!r} is not a number; axes of other kinds go to hydra.sweeper.params")
+                    raise SpecError(
+                        f"lanes.{key}: {value!r} is not a number; axes of other kinds go to hydra.sweeper.params"
+                    )
             if key == "seed" and not all(isinstance(v, int) for v in values):
                 raise SpecError(f"lanes.seed={values}: seeds are whole numbers")
             used = _used_key(config, key)
@@ -155,7 +157,11 @@ def build(node: Any, path: str, allowed: Sequence[str], partial: bool = False) -
     parameters = inspect.signature(target).parameters
     _known(given, tuple(parameters), path)
     for key, parameter in parameters.items():
-        if parameter.default is parameter.empty and key not in given and parameter.kind == parameter.POSITIONAL_OR_KEYWORD:
+        if (
+            parameter.default is parameter.empty
+            and key not in given
+            and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+        ):
             raise SpecError(f"{path}.{key} is not set, and {name} needs it")
     arguments = {key: build(value, f"{path}.{key}", allowed) for key, value in given.items()}
     for key, value in arguments.items():
@@ -191,7 +197,9 @@ def _without_defaults(node: Any) -> Any:
 
 def _locate(name: Any, path: str, allowed: Sequence[str]) -> Any:
     if not isinstance(name, str) or not name.startswith(tuple(allowed)):
-        raise SpecError(f"{path}={name!r} is outside the allowed prefixes {', '.join(allowed)} (execution.targets adds one)")
+        raise SpecError(
+            f"{path}={name!r} is outside the allowed prefixes {', '.join(allowed)} (execution.targets adds one)"
+        )
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -253,7 +261,9 @@ def _used_key(config: Mapping[str, Any], key: str) -> str | None:
             raise SpecError(f"lanes.{key}: the configuration has no such key")
         node = node[part]
     if key.partition(".")[0] not in ("parameterisation", "learning", "optimiser") or isinstance(node, (bool, str)):
-        raise SpecError(f"lanes.{key} cannot vary inside a cell: lanes are numbers of parameterisation, learning, optimiser")
+        raise SpecError(
+            f"lanes.{key} cannot vary inside a cell: lanes are numbers of parameterisation, learning, optimiser"
+        )
     return key
 
 

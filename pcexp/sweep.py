@@ -44,7 +44,9 @@ def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
     settings = configs[0]
     try:
         specs = plans(configs)
-        execution: Execution = build({"_target_": "pcexp.runner.Execution", **settings["execution"]}, "execution", ALLOWED_TARGETS)
+        execution: Execution = build(
+            {"_target_": "pcexp.runner.Execution", **settings["execution"]}, "execution", ALLOWED_TARGETS
+        )
         tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
         for cell in specs:
             cell.learning.check(_shapes(cell))

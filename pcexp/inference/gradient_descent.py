@@ -49,9 +49,7 @@ class GradientDescent(AbstractInference):
     def forward_passes(self) -> float:
         return 2.0 * (self.max_steps + 1)
 
-    def _fixed(
-        self, problem: InferenceProblem, start: Activities
-    ) -> tuple[Activities, Int[Array, ""], Int[Array, ""]]:
+    def _fixed(self, problem: InferenceProblem, start: Activities) -> tuple[Activities, Int[Array, ""], Int[Array, ""]]:
         def step(_: Int[Array, ""], hidden: Activities) -> Activities:
             _, gradient = problem.energy_and_gradient(self.form, hidden)
             return _descend(hidden, gradient, self.activity_lr)

@@ -29,7 +29,12 @@ class AbstractLearning(eqx.Module):
     """A learning rule; its fields are its hyperparameters."""
 
     def gradient(
-        self, network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"], *, key: PRNGKeyArray | None = None
+        self,
+        network: Network,
+        x: Float[Array, "..."],
+        y: Float[Array, "d_out batch"],
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
         """Weight gradient of one batch."""
         raise NotImplementedError

@@ -16,11 +16,18 @@ class BP(AbstractLearning):
     gradient_scale: GradientScale
 
     def gradient(
-        self, network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"], *, key: PRNGKeyArray | None = None
+        self,
+        network: Network,
+        x: Float[Array, "..."],
+        y: Float[Array, "d_out batch"],
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
         value, gradient = eqx.filter_value_and_grad(loss)(network, x, y)
         factor = gradient_factor(self.gradient_scale, y)
-        return WeightGradient(jax.tree.map(lambda g: factor * g, gradient), value, {"gradient_factor": jnp.asarray(factor)})
+        return WeightGradient(
+            jax.tree.map(lambda g: factor * g, gradient), value, {"gradient_factor": jnp.asarray(factor)}
+        )
 
     def forward_passes(self) -> float:
         return 3.0

@@ -30,7 +30,12 @@ class PC(AbstractLearning):
     gradient_scale: GradientScale
 
     def gradient(
-        self, network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"], *, key: PRNGKeyArray | None = None
+        self,
+        network: Network,
+        x: Float[Array, "..."],
+        y: Float[Array, "d_out batch"],
+        *,
+        key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
         problem = InferenceProblem.from_batch(network, x, y)
         equilibrium = self.inference.solve(problem, key=key)

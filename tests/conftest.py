@@ -1,0 +1,30 @@
+"""Settings that every test runs under: no silent broadcasting, annotations of pcexp enforced, a seeded Hypothesis."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before jax is imported, and inherited by the processes that tests start.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+sys.path.append(str(Path(__file__).parent / "numerics"))  # by_hand and typechecker, shared with the tests of the theory
+
+import jax
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Never uninstalled: modules of pcexp are imported whenever a test first needs them.
+install_import_hook("pcexp", "typechecker.checked")
+
+# Deadlines would measure compilation; a derandomised run fails on every machine or on none.
+settings.register_profile("pcexp", deadline=None, derandomize=True, database=None)
+settings.load_profile("pcexp")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """float64 throughout, as for all theory."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,322 @@
+"""Known defects: a piece of the package's text, what to put in its place, and the tests that must notice."""
+
+from typing import NamedTuple
+
+
+class Defect(NamedTuple):
+    """`sound` occurs once in pcexp/`file`; with `planted` there instead, one of `tests` must fail."""
+
+    name: str
+    file: str
+    sound: str
+    planted: str
+    tests: tuple[str, ...]
+
+
+NUMERICS = "tests/numerics/"
+BY_HAND = f"{NUMERICS}test_energy.py::test_energy_errors_and_gradients_are_those_of_a_loop_written_by_hand"
+PRE = (f"{BY_HAND}[pre-activation, tanh, biases, skips, muPC-2]",)
+POST = (f"{BY_HAND}[post-activation, relu, biases, no skips, standard-2]",)
+ENDS = (
+    f"{NUMERICS}test_energy.py::"
+    "test_the_ends_have_no_skip_and_phi_acts_neither_on_x_nor_on_the_output_even_where_shapes_would_allow_it",
+)
+DRAWS = (f"{NUMERICS}test_energy.py::test_the_segment_size_does_not_change_a_drawn_weight_or_bias",)
+ACTIVATION = f"{NUMERICS}test_activation.py::"
+CONVOLUTION = f"{NUMERICS}test_convolution.py::"
+PARAMETERISATION = f"{NUMERICS}test_parameterisation.py::"
+TABLE = (f"{PARAMETERISATION}test_premultipliers_are_those_of_table_5_1",)
+INFERENCE = f"{NUMERICS}test_inference.py::"
+STEPS = (f"{INFERENCE}test_gradient_descent_takes_the_steps_that_a_loop_written_by_hand_takes[tanh-pre-deviations]",)
+HALVING = (f"{INFERENCE}test_the_halving_schedule_is_the_published_one[2.5-1-1-False-deviations]",)
+LEARNING = f"{NUMERICS}test_learning.py::"
+SCALES = (f"{LEARNING}test_backpropagation_is_the_gradient_of_the_written_out_objective",)
+TRAIN = f"{NUMERICS}test_train.py::"
+TRAINING = (f"{TRAIN}test_training_takes_the_steps_of_a_loop_written_by_hand[BP, SGD]",)
+ORDER = (f"{TRAIN}test_an_epoch_visits_every_example_at_most_once_in_an_order_of_its_own",)
+LANES = (f"{TRAIN}test_lanes_advance_together_as_they_do_one_by_one_and_one_that_diverges_stops_alone",)
+EQUILIBRIUM = "tests/theory/test_equilibrium.py::"
+DENSE = (f"{EQUILIBRIUM}test_the_closed_form_is_the_solution_of_the_dense_system[muPC with skips and biases]",)
+THEOREM = (
+    f"{EQUILIBRIUM}test_the_equilibrated_energy_is_that_of_theorem_3_1_and_of_the_dense_solution"
+    "[muPC with skips and biases]",
+)
+
+DEFECTS = (
+    Defect("the energy without its half", "energy.py", "/ (2 * e.shape[axis])", "/ e.shape[axis]", POST),
+    Defect("the summed energy without its half", "energy.py", "return 0.5 * jnp.sum(", "return jnp.sum(", STEPS),
+    Defect("the energy divided by the width", "energy.py", "/ (2 * e.shape[axis])", "/ (2 * e.shape[1])", POST),
+    Defect(
+        "step size over batch",
+        "inference/base.py",
+        "summed_energy(self.errors(form, h))",
+        "summed_energy(self.errors(form, h)) / self.y.shape[-1]",
+        (f"{INFERENCE}test_an_example_has_the_same_equilibrium_alone_and_in_a_batch",),
+    ),
+    Defect(
+        "activities climb the energy",
+        "inference/gradient_descent.py",
+        "z - step_size * g",
+        "z + step_size * g",
+        STEPS,
+    ),
+    Defect("weights climb the energy", "learning/pc.py", "-e / batch", "e / batch", POST),
+    Defect(
+        "weight gradients divided by the width",
+        "learning/pc.py",
+        "batch = activities[-1].shape[-1]",
+        "batch = activities[-1].shape[-2]",
+        POST,
+    ),
+    Defect(
+        "dense layers ignore the premultiplier",
+        "network.py",
+        "return product if self.premultiplier == 1 else self.premultiplier * product",
+        "return product",
+        PRE,
+    ),
+    Defect(
+        "convolutions ignore the premultiplier",
+        "network.py",
+        "return out if self.premultiplier == 1 else self.premultiplier * out",
+        "return out",
+        (f"{CONVOLUTION}test_a_segment_is_a_scaled_convolution_a_bias_the_activation_and_max_pooling",),
+    ),
+    Defect(
+        "an even kernel is padded on the wrong side",
+        "network.py",
+        "below = (kernel - 1) // 2",
+        "below = kernel // 2",
+        (f"{CONVOLUTION}test_the_linear_map_is_xlas_convolution_and_so_are_its_gradients[2]",),
+    ),
+    Defect("biases are ignored", "network.py", "return u if self.bias is None else u + self.bias", "return u", POST),
+    Defect("square weights are transposed", "network.py", '"loi,li->lo"', '"lio,li->lo"', PRE),
+    Defect(
+        "differences skip one layer too many",
+        "network.py",
+        "if last is None and segment.depth == 1:",
+        "if len(differences) < 2 and segment.depth == 1:",
+        (f"{BY_HAND}[pre-activation, tanh, biases, skips, muPC-1]",),
+    ),
+    Defect(
+        "differences forget the skip",
+        "network.py",
+        "return out + d if self.skip else out",
+        "return out",
+        PRE,
+    ),
+    Defect(
+        "predictions forget the skip",
+        "network.py",
+        "return out + inputs if self.skip else out",
+        "return out",
+        PRE,
+    ),
+    Defect(
+        "the last layer has a skip",
+        "architecture.py",
+        "skip=self.skips and 1 < layers[0] < self.depth",
+        "skip=self.skips and 1 < layers[0]",
+        ENDS,
+    ),
+    Defect(
+        "the first layer has a skip",
+        "architecture.py",
+        "skip=self.skips and 1 < layers[0] < self.depth",
+        "skip=self.skips and layers[0] < self.depth",
+        ENDS,
+    ),
+    Defect(
+        "phi acts on the input",
+        "architecture.py",
+        'if self.form == "pre" and layers[0] > 1',
+        'if self.form == "pre"',
+        ENDS,
+    ),
+    Defect(
+        "phi acts on the output",
+        "architecture.py",
+        'if self.form == "post" and layers[0] < self.depth',
+        'if self.form == "post"',
+        ENDS,
+    ),
+    Defect(
+        "layers of a segment share their draw",
+        "architecture.py",
+        "jr.fold_in(self.key, at.layer)",
+        "jr.fold_in(self.key, layers[0])",
+        DRAWS,
+    ),
+    Defect(
+        "relu forgets that it switches off",
+        "activation.py",
+        "jnp.where(z > 0, d, -u)",
+        "jnp.where(z > 0, d, 0)",
+        (f"{ACTIVATION}test_a_relu_difference_crosses_the_kink_as_the_function_does",),
+    ),
+    Defect(
+        "the difference of tanh with a wrong sign",
+        "activation.py",
+        "(1 - jnp.tanh(u) * jnp.tanh(u + d))",
+        "(1 + jnp.tanh(u) * jnp.tanh(u + d))",
+        (f"{ACTIVATION}test_differences_keep_full_relative_accuracy_in_float32[tanh]",),
+    ),
+    Defect(
+        "a difference has its slope at the start",
+        "activation.py",
+        "at_end = _derivative(activation, u + d)",
+        "at_end = _derivative(activation, u)",
+        (f"{ACTIVATION}test_derivatives_of_a_difference_are_its_finite_differences[tanh]",),
+    ),
+    Defect(
+        "max pooling forgets that its winner changes",
+        "activation.py",
+        "return _pick(change, winner) + (_pick(old, winner) - _pick(old, _winner(old)))",
+        "return _pick(change, winner)",
+        (f"{ACTIVATION}test_pooled_differences_agree_with_subtraction_whether_or_not_the_winner_changes",),
+    ),
+    Defect(
+        "muPC's output scaled as NTK's",
+        "parameterisation.py",
+        "return 1 / at.fan_in if at.is_output",
+        "return 1 / math.sqrt(at.fan_in) if at.is_output",
+        TABLE,
+    ),
+    Defect(
+        "residual branches without the depth",
+        "parameterisation.py",
+        "at.fan_in * (at.depth if residual else 1)",
+        "at.fan_in",
+        TABLE,
+    ),
+    Defect(
+        "the zero-rank saddle at the wrong layer",
+        "parameterisation.py",
+        "if at.layer == at.depth - 1:",
+        "if at.layer == at.depth:",
+        (f"{PARAMETERISATION}test_near_the_zero_rank_saddle_only_the_penultimate_matrix_is_at_the_default",),
+    ),
+    Defect(
+        "uniform draws with twice their range",
+        "parameterisation.py",
+        "bound = 1 / math.sqrt(fan_in)",
+        "bound = 2 / math.sqrt(fan_in)",
+        (f"{PARAMETERISATION}test_standard_uniform_weights_fill_plus_minus_one_over_the_root_of_the_fan_in",),
+    ),
+    Defect(
+        "the residual without the number of units",
+        "inference/base.py",
+        "jnp.sqrt(total / sum(leaf.size for leaf in tree))",
+        "jnp.sqrt(total / len(tree))",
+        STEPS,
+    ),
+    Defect(
+        "the step is never halved",
+        "inference/gradient_descent.py",
+        "halvings = halvings + (energy > last_energy)",
+        "halvings = halvings + (energy > jnp.inf)",
+        HALVING,
+    ),
+    Defect(
+        "a halved step is forgotten",
+        "inference/gradient_descent.py",
+        "self.activity_lr * jnp.exp2(-halvings.astype(energy.dtype))",
+        "self.activity_lr * jnp.where(energy > last_energy, 0.5, 1.0)",
+        HALVING,
+    ),
+    Defect(
+        "the tolerance is on the square",
+        "inference/gradient_descent.py",
+        "(root_mean_square(gradient) <= self.tol)",
+        "(root_mean_square(gradient) ** 2 <= self.tol)",
+        (f"{INFERENCE}test_a_tolerance_ends_inference_at_the_first_residual_below_it",),
+    ),
+    Defect(
+        "the summed gradient is a mean",
+        "learning/base.py",
+        '"batch_sum": float(batch)',
+        '"batch_sum": 1.0',
+        SCALES,
+    ),
+    Defect(
+        "the mean squared error's gradient without its two",
+        "learning/base.py",
+        "2.0 / d_out",
+        "1.0 / d_out",
+        SCALES,
+    ),
+    Defect(
+        "the rescaling without its identity",
+        "theory/equilibrated.py",
+        'jnp.einsum("lki,lmi->km", g, g) for g in gs]',
+        'jnp.einsum("lki,lmi->km", g, g) for g in gs[:-1]]',
+        THEOREM,
+    ),
+    Defect(
+        "the equilibrated energy without its half",
+        "theory/equilibrated.py",
+        "/ (2 * y.shape[-1])",
+        "/ y.shape[-1]",
+        THEOREM,
+    ),
+    Defect(
+        "the closed form transposes its weights",
+        "inference/closed_form.py",
+        "segment.weight[layer] @ last",
+        "segment.weight[layer].T @ last",
+        DENSE,
+    ),
+    Defect(
+        "the order of batches is that of the first epoch",
+        "train.py",
+        "epoch_permutation(state.key, iteration // per_epoch, n_examples)",
+        "epoch_permutation(state.key, 0 * iteration, n_examples)",
+        ORDER,
+    ),
+    Defect(
+        "the order of batches is drawn once a call",
+        "train.py",
+        "(t == start) | (t % per_epoch == 0)",
+        "t == start",
+        ORDER,
+    ),
+    Defect(
+        "rows are recorded one iteration late",
+        "train.py",
+        "record = (t % training.record_every == 0) | ~finite",
+        "record = ((t + 1) % training.record_every == 0) | ~finite",
+        (f"{TRAIN}test_calls_cut_anywhere_give_the_same_bits_as_one_call",),
+    ),
+    Defect(
+        "measured after the update",
+        "train.py",
+        "seen = Observation(state.network,",
+        "moved = eqx.apply_updates(state.network, optimiser().update(out.gradient, state.optimiser_state)[0])\n"
+        "        seen = Observation(moved,",
+        TRAINING,
+    ),
+    Defect("a diverged lane goes on", "train.py", "diverged=~finite", "diverged=jnp.array(False)", LANES),
+    Defect(
+        "a lane stops within an epoch",
+        "train.py",
+        "stopped=stopped & ends_epoch",
+        "stopped=stopped",
+        (f"{TRAIN}test_a_lane_stops_at_the_end_of_the_first_epoch_that_meets_its_rule[stop_improvement]",),
+    ),
+    Defect(
+        "a checkpoint of another width is read",
+        "checkpoint.py",
+        "stored[name].shape != expected.shape or ",
+        "",
+        (
+            f"{NUMERICS}test_checkpoint.py::test_a_checkpoint_of_another_width_depth_or_precision_is_refused_by_file_and_entry",
+        ),
+    ),
+    Defect(
+        "an interrupted write is put in place",
+        "files.py",
+        "        os.replace(temporary, path)\n    finally:\n",
+        "    finally:\n        os.replace(temporary, path)\n",
+        (f"{NUMERICS}test_checkpoint.py::test_a_write_that_is_interrupted_leaves_the_old_checkpoint",),
+    ),
+)

@@ -1,0 +1,317 @@
+"""The training loop against the same steps taken one by one in numpy, cut into calls, and packed into lanes."""
+
+from collections.abc import Callable
+
+import by_hand
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pcexp.architecture import Convolutional, FullyConnected
+from pcexp.data import epoch_permutation
+from pcexp.inference import GradientDescent
+from pcexp.learning import BP, PC, AbstractLearning, WeightGradient
+from pcexp.parameterisation import NTK
+from pcexp.train import (
+    Observation,
+    Training,
+    TrainingSet,
+    advance,
+    advance_pack,
+    batch_layout,
+    initial_state,
+    iterations,
+    weight_norms,
+)
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+D_IN, WIDTH, N_HIDDEN, D_OUT, N_EXAMPLES, BATCH, EPOCHS = 3, 4, 2, 2, 23, 5, 3
+PER_EPOCH = N_EXAMPLES // BATCH  # 4: three examples an epoch are dropped
+LAST = EPOCHS * PER_EPOCH
+BETA, STEPS = 0.2, 3
+RATE = 0.05
+
+
+def arrays():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N_EXAMPLES, D_IN))
+    return x, x @ rng.normal(size=(D_IN, D_OUT))
+
+
+def training_set():
+    x, y = (jnp.asarray(v) for v in arrays())
+    return TrainingSet(x, y, x[:4].T, y[:4].T)
+
+
+def build(seed=0):
+    architecture = FullyConnected(width=WIDTH, n_hidden=N_HIDDEN, activation="tanh", form="pre", biases=True)
+    return architecture.build(NTK(), (D_IN,), D_OUT, key=jax.random.key(seed))
+
+
+def layers(network):
+    scales = by_hand.premultipliers("NTK", D_IN, WIDTH, N_HIDDEN + 1, False)
+    return by_hand.layers(network, activation="tanh", form="pre", skips=False, scales=scales)
+
+
+def rule(name):
+    if name == "BP":
+        return BP(gradient_scale="batch_sum")
+    return PC(GradientDescent(activity_lr=BETA, max_steps=STEPS), gradient_scale="batch_sum")
+
+
+def sgd(learning_rate=RATE, momentum=None):
+    return eqx.Partial(optax.sgd, learning_rate=learning_rate, momentum=momentum)
+
+
+def measure(seen: Observation):
+    first = seen.network.segments[0].weight[0]
+    return {"loss": seen.loss, "first": first, "norms": weight_norms(seen.gradient)}
+
+
+def run(state, learning, optimiser, training, *, calls=(1000,), capacity=LAST, measure: Callable = measure):
+    """Final state and the recorded rows of as many calls as there are iteration counts."""
+    data, recorded = training_set(), []
+    for n in calls:
+        state, rows = advance(state, learning, optimiser, data, training, measure, capacity, jnp.asarray(n, jnp.int32))
+        recorded.append({name: np.asarray(values[: int(rows.n_rows)]) for name, values in rows.values.items()})
+    return state, {name: np.concatenate([rows[name] for rows in recorded]) for name in recorded[0]}
+
+
+def key():
+    return jax.random.key(17)
+
+
+# The loop written by hand: gradients from by_hand, the optimiser from its definition.
+
+
+def step_of_sgd(parameters, gradients, memory, t):
+    return [p - RATE * g for p, g in zip(parameters, gradients, strict=True)], memory
+
+
+def step_of_adam(parameters, gradients, memory, t):
+    memory = memory or [(0.0, 0.0)] * len(parameters)
+    memory = [(0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2) for (m, v), g in zip(memory, gradients, strict=True)]
+    corrected = [(m / (1 - 0.9**t), v / (1 - 0.999**t)) for m, v in memory]
+    return [p - 0.01 * m / (np.sqrt(v) + 1e-8) for p, (m, v) in zip(parameters, corrected, strict=True)], memory
+
+
+def hand_written_training(network, name, step, last=LAST):
+    """Weights before each update and loss of each batch, then the final weights and biases."""
+    x, y = arrays()
+    net, memory, seen = layers(network), None, []
+    for t in range(last):
+        epoch, place = divmod(t, PER_EPOCH)
+        chosen = np.asarray(epoch_permutation(key(), epoch, N_EXAMPLES))[place * BATCH : (place + 1) * BATCH]
+        bx, by = x[chosen].T, y[chosen].T
+        if name == "BP":
+            gradients = by_hand.loss_gradient(net, bx, by)
+        else:
+            gradients = by_hand.weight_gradient(net, bx, by_hand.descended(net, bx, by, BETA, STEPS))
+        gradients = [BATCH * g for pair in gradients for g in pair]
+        loss = np.sum((by - by_hand.forward(net, bx)[-1]) ** 2) / (2 * BATCH)
+        seen.append((loss, net[0].weight, [np.linalg.norm(g) for g in gradients[::2]]))
+        parameters, memory = step([p for layer in net for p in (layer.weight, layer.bias)], gradients, memory, t + 1)
+        pairs = zip(parameters[::2], parameters[1::2], strict=True)
+        net = [layer._replace(weight=w, bias=b) for layer, (w, b) in zip(net, pairs, strict=True)]
+    return seen, net
+
+
+@pytest.mark.parametrize(
+    ("name", "optimiser", "step"),
+    [
+        ("BP", sgd(), step_of_sgd),
+        ("PC", sgd(), step_of_sgd),
+        ("PC", eqx.Partial(optax.adam, learning_rate=0.01), step_of_adam),
+    ],
+    ids=["BP, SGD", "PC, SGD", "PC, Adam"],
+)
+def test_training_takes_the_steps_of_a_loop_written_by_hand(name, optimiser, step):
+    network = build()
+    state, rows = run(
+        initial_state(network, optimiser, key=key()),
+        rule(name),
+        optimiser,
+        Training(batch_size=BATCH, epochs=EPOCHS, record_every=1),
+    )
+    seen, net = hand_written_training(network, name, step)
+    np.testing.assert_array_equal(rows["iteration"], np.arange(LAST))
+    for column, expected in zip(("loss", "first", "norms"), zip(*seen, strict=True), strict=True):
+        np.testing.assert_allclose(rows[column], np.stack(expected), rtol=1e-8, atol=1e-11)
+    for layer, wanted in zip(layers(state.network), net, strict=True):
+        np.testing.assert_allclose(layer.weight, wanted.weight, rtol=1e-8, atol=1e-11)
+        np.testing.assert_allclose(layer.bias, wanted.bias, rtol=1e-8, atol=1e-11)
+    assert (int(state.iteration), bool(state.stopped), bool(state.diverged)) == (LAST, False, False)
+    # An epoch's error: the mean over batches and outputs of the squared error.
+    expected = np.mean([2 * loss / D_OUT for loss, *_ in seen[-PER_EPOCH:]])
+    np.testing.assert_allclose(state.last_epoch_error, expected, rtol=1e-8)
+
+
+def identical(a, b):
+    leaves = [
+        [jax.random.key_data(v) if jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else v for v in jax.tree.leaves(tree)]
+        for tree in (eqx.filter(a, eqx.is_array), eqx.filter(b, eqx.is_array))
+    ]
+    return all(np.array_equal(v, w) for v, w in zip(*leaves, strict=True))
+
+
+def test_calls_cut_anywhere_give_the_same_bits_as_one_call():
+    optimiser = eqx.Partial(optax.adam, learning_rate=0.01)
+    training = Training(batch_size=BATCH, epochs=EPOCHS, record_every=2)
+    start = initial_state(build(), optimiser, key=key())
+    whole, rows = run(start, rule("PC"), optimiser, training)
+    for calls in ((5, 1, 6), (1,) * LAST, (3, 100)):
+        pieces, recorded = run(start, rule("PC"), optimiser, training, calls=calls)
+        assert identical(whole, pieces)
+        assert all(np.array_equal(rows[name], recorded[name]) for name in rows)
+    np.testing.assert_array_equal(rows["iteration"], np.arange(0, LAST, 2))
+
+
+def test_a_call_ends_when_its_rows_are_full_and_the_next_goes_on_from_there():
+    training = Training(batch_size=BATCH, epochs=EPOCHS, record_every=2)
+    start = initial_state(build(), sgd(), key=key())
+    whole, rows = run(start, rule("BP"), sgd(), training)
+    partial, first = run(start, rule("BP"), sgd(), training, capacity=2)
+    np.testing.assert_array_equal(first["iteration"], [0, 2])
+    assert int(partial.iteration) == 3
+    pieces, recorded = run(start, rule("BP"), sgd(), training, capacity=2, calls=(1000,) * 4)
+    assert identical(whole, pieces)
+    assert all(np.array_equal(rows[name], recorded[name]) for name in rows)
+
+
+class Witness(AbstractLearning):
+    """A rule that changes nothing and reports which examples it was given, by their first input."""
+
+    def gradient(self, network, x, y, *, key=None):
+        still = jax.tree.map(jnp.zeros_like, eqx.filter(network, eqx.is_inexact_array))
+        return WeightGradient(eqx.combine(still, network), jnp.array(1.0), {"examples": x[0], "targets": y[0]})
+
+
+def test_an_epoch_visits_every_example_at_most_once_in_an_order_of_its_own():
+    _, rows = run(
+        initial_state(build(), sgd(), key=key()),
+        Witness(),
+        sgd(),
+        Training(batch_size=BATCH, epochs=EPOCHS, record_every=1),
+        measure=lambda seen: seen.diagnostics,
+    )
+    x, y = arrays()
+    visited = np.array([[np.flatnonzero(x[:, 0] == value).item() for value in batch] for batch in rows["examples"]])
+    np.testing.assert_array_equal(rows["targets"], y[visited, 0])
+    epochs = visited.reshape(EPOCHS, PER_EPOCH * BATCH)
+    for epoch in epochs:
+        assert len(set(epoch)) == PER_EPOCH * BATCH
+    assert len({tuple(epoch) for epoch in epochs}) == EPOCHS
+    assert len({tuple(sorted(set(range(N_EXAMPLES)) - set(epoch))) for epoch in epochs}) == EPOCHS
+    assert iterations(Training(batch_size=BATCH, epochs=EPOCHS, record_every=1), N_EXAMPLES) == len(visited)
+
+
+def stack(trees):
+    arrays, rest = zip(*(eqx.partition(tree, eqx.is_array) for tree in trees), strict=True)
+    return eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), rest[0])
+
+
+def lane(tree, index):
+    return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
+
+
+def test_lanes_advance_together_as_they_do_one_by_one_and_one_that_diverges_stops_alone():
+    training = Training(batch_size=BATCH, epochs=EPOCHS, record_every=2)
+    rates, betas = [RATE, 1e200, 0.003], [0.2, 0.2, 0.1]
+    optimisers = [sgd(jnp.asarray(rate)) for rate in rates]
+    rules = [eqx.tree_at(lambda r: r.inference.activity_lr, rule("PC"), jnp.asarray(beta)) for beta in betas]
+    states = [
+        initial_state(build(seed), optimiser, key=jax.random.key(seed)) for seed, optimiser in enumerate(optimisers)
+    ]
+    packed, rows = advance_pack(
+        stack(states),
+        stack(rules),
+        stack(optimisers),
+        training_set(),
+        training,
+        measure,
+        LAST,
+        jnp.asarray(1000, jnp.int32),
+    )
+    for index in range(3):
+        alone, recorded = run(states[index], rules[index], optimisers[index], training)
+        ours = lane(packed, index)
+        assert int(ours.iteration) == int(alone.iteration)
+        count = int(rows.n_rows[index])
+        np.testing.assert_array_equal(rows.values["iteration"][index][:count], recorded["iteration"])
+        np.testing.assert_allclose(rows.values["loss"][index][:count], recorded["loss"], rtol=1e-9)
+        for w, expected in zip(jax.tree.leaves(ours.network), jax.tree.leaves(alone.network), strict=True):
+            np.testing.assert_allclose(w, expected, rtol=1e-8, atol=1e-11)
+    np.testing.assert_array_equal(packed.diverged, [False, True, False])
+    assert int(packed.iteration[0]) == int(packed.iteration[2]) == LAST
+    stopped_at = int(packed.iteration[1])
+    assert stopped_at < 4
+    # The iteration at which the loss was no longer finite is recorded, whether or not its turn had come.
+    count = int(rows.n_rows[1])
+    assert int(rows.values["iteration"][1][count - 1]) == stopped_at - 1
+    assert not np.all(np.isfinite(rows.values["norms"][1][count - 1]))
+
+
+def test_a_diverged_lane_does_not_move_again():
+    training = Training(batch_size=BATCH, epochs=EPOCHS, record_every=1)
+    state, _ = run(initial_state(build(), sgd(1e200), key=key()), rule("PC"), sgd(1e200), training)
+    assert bool(state.diverged)
+    again, rows = run(state, rule("PC"), sgd(1e200), training)
+    assert int(again.iteration) == int(state.iteration) < LAST
+    assert len(rows["iteration"]) == 0
+
+
+def epoch_errors():
+    seen, _ = hand_written_training(build(), "BP", step_of_sgd)
+    return np.array([2 * loss / D_OUT for loss, *_ in seen]).reshape(EPOCHS, PER_EPOCH).mean(axis=1)
+
+
+def last_epoch(errors, which, threshold):
+    """Epochs trained, and whether the rule ended it."""
+    for epoch in range(1, EPOCHS + 1):
+        improvement = errors[epoch - 2] - errors[epoch - 1] if epoch > 1 else np.inf
+        if (errors[epoch - 1] if which == "stop_error" else improvement) < threshold:
+            return epoch, True
+    return EPOCHS, False
+
+
+@pytest.mark.parametrize("which", ["stop_error", "stop_improvement"])
+def test_a_lane_stops_at_the_end_of_the_first_epoch_that_meets_its_rule(which):
+    errors = epoch_errors()
+    quantities = errors if which == "stop_error" else -np.diff(errors)
+    expected = []
+    for threshold in [q * factor for q in quantities for factor in (0.999, 1.001)]:
+        epochs, stopped = last_epoch(errors, which, threshold)
+        training = Training(batch_size=BATCH, epochs=EPOCHS, record_every=1, **{which: 0.0})
+        training = eqx.tree_at(lambda t: getattr(t, which), training, jnp.asarray(threshold))  # traced: one compilation
+        state, rows = run(initial_state(build(), sgd(), key=key()), rule("BP"), sgd(), training)
+        assert (int(state.iteration), bool(state.stopped)) == (epochs * PER_EPOCH, stopped)
+        assert len(rows["iteration"]) == epochs * PER_EPOCH
+        expected.append((epochs, stopped))
+    assert {(2, True), (3, True), (3, False)} <= set(expected)  # of the last two, only the rule says which it was
+
+
+def test_images_enter_a_convolutional_network_examples_first_and_vectors_as_columns():
+    image_network = Convolutional(channels=(2,), widths=(), activation="relu").build(
+        NTK(), (4, 4, 1), 2, key=jax.random.key(0)
+    )
+    images = jnp.zeros((5, 4, 4, 1))
+    assert batch_layout(image_network, images).shape == (5, 4, 4, 1)
+    assert batch_layout(build(), jnp.zeros((5, D_IN))).shape == (D_IN, 5)
+
+
+def test_a_lane_with_a_limit_on_its_iterations_ends_there_within_an_epoch():
+    training = Training(batch_size=BATCH, epochs=EPOCHS, record_every=1, max_iterations=6)
+    state, rows = run(initial_state(build(), sgd(), key=key()), rule("BP"), sgd(), training)
+    seen, _ = hand_written_training(build(), "BP", step_of_sgd, last=6)
+    np.testing.assert_allclose(rows["loss"], [loss for loss, *_ in seen], rtol=1e-8)
+    assert int(state.iteration) == iterations(training, N_EXAMPLES) == 6
+
+
+@pytest.mark.parametrize("field", ["batch_size", "epochs", "record_every", "max_iterations"])
+def test_an_impossible_training_is_refused_by_name(field):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, not 0"):
+        Training(**{"batch_size": 1, "epochs": 1, "record_every": 1, field: 0})
