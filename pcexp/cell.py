@@ -172,7 +172,7 @@ class _Lock:
             try:
                 handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             except FileExistsError:
-                owner = self._owner()
+                owner = self._owner(self.path)
                 if not self._stale(owner):
                     raise CellBusy(
                         f"{self.path.parent} is being run by process {owner.get('pid')} on {owner.get('host')}"
@@ -191,11 +191,13 @@ class _Lock:
         self._released.set()
         self.path.unlink(missing_ok=True)
 
-    def _owner(self) -> dict[str, Any]:
+    @staticmethod
+    def _owner(path: Path) -> dict[str, Any]:
         try:
-            return json.loads(self.path.read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
+            owner = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return {}  # cut off while it was written: nobody's
+        return owner if isinstance(owner, dict) else {}
 
     def _stale(self, owner: Mapping[str, Any]) -> bool:
         if owner.get("host") == socket.gethostname() and "pid" in owner and not _alive(int(owner["pid"])):
@@ -218,7 +220,7 @@ class _Lock:
             os.rename(self.path, moved)
         except FileNotFoundError:
             return
-        if json.loads(moved.read_text() or "{}") != stale_owner:
+        if self._owner(moved) != stale_owner:
             with suppress(FileExistsError):
                 os.link(moved, self.path)
         moved.unlink(missing_ok=True)
