@@ -17,22 +17,25 @@ at 0.95, lies between the two and is reported beside it. map_rank: singular valu
 largest.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from pcexp import plotting
 from pcexp.claims import Claim, Ratio, Status, Verdict, censored_ratio, insufficient, median_ratio, spread
 from pcexp.energy import outputs
-from pcexp.records import Records
 from pcexp.runner import Job
 from pcexp.study import AbstractStudy
 from pcexp.train import Observation, weight_norms
+
+if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
+    from matplotlib.figure import Figure
+
+    from pcexp.records import Records
 
 ESCAPE_FRACTION = 0.9
 DEPARTURE_FRACTION = 0.95
@@ -219,6 +222,10 @@ def _curves(
     records: Records, start: str, title: str, column: Callable[[Any], np.ndarray], ylabel: str, yscale: str
 ) -> Figure:
     """Rows are protocols, columns activations; one thin line a seed, a mark where it escapes."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
     figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
     for i, protocol in enumerate(PROTOCOLS):
         for j, activation in enumerate(ACTIVATIONS):

@@ -1,6 +1,7 @@
 """`python -m pcexp +experiment=NAME`: run what is missing of an experiment, then report it."""
 
 import logging
+import difflib
 import os
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pcexp.configuration import by_choice, by_scale, resolved, split_lanes
 
@@ -34,15 +37,29 @@ def _run(config: DictConfig) -> None:
     sys.exit(run_all([resolved(config, about, lanes)]))
 
 
+def _refusal(error: HydraException) -> str:
+    """What is wrong with an override: of a key that does not exist, the close one and the valid ones too."""
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        valid = [str(key) for key in cause.parent_node if key not in ("_target_", "hydra", "choices", "variant")]
+        close = difflib.get_close_matches(str(cause.key), valid, n=1)
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        return f"{cause.full_key} is no key{meant}; valid there are {', '.join(valid)}"
+    return str(error)
+
+
 def main() -> None:
     """Entry point of the console script."""
     register()
     handler = logging.StreamHandler(sys.stdout)
     logging.getLogger("pcexp").addHandler(handler)
     logging.getLogger("pcexp").setLevel(logging.INFO)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra's errors come here, to be said in our words
     try:
         _run()
         sys.stdout.flush()
+    except HydraException as error:
+        sys.exit(f"pcexp: {_refusal(error)}")
     except BrokenPipeError:  # as in `python -m pcexp ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -24,7 +24,16 @@ from pcexp.files import replace_bytes
 
 STALE_AFTER_S = 120.0
 HEARTBEAT_S = 20.0
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+)
 """Errors that say that a folder is full, read-only or no folder: the user's to mend, not the program's."""
 
 
@@ -166,6 +175,7 @@ class _Lock:
         self.path = path
         self._released = threading.Event()
         self._heart: threading.Thread | None = None
+        self.identity = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
 
     def acquire(self) -> None:
         for _ in range(3):
@@ -179,9 +189,8 @@ class _Lock:
                     ) from None
                 self._set_aside(owner)
                 continue
-            identity = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
             with os.fdopen(handle, "w") as file:
-                json.dump(identity, file)
+                json.dump(self.identity, file)
             self._heart = threading.Thread(target=self._beat, daemon=True)
             self._heart.start()
             return
@@ -189,15 +198,15 @@ class _Lock:
 
     def release(self) -> None:
         self._released.set()
-        self.path.unlink(missing_ok=True)
+        # Frozen for longer than the lock is fresh, this process may have been overtaken: the lock is another's then.
+        if self._owner() == self.identity:
+            self.path.unlink(missing_ok=True)
 
-    @staticmethod
-    def _owner(path: Path) -> dict[str, Any]:
+    def _owner(self, path: Path | None = None) -> dict[str, Any]:
         try:
-            owner = json.loads(path.read_text())
+            return json.loads((path or self.path).read_text())
         except (OSError, ValueError):
-            return {}  # cut off while it was written: nobody's
-        return owner if isinstance(owner, dict) else {}
+            return {}
 
     def _stale(self, owner: Mapping[str, Any]) -> bool:
         if owner.get("host") == socket.gethostname() and "pid" in owner and not _alive(int(owner["pid"])):

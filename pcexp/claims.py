@@ -6,11 +6,12 @@ left out silently, and a verdict at less than thesis scale never closes a thesis
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from pcexp.records import Records
+if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
+    from pcexp.records import Records
 
 Status = Literal["reproduced", "not_reproduced", "insufficient"]
 
@@ -33,7 +34,7 @@ class Claim:
 
     figure: str
     statement: str
-    rule: Callable[[Records], Verdict]
+    rule: Callable[["Records"], Verdict]
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,17 @@ def censored_ratio(numerator: float, numerator_seen: bool, denominator: float, d
 
 def median_ratio(ratios: Sequence[Ratio]) -> Ratio:
     """Median over seeds. Bounds are ordered as the values they bound; the middle one keeps its sign."""
-    known = sorted((r for r in ratios if r.bound != "unknown"), key=lambda r: r.value)
-    return known[len(known) // 2] if known else Ratio(float("nan"), "unknown")
+    # Each ratio is an interval; the median of the lower ends and that of the upper ends bound the median.
+    low = sorted(0.0 if r.bound in ("at_most", "unknown") else r.value for r in ratios)
+    high = sorted(np.inf if r.bound in ("at_least", "unknown") else r.value for r in ratios)
+    if not ratios:
+        return Ratio(float("nan"), "unknown")
+    lower, upper = low[len(low) // 2], high[len(high) // 2]
+    if lower == upper:
+        return Ratio(lower, "exact")
+    if lower > 0:
+        return Ratio(lower, "at_least")
+    return Ratio(upper, "at_most") if np.isfinite(upper) else Ratio(float("nan"), "unknown")
 
 
 def spread(values: Sequence[float | Ratio]) -> str:
@@ -71,6 +81,6 @@ def spread(values: Sequence[float | Ratio]) -> str:
     return ", ".join(known) if len(known) <= 3 else f"{known[0]} to {known[-1]}"
 
 
-def insufficient(records: Records, expected: str, why: str) -> Verdict:
+def insufficient(records: "Records", expected: str, why: str) -> Verdict:
     """The verdict where records cannot decide, with the command that would settle it."""
     return Verdict("insufficient", why, f"run {records.command}", expected, 0, records.scale)

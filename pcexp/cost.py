@@ -40,6 +40,10 @@ def forward_flops(network: Network, input_shape: tuple[int, ...]) -> float:
 def estimate(spec: Spec, datasets: Datasets, lanes: int) -> Cost:
     """Cost of so many lanes of a cell. Raises DataError where the data are missing."""
     dataset = datasets(spec)
+    if spec.training.batch_size > len(dataset.train.x):
+        raise ValueError(
+            f"training.batch_size={spec.training.batch_size}: the training set has {len(dataset.train.x)} examples"
+        )
     network = jax.eval_shape(
         lambda: spec.network.build(spec.parameterisation, dataset.input_shape, dataset.d_out, key=jr.key(0))
     )
@@ -68,7 +72,9 @@ def describe(specs: Sequence[Spec], costs: Mapping[str, Cost], folder: Path, sca
     for spec, cell in zip(specs, leaves, strict=True) if listed else ():
         # A group whose option varies stands for its leaves.
         rest = {key: cell[key] for key in varying if key in cell and key.partition(".")[0] not in groups}
-        labels = " ".join(f"{key}={value}" for key, value in ({g: spec.labels[g] for g in groups} | rest).items())
+        labels = " ".join(
+            f"{key}={value}" for key, value in ({g: spec.labels[g] for g in groups if g in spec.labels} | rest).items()
+        )
         cost = costs.get(spec.cell)
         part = f"{cost.lanes} lanes, {cost.flops / 1e12:.2f} TFLOP" if cost else "done"
         lines.append(f"  {spec.cell}  {labels}  {part}")

@@ -25,7 +25,9 @@ from pcexp.data import Dataset
 from pcexp.energy import outputs
 from pcexp.network import Network
 from pcexp.runner import Job, Stopped
-from pcexp.spec import Lane, Spec, spec
+from pcexp.architecture import AbstractArchitecture
+from pcexp.cell import read_lines
+from pcexp.spec import ALLOWED_TARGETS, Lane, Spec, build, insert
 from pcexp.train import (
     Measure,
     Rows,
@@ -84,9 +86,16 @@ def trained_network(folder: Path, lane: str) -> Network:
     """
     path = folder / "networks" / f"{lane}.npz"
     about = checkpoint.about(path)
-    cell = spec(json.loads((folder / "config.json").read_text())["science"])
+    science = json.loads((folder / "config.json").read_text())["science"]
+    for entry in read_lines(folder / "lanes.jsonl"):
+        if entry["lane"] == lane:
+            for key, value in entry["values"].items():
+                if key != "seed":
+                    insert(science, key, value)
+    architecture: AbstractArchitecture = build(science["network"], "network", ALLOWED_TARGETS)
+    parameterisation = build(science["parameterisation"], "parameterisation", ALLOWED_TARGETS)
     shape = tuple(about["input_shape"])
-    network, _ = checkpoint.load(path, cell.network.build(cell.parameterisation, shape, about["d_out"], key=jr.key(0)))
+    network, _ = checkpoint.load(path, architecture.build(parameterisation, shape, about["d_out"], key=jr.key(0)))
     return network
 
 
@@ -197,7 +206,12 @@ class LaneTraining:
     def run(self) -> None:
         """Advance packs, the least advanced first, until all lanes are finished or the session stops."""
         start = time.perf_counter()
-        self.packs[0].call(self.data, self.spec, self.measure, 0)  # no iteration: this compiles, for all packs
+        try:
+            self.packs[0].call(self.data, self.spec, self.measure, 0)  # no iteration: this compiles, for all packs
+        except jax.errors.JaxRuntimeError as error:
+            for pack in self.packs:
+                self._fail(pack, error)
+            return
         self.seconds_compile = time.perf_counter() - start
         self.packs[0].seconds_run = 0.0
         waiting = deque(self.packs)
@@ -231,10 +245,7 @@ class LaneTraining:
         try:
             rows, self.seconds_an_iteration = future.result()
         except jax.errors.JaxRuntimeError as error:
-            for lane in pack.lanes:
-                reason = str(error).splitlines()[0][:300]
-                self.job.finish(lane, f"failed: {reason}", {})
-                self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
+            self._fail(pack, error)
             return False
         self._write(pack, rows)
         states = pack.states()
@@ -253,6 +264,13 @@ class LaneTraining:
         if unfinished and time.monotonic() - pack.saved_at > self.session.execution.checkpoint_s:
             self._save(pack)
         return unfinished
+
+    def _fail(self, pack: _Pack, error: Exception) -> None:
+        reason = str(error).splitlines()[0][:300]
+        for lane in pack.lanes:
+            if not pack.written[lane.name]:
+                self.job.finish(lane, f"failed: {reason}", {})
+                self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
 
     def _write(self, pack: _Pack, rows: Rows) -> None:
         counts = np.atleast_1d(np.asarray(rows.n_rows))
@@ -278,7 +296,8 @@ class LaneTraining:
             folder.mkdir(exist_ok=True)
             sizes = {"input_shape": self.dataset.input_shape, "d_out": self.dataset.d_out}
             checkpoint.save(folder / f"{lane.name}.npz", state.network, iteration=int(state.iteration), **sizes)
-        outcome = "diverged" if bool(state.diverged) else "done"
+        # The last update has no iteration after it that would notice.
+        outcome = "diverged" if bool(state.diverged) or not np.isfinite(summary["test_loss"]) else "done"
         seconds_run = self.seconds_before[lane.name] + pack.seconds_run
         costs = {"seconds_compile": self.seconds_compile, "seconds_run": seconds_run}
         self.job.finish(lane, outcome, summary, **costs)

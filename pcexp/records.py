@@ -8,6 +8,7 @@ results/NAME/SCALE/ (it never deletes), thins rows to what a figure shows, and r
 """
 
 import argparse
+import dataclasses
 import io
 import json
 import sys
@@ -81,6 +82,7 @@ class Records:
     def about(self) -> str:
         """Data, scale and variant, for captions."""
         names = [g["data"] + (f" ({g['variant']})" if g["variant"] else "") for g in self.groups()]
+        names = [name if len(name) <= 40 else f"{name[:37]}..." for name in names]
         return f"{', '.join(names)}, {self.scale}"
 
     def lane(self, cell: str, lane: str) -> pl.DataFrame:
@@ -116,22 +118,10 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
         if not config_path.exists():
             continue
         science = json.loads(config_path.read_text())["science"]
-        extra = _extra_labels(science)
-        for item in asked:
-            if item["cell"] == cell:
-                item |= extra
         finished = {e["lane"]: e for e in read_lines(folder / cell / "lanes.jsonl") if e["lane"] in entry["lanes"]}
         for lane, done in finished.items():
             runs.append(
-                {
-                    "study": study,
-                    "scale": scale,
-                    "cell": cell,
-                    "lane": lane,
-                    **entry["labels"],
-                    **extra,
-                    **done["values"],
-                }
+                {"study": study, "scale": scale, "cell": cell, "lane": lane, **entry["labels"], **done["values"]}
                 | {"outcome": done["outcome"], **done["summary"]}
                 | {f"config.{key}": value for key, value in flat(science)}
                 | {f"run.{key}": value for key, value in done["provenance"].items()}
@@ -143,11 +133,6 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
     return Records(
         study, scale, _frame(runs), _frame(rows), _frame(asked), tuple(sorted(cells_there - manifest.keys()))
     )
-
-
-def _extra_labels(science: Mapping[str, Any]) -> dict[str, Any]:
-    """Short columns that figures select by, beside the options' names."""
-    return {"activation": science["network"].get("activation", "")}
 
 
 def read_results(results: Path, study: str, scale: str) -> Records:
@@ -185,7 +170,7 @@ def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
 def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
     """Both tables; where both have a key, the new rows. Nothing that only the old one has is lost."""
     if not len(old) or not len(new):
-        return new if len(new) else old
+        return (new if len(new) else old).sort(list(keys)) if len(new) or len(old) else new
     kept = old.join(new.select(keys).unique(), on=list(keys), how="anti")
     return pl.concat([kept, new], how="diagonal_relaxed").sort(list(keys))
 
@@ -193,6 +178,17 @@ def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str]) -> pl.Data
 def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     """Merge the finished runs of a study into results/STUDY/SCALE/; the committed records after that."""
     new, old = read_outputs(outputs, study, scale), read_results(results, study, scale)
+    if len(new.runs) and len(old.runs):
+        # A run that failed here does not replace one that ended elsewhere.
+        failed = new.runs.filter(pl.col("outcome").str.starts_with("failed")).select("cell", "lane")
+        beaten = failed.join(
+            old.runs.filter(~pl.col("outcome").str.starts_with("failed")), on=["cell", "lane"], how="semi"
+        )
+        new = dataclasses.replace(
+            new,
+            runs=new.runs.join(beaten, on=["cell", "lane"], how="anti"),
+            rows=new.rows.join(beaten, on=["cell", "lane"], how="anti") if len(new.rows) else new.rows,
+        )
     runs = _merge(old.runs, new.runs, ("cell", "lane"))
     fresh = thinned(new.rows).with_columns(pl.selectors.float().cast(pl.Float32)) if len(new.rows) else new.rows
     stale = (

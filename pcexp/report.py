@@ -7,6 +7,7 @@ what is committed there. The page is index.html beside the studies' folders.
 import argparse
 import base64
 import csv
+import hashlib
 import html
 import importlib
 import io
@@ -65,6 +66,8 @@ def figures(study: Any, records: Records, folder: Path, again: bool = True) -> l
         data = " ".join(filter(None, group.values()))
         for name, make in study.FIGURES.items():
             stem = re.sub(r"[^\w.=-]+", "_", f"fig_{name}_{data}")
+            if len(stem) > 80:
+                stem = f"{stem[:70]}_{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
             if again or not (folder / f"{stem}.png").exists():
                 figure = make(part)
                 for kind in ("png", "pdf"):
@@ -118,9 +121,9 @@ def page(parts: Sequence[tuple[str, str, Sequence[Judged], Sequence[Drawn], Reco
         counts = ", ".join(f"{n} {html.escape(str(outcome))}" for outcome, n in sorted(outcomes))
         body.append(f"<p class=meta>{len(records.asked)} runs asked for; {counts or 'none finished'}.</p>")
         if records.strays:
-            body.append(f"<p class=meta>Left out, not in the manifest: {', '.join(records.strays)}.</p>")
+            body.append(f"<p class=meta>Left out, not in the manifest: {html.escape(', '.join(records.strays))}.</p>")
         rows = "".join(
-            f"<tr><td class={v.status}>{STATUS_MARK[v.status]} {v.status.replace('_', ' ')}</td><td>{c.figure}</td><td>{data}</td>"
+            f"<tr><td class={v.status}>{STATUS_MARK[v.status]} {v.status.replace('_', ' ')}</td><td>{html.escape(c.figure)}</td><td>{html.escape(data)}</td>"
             f"<td>{html.escape(c.statement)}<br><span class=meta>expected: {html.escape(v.expected)}</span></td>"
             f"<td>{html.escape(v.observed)}<br><span class=meta>{html.escape(v.interval)}</span></td><td>{v.n}</td></tr>"
             for data, c, v in judged
@@ -129,9 +132,9 @@ def page(parts: Sequence[tuple[str, str, Sequence[Judged], Sequence[Drawn], Reco
         for figure in drawn:
             image = base64.b64encode(figure.png.read_bytes()).decode()
             body.append(
-                f"<h3>{figure.figure}, {figure.data}</h3><p>{html.escape(figure.title)} Regenerate: "
+                f"<h3>{html.escape(figure.figure)}, {html.escape(figure.data)}</h3><p>{html.escape(figure.title)} Regenerate: "
                 f"<code>{html.escape(figure.records.command)}</code></p>"
-                f"<img alt='figure {figure.figure}, {figure.data}' src='data:image/png;base64,{image}'>"
+                f"<img alt='figure {html.escape(figure.figure)}, {html.escape(figure.data)}' src='data:image/png;base64,{image}'>"
                 f"<p class=meta>{html.escape(_provenance(figure.records))}</p>"
             )
     return (
@@ -177,7 +180,7 @@ def index_markdown(parts: Sequence[tuple[str, str, Sequence[Judged], Sequence[Dr
     for study, _, judged, _, records in parts:
         for data, claim, v in judged:
             cells = (study, records.scale, data, claim.figure, claim.statement, v.status.replace("_", " "), v.observed)
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -212,7 +215,13 @@ def main(arguments: Iterable[str] | None = None) -> None:
             )
             if not len(records.asked):
                 continue
-            study = importlib.import_module(records.module)
+            try:
+                study = importlib.import_module(records.module)
+            except ModuleNotFoundError as error:
+                if chosen and options.studies:
+                    sys.exit(f"pcexp: the study {name} is not at hand: {error}")
+                print(f"left out: the study {name} is not at hand: {error}")
+                break
             judged = judge(study, records)
             # results/NAME/ holds the figures of the largest scale that has runs.
             drawn_at = drawn_at or scale

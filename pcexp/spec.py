@@ -4,12 +4,14 @@ YAML names Python objects by `_target_`; their annotations are the schema. The s
 network, learning ... without lane values) is hashed into the cell; `execution.*`, tracker and scale are not.
 """
 
+import collections.abc
 import difflib
 import hashlib
 import importlib
 import inspect
 import itertools
 import json
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -77,6 +79,7 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
     unused = {"tracker"} if "inference" in config["learning"] else {"tracker", "inference"}
     labels = {k: str(v) for k, v in (config.get("choices") or {}).items() if k not in unused}
     labels["protocol"] = str((config.get("protocol") or {}).get("name", "none"))
+    labels["activation"] = str((config.get("network") or {}).get("activation", ""))
     labels["variant"] = str(config.get("variant") or "")
     keys, values = lane_values(config)
     science = {key: config[key] for key in SCIENCE} | {"protocol": labels["protocol"]}
@@ -88,7 +91,7 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
     filled = json.loads(json.dumps(science))
     for key, value in values[0].items():
         if key != "seed":
-            _insert(filled, key, value)
+            insert(filled, key, value)
     parts = {key: filled[key] for key in SCIENCE}
     built = {key: build(parts[key], key, allowed) for key in SCIENCE if key not in ("optimiser", "root_seed")}
     for key, hint in typing.get_type_hints(Spec).items():
@@ -137,7 +140,19 @@ def lane_values(config: Mapping[str, Any]) -> tuple[set[str], list[dict[str, flo
                 found.append(lane)
     if not found:
         raise SpecError("lanes: at least one value is needed for each key")
-    return set().union(*found), found
+    # A key that another block varies keeps the value of the configuration here: the cell has none.
+    keys = set().union(*found)
+    filled = [lane | {key: _value(config, key) for key in sorted(keys - lane.keys())} for lane in found]
+    return keys, [lane for i, lane in enumerate(filled) if lane not in filled[:i]]
+
+
+def _value(config: Mapping[str, Any], key: str) -> float:
+    node: Any = config
+    for part in key.split("."):
+        node = node[part]
+    if node is None:
+        raise SpecError(f"lanes.{key}: a block that leaves it out needs a value of {key}, which is not set")
+    return float(node)
 
 
 def lane_name(values: Mapping[str, float | int]) -> str:
@@ -208,6 +223,8 @@ def _locate(name: Any, path: str, allowed: Sequence[str]) -> Any:
     except AttributeError as error:
         names = [n for n in vars(importlib.import_module(module)) if not n.startswith("_")]
         raise SpecError(f"{path}: {module} has no {attribute}{_suggestion(attribute, names)}") from error
+    if not callable(found):
+        raise SpecError(f"{path}={name} is nothing that can be built")
     return found
 
 
@@ -216,11 +233,35 @@ def _check_type(target: Any, key: str, value: Any, path: str) -> None:
     if inspect.isclass(target):
         hints = typing.get_type_hints(target) | {k: v for k, v in hints.items() if k != "return"}
     hint = hints.get(key)
-    if hint is not None and not is_bearable(value, hint, conf=_TOWER):
-        valid = getattr(hint, "__name__", None) if inspect.isclass(hint) else None
-        options = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else None
-        wanted = f"one of {', '.join(map(str, options))}" if options else valid or str(hint).replace("typing.", "")
-        raise SpecError(f"{path}={value!r} has the wrong type: valid is {wanted}")
+    if hint is not None and not _conforms(value, hint):
+        raise SpecError(f"{path}={value!r} has the wrong type: valid is {_written(hint)}")
+
+
+def _conforms(value: Any, hint: Any) -> bool:
+    """Whether a value of a configuration is what an annotation asks for; true and false are no numbers."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_conforms(value, argument) for argument in arguments)
+    if isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple:
+        # Element by element: is_bearable looks at one of them, drawn at random. A word is no list of words.
+        return isinstance(value, (list, tuple)) and all(_conforms(item, a) for item in value for a in arguments[:1])
+    if isinstance(value, bool) and hint is not bool and hint is not Any:
+        return False
+    return is_bearable(value, hint, conf=_TOWER)
+
+
+def _written(hint: Any) -> str:
+    """An annotation in words for whoever writes YAML, where only plain values can be written."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (typing.Union, types.UnionType):
+        plain = [a for a in arguments if a in (int, float, str, bool, type(None)) or typing.get_origin(a) is not None]
+        plain = [a for a in plain if typing.get_origin(a) is not collections.abc.Callable] or list(arguments)
+        return " or ".join("null" if a is type(None) else _written(a) for a in plain)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"a list of {_written(arguments[0])}"
+    return getattr(hint, "__name__", None) or str(hint)
 
 
 def _known(given: Mapping[str, Any], valid: Sequence[str], path: str) -> None:
@@ -258,7 +299,10 @@ def _used_key(config: Mapping[str, Any], key: str) -> str | None:
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
-            raise SpecError(f"lanes.{key}: the configuration has no such key")
+            valid = [k for k in node if k != "_target_"] if isinstance(node, Mapping) else []
+            raise SpecError(
+                f"lanes.{key}: there is no key {part}{_suggestion(part, valid)}; valid there are {', '.join(valid)}"
+            )
         node = node[part]
     if key.partition(".")[0] not in ("parameterisation", "learning", "optimiser") or isinstance(node, (bool, str)):
         raise SpecError(
@@ -274,7 +318,8 @@ def _remove(tree: dict[str, Any], key: str) -> None:
     tree.pop(last, None)
 
 
-def _insert(tree: dict[str, Any], key: str, value: Any) -> None:
+def insert(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key."""
     *parents, last = key.split(".")
     for part in parents:
         tree = tree[part]

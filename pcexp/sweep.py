@@ -16,7 +16,7 @@ import jax
 import jax.random as jr
 
 from pcexp.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error, write_json
-from pcexp.configuration import Refused
+from pcexp.configuration import SCALES, Refused
 from pcexp.cost import describe, estimate
 from pcexp.data import DataError
 from pcexp.network import Network
@@ -43,10 +43,13 @@ def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
     """Run the cells of a command and report them; 0 when all lanes asked for are finished, 130 when asked to stop."""
     settings = configs[0]
     try:
-        specs = plans(configs)
+        if settings["scale"] not in SCALES:
+            raise SpecError(f"scale={settings['scale']} is unknown: valid are {', '.join(SCALES)}")
+        # First: its targets say which modules may be named.
         execution: Execution = build(
             {"_target_": "pcexp.runner.Execution", **settings["execution"]}, "execution", ALLOWED_TARGETS
         )
+        specs = plans(configs)
         tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
         for cell in specs:
             cell.learning.check(_shapes(cell))
@@ -64,7 +67,7 @@ def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
         if dry_run:
             return 0
         _write_manifest(folder, scale, specs)
-    except (DataError, OutputError) as error:
+    except (DataError, OutputError, ValueError) as error:
         raise Refused(str(error)) from error
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
