@@ -1,7 +1,7 @@
 """`python -m pcexp +experiment=NAME`: run what is missing of an experiment, then report it."""
 
-import logging
 import difflib
+import logging
 import os
 import sys
 from pathlib import Path

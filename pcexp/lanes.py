@@ -21,12 +21,12 @@ import jax.random as jr
 import numpy as np
 
 from pcexp import checkpoint
+from pcexp.architecture import AbstractArchitecture
+from pcexp.cell import read_lines
 from pcexp.data import Dataset
 from pcexp.energy import outputs
 from pcexp.network import Network
 from pcexp.runner import Job, Stopped
-from pcexp.architecture import AbstractArchitecture
-from pcexp.cell import read_lines
 from pcexp.spec import ALLOWED_TARGETS, Lane, Spec, build, insert
 from pcexp.train import (
     Measure,

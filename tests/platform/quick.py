@@ -7,10 +7,11 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -48,23 +49,24 @@ QUICK = (
     "inference.max_steps=5",
     "inference.max_halvings=0",
 )
-"""One cell, one lane, 40 iterations; the same shapes everywhere, so that a session compiles them once."""
+"""One cell, one lane, 40 iterations; the same shapes everywhere, so that one process compiles them once."""
 LONG = ("training.epochs=15", "training.record_every=5", "lanes.seed=[0,1,2]")
 """300 iterations of three lanes: long enough to be cut off in the middle."""
-CALLS = ("execution.call_s=0.02", "execution.checkpoint_s=0.0")
-"""Short calls, and a checkpoint after each."""
+OFTEN = "execution.checkpoint_s=0.0"
+"""A checkpoint after each call."""
 
 WITHOUT_REPORT = """
 import os, sys, time
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
-import pcexp.cell, pcexp.sweep
+import pcexp.cell, pcexp.lanes, pcexp.sweep
 pcexp.sweep._report = lambda *_: None
+pcexp.lanes.LaneTraining._call_size = lambda _: 20
 append, pause = pcexp.cell.Cell.append, float(sys.argv.pop(1))
 pcexp.cell.Cell.append = lambda cell, rows: (append(cell, rows), time.sleep(pause))[0]
 from pcexp.__main__ import main
 main()
 """
-"""The command, less its figures (tested elsewhere), with a pause after each call so that signals meet it half way."""
+"""The command, less its figures (tested elsewhere), in short calls with a pause after each: signals meet it half way."""
 
 
 def composed(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None = None) -> dict[str, Any]:
@@ -85,12 +87,14 @@ def axes(*base: str) -> dict[str, list[str]]:
     params = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True) if config.hydra.sweeper.params else {}
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     return {
-        axis.get_key_element(): list(axis.sweep_string_iterator()) if axis.is_sweep_override() else [axis.get_value_element_as_str()]
+        axis.get_key_element(): list(axis.sweep_string_iterator())
+        if axis.is_sweep_override()
+        else [axis.get_value_element_as_str()]
         for axis in parsed
     }
 
 
-def plan(*overrides: str, base: Sequence[str] = QUICK) -> Spec:
+def cell(*overrides: str, base: Sequence[str] = QUICK) -> Spec:
     """The one cell of a configuration."""
     (only,) = plans([composed(*overrides, base=base)])
     return only
@@ -150,61 +154,90 @@ def numbers(outputs: Path) -> dict[str, Any]:
     for path in (outputs / STUDY).glob("*/lanes.jsonl"):
         rows = list(read_lines(path.parent / "rows.jsonl"))
         for entry in read_lines(path):
+            mine = sorted((row for row in rows if row["lane"] == entry["lane"]), key=lambda row: row["iteration"])
             # repr, because NaN is not equal to itself and every other float is written in full.
-            mine = [repr(row) for row in rows if row["lane"] == entry["lane"]]
             found[f"{path.parent.name}/{entry['lane']}"] = (
                 repr((entry["values"], entry["outcome"], entry["summary"])),
-                sorted(mine, key=lambda row: eval(row, {"nan": 0.0, "inf": 0.0})["iteration"]),  # noqa: S307
+                [repr({name: value for name, value in row.items() if name != "lane"}) for row in mine],
             )
     return found
 
 
 def grid(*overrides: str, activations: Sequence[str] = ("linear", "tanh", "relu")) -> list[Spec]:
-    """The cells of saddle escape, at the given scale and seeds, tiny."""
+    """The cells of saddle escape, at the given scale and seeds."""
     configs = []
     for rule in ("pc", "bp"):
         for protocol in ("published", "corrected"):
             for start in ("near_origin", "near_zero_rank"):
-                chosen = [f"learning={rule}", f"protocol={protocol}", f"parameterisation={start}", "network.width=8"]
+                chosen = [f"learning={rule}", f"protocol={protocol}", f"parameterisation={start}"]
                 config = composed(*chosen, *overrides, base=(f"+experiment={STUDY}",))
                 configs += [changed(config, "network.activation", phi) for phi in activations]
     return plans(configs)
 
 
-def entry(spec: Spec, lane: Lane, **changes: Any) -> dict[str, Any]:
-    """What a finished lane of saddle escape leaves, PC ten times faster than BP."""
-    escape = 100 if spec.labels["learning"] == "pc" else 1000
-    summary = {
-        "iterations": 2000, "iterations_allowed": 2000, "test_loss": 0.1, "test_accuracy": 0.9,
-        "escape_iteration": escape + int(lane.values["seed"]), "escaped": True,
-        "plateau_gradient_norm": 1.0 / escape, "rank_at_escape": 1, "rank_one_iterations": escape,
-        "final_probe_loss": 0.1,
-    }  # fmt: skip
-    provenance = {"commit": "0123456789abcdef", "dirty": False, "device_kind": "cpu", "seconds_run": 1.5}
-    return {"values": lane.values, "outcome": "done", "summary": summary, "provenance": provenance} | changes
+LENGTH = 2000
+"""Iterations of a made-up run."""
 
 
-def rows(lane: Lane, n: int = 5, every: int = 10) -> list[dict[str, Any]]:
-    """Rows of a lane, with a vector column."""
+class Fate(NamedTuple):
+    """How a made-up lane of saddle escape went: the iteration at which it left the plateau, if it did, and its outcome."""
+
+    escape: int | None
+    outcome: str = "done"
+
+
+def fast_pc(spec: Spec, lane: Lane) -> Fate:
+    """PC escapes ten times faster than BP."""
+    return Fate(100 if spec.labels["learning"] == "pc" else 1000)
+
+
+def rows(lane: Lane, fate: Fate, n: int) -> list[dict[str, Any]]:
+    """About n rows: a plateau, then a second one, with the gradient smallest where the first one ends."""
     draw = random.Random(lane.name).random
-    return [
-        {"lane": lane.name, "iteration": every * i, "train_error": draw(), "probe_loss": draw(), "map_rank": 1,
-         "gradient_norm": [draw(), draw(), draw()], "gradient_factor": 64.0}
-        for i in range(n)
-    ]  # fmt: skip
+    end = LENGTH if fate.escape is None else fate.escape
+    iterations = sorted({0, end, *range(0, LENGTH + 1, max(LENGTH // (n - 1), 1))})
+    made = []
+    for t in iterations:
+        escaped, wide = fate.escape is not None and t >= end, fate.escape is not None and t >= 1.5 * end
+        noise = [1 + draw() for _ in range(4)]
+        norm = 64.0 * max(2 - t / end, t / end) / end
+        made.append({
+            "lane": lane.name, "iteration": t, "train_error": noise[0], "probe_loss": 0.4 if escaped else 1.0,
+            "map_rank": 2 if wide else 1, "gradient_norm": [norm * x for x in noise[1:]], "gradient_factor": 64.0,
+        })  # fmt: skip
+    if fate.outcome == "diverged":
+        made[-1] |= {"train_error": float("nan"), "probe_loss": float("inf")}
+    return made
 
 
-def written(outputs: Path, cells: Sequence[Spec], scale: str, entries: Any = entry, n_rows: int = 5) -> Path:
-    """Outputs as runs leave them, without running: lanes for which `entries` gives None are asked for, not finished."""
+def entry(spec: Spec, lane: Lane, fate: Fate, made: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The record of a finished lane with these rows."""
+    columns = {name: np.array([row[name] for row in made]) for name in made[0] if name != "lane"}
+    summary = {"iterations": LENGTH, "iterations_allowed": LENGTH, "test_loss": 0.1, "test_accuracy": 0.9}
+    summary = {} if fate.outcome.startswith("failed") else summary | spec.study.summary(columns)
+    provenance = {"commit": "0123456789abcdef", "dirty": False, "device_kind": "cpu", "seconds_run": 1.5}
+    return {"values": lane.values, "outcome": fate.outcome, "summary": summary, "provenance": provenance}
+
+
+def written(
+    outputs: Path,
+    cells: Sequence[Spec],
+    scale: str,
+    fates: Callable[[Spec, Lane], Fate | None] = fast_pc,
+    n_rows: int = 5,
+) -> Path:
+    """Outputs as runs leave them, without running: lanes without a fate are asked for and not finished."""
     folder = outputs / STUDY
     _write_manifest(folder, scale, cells)
     for spec in cells:
-        done = {lane: made for lane in spec.lanes if (made := entries(spec, lane)) is not None}
+        done = [
+            (lane, fate, rows(lane, fate, n_rows)) for lane in spec.lanes if (fate := fates(spec, lane)) is not None
+        ]
         if done:
             with Cell(folder / spec.cell, [lane.name for lane in spec.lanes]).open(_about(spec)) as cell:
-                cell.append(row for lane in done for row in rows(lane, n_rows))
-                for lane, made in done.items():
-                    cell.finish(lane.name, **made)
+                cell.append(row for _, _, made in done for row in made)
+                for lane, fate, made in done:
+                    cell.finish(lane.name, **entry(spec, lane, fate, made))
     return outputs
 
 

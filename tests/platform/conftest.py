@@ -1,0 +1,49 @@
+"""Every test in a folder of its own; runs in this process."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import quick
+
+from pcexp import lanes, sweep
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from or written to the checkout."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PCEXP_DATA_DIR", str(tmp_path / "copies"))
+    monkeypatch.setenv("PCEXP_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def run(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run one quick configuration in this process, less its report; the exit status."""
+    monkeypatch.setattr(sweep, "_report", lambda *_: None)
+
+    def run(*overrides: str, base: tuple[str, ...] = quick.QUICK) -> int:
+        return sweep.run_all([quick.composed(f"execution.outputs={outputs}", *overrides, base=base)])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outputs of the long run of `quick` in one piece."""
+    outputs = tmp_path_factory.mktemp("undisturbed") / "outputs"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "_report", lambda *_: None)
+        assert sweep.run_all([quick.composed(*quick.LONG, f"execution.outputs={outputs}")]) == 0
+    return outputs
+
+
+@pytest.fixture
+def short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of 20 iterations, however quick the machine is."""
+    monkeypatch.setattr(lanes.LaneTraining, "_call_size", lambda _: 20)
