@@ -9,6 +9,7 @@ outputs/STUDY/CELL/config.json     the science half and the labels
 """
 
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -169,7 +170,7 @@ def output_error(folder: Path, error: OSError) -> OutputError:
 
 
 class _Lock:
-    """A file that one process creates; stale when its process is dead on this host, or after two minutes without a beat."""
+    """A file that names one process; stale when its process is dead on this host, or after two minutes without a beat."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -178,35 +179,37 @@ class _Lock:
         self.identity = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
 
     def acquire(self) -> None:
-        for _ in range(3):
-            try:
-                handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                owner = self._owner(self.path)
-                if not self._stale(owner):
-                    raise CellBusy(
-                        f"{self.path.parent} is being run by process {owner.get('pid')} on {owner.get('host')}"
-                    ) from None
-                self._set_aside(owner)
-                continue
-            with os.fdopen(handle, "w") as file:
-                json.dump(self.identity, file)
-            self._heart = threading.Thread(target=self._beat, daemon=True)
-            self._heart.start()
-            return
-        raise CellBusy(f"{self.path.parent}: another process takes its lock again and again")
+        with self._guard():
+            owner = self._owner()
+            if self.path.exists() and not self._stale(owner):
+                raise CellBusy(f"{self.path.parent} is being run by process {owner.get('pid')} on {owner.get('host')}")
+            replace_bytes(self.path, json.dumps(self.identity).encode())
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        # Looking at a lock and taking it over are two steps; two processes that see one stale lock must not both take them.
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def release(self) -> None:
         self._released.set()
         # Frozen for longer than the lock is fresh, this process may have been overtaken: the lock is another's then.
-        if self._owner() == self.identity:
-            self.path.unlink(missing_ok=True)
+        with self._guard():
+            if self._owner() == self.identity:
+                self.path.unlink(missing_ok=True)
 
-    def _owner(self, path: Path | None = None) -> dict[str, Any]:
+    def _owner(self) -> dict[str, Any]:
         try:
-            return json.loads((path or self.path).read_text())
+            owner = json.loads(self.path.read_text())
         except (OSError, ValueError):
-            return {}
+            return {}  # cut off, or foreign: nobody's
+        return owner if isinstance(owner, dict) else {}
 
     def _stale(self, owner: Mapping[str, Any]) -> bool:
         if owner.get("host") == socket.gethostname() and "pid" in owner and not _alive(int(owner["pid"])):
@@ -220,19 +223,6 @@ class _Lock:
             return True
         finally:
             probe.unlink(missing_ok=True)
-
-    def _set_aside(self, stale_owner: Mapping[str, Any]) -> None:
-        # Renaming is atomic: of two that see a stale lock, one moves it and the other finds nothing to move, or the
-        # lock that the first has made since; that one is put back.
-        moved = self.path.with_name(f"lock.{os.getpid()}.stale")
-        try:
-            os.rename(self.path, moved)
-        except FileNotFoundError:
-            return
-        if self._owner(moved) != stale_owner:
-            with suppress(FileExistsError):
-                os.link(moved, self.path)
-        moved.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_S):

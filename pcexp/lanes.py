@@ -299,8 +299,15 @@ class LaneTraining:
         # The last update has no iteration after it that would notice.
         outcome = "diverged" if bool(state.diverged) or not np.isfinite(summary["test_loss"]) else "done"
         seconds_run = self.seconds_before[lane.name] + pack.seconds_run
-        costs = {"seconds_compile": self.seconds_compile, "seconds_run": seconds_run}
-        self.job.finish(lane, outcome, summary, **costs)
+        self.job.finish(
+            lane,
+            outcome,
+            summary,
+            seconds_compile=self.seconds_compile,
+            seconds_run=seconds_run,
+            data_checksum=self.dataset.checksum,
+            data_caveat=self.dataset.caveat,
+        )
 
 
 _outputs = eqx.filter_jit(outputs)

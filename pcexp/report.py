@@ -165,6 +165,8 @@ def _provenance(records: Records) -> str:
             parts.append(f"{label} {values[0] if len(values) == 1 else f'{values[0]} ... {values[-1]}'}")
     if "run.dirty" in records.runs.columns and records.runs["run.dirty"].any():
         parts.append("with uncommitted changes")
+    if "run.data_caveat" in records.runs.columns:
+        parts += sorted({str(v) for v in records.runs["run.data_caveat"] if v})
     if "run.seconds_run" in records.runs.columns:
         parts.append(f"{records.runs['run.seconds_run'].sum() / 3600:.2f} core hours")
     return ", ".join(parts) + f"; pcexp {__version__}"

@@ -98,10 +98,10 @@ class Job:
         missing = set(self.cell.missing)
         return tuple(lane for lane in self.spec.lanes if lane.name in missing)
 
-    def finish(self, lane: Lane, outcome: str, summary: Mapping[str, Any], **costs: float) -> None:
+    def finish(self, lane: Lane, outcome: str, summary: Mapping[str, Any], **about: str | float) -> None:
         """Record a lane's outcome, its numbers and where they come from; mirror it to the tracker."""
-        about = provenance() | {"peak_memory_bytes": peak_memory_bytes()} | costs
-        self.cell.finish(lane.name, outcome, values=lane.values, summary=dict(summary), provenance=about)
+        origin = provenance() | {"peak_memory_bytes": peak_memory_bytes()} | about
+        self.cell.finish(lane.name, outcome, values=lane.values, summary=dict(summary), provenance=origin)
         columns = self.cell.rows(lane.name)
         rows = [
             {name: float(column[i]) for name, column in columns.items() if column.ndim == 1}

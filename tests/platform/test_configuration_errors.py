@@ -230,7 +230,7 @@ def test_an_exact_solver_on_a_network_that_is_not_linear_is_refused_with_what_wo
 def test_an_experiment_can_be_asked_for_another_solver_and_hears_whether_it_works(refusal: Refusal) -> None:
     message = refusal("inference=closed_form", "network.activation=tanh", base=WITHOUT_INFERENCE)
     assert "network.activation=linear" in message and "inference=gradient_descent" in message
-    assert quick.cell("inference=closed_form", base=WITHOUT_INFERENCE).spec.cell
+    assert quick.cell("inference=closed_form", base=WITHOUT_INFERENCE).cell
 
 
 def test_images_for_convolutions_are_asked_for_when_the_data_have_none(refusal: Refusal) -> None:
