@@ -1,5 +1,6 @@
 """Architectures: what a configuration says of a network, and how a network is built from it."""
 
+import abc
 import itertools
 import math
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ class AbstractArchitecture(eqx.Module):
 
     flat_inputs: eqx.AbstractClassVar[bool]
 
+    @abc.abstractmethod
     def build(
         self,
         parameterisation: AbstractParameterisation,
@@ -38,7 +40,6 @@ class AbstractArchitecture(eqx.Module):
         key: PRNGKeyArray,
     ) -> Network:
         """A network with freshly drawn weights. Raises ValueError for an input that the architecture cannot take."""
-        raise NotImplementedError
 
 
 class FullyConnected(AbstractArchitecture):

@@ -9,6 +9,7 @@ post-activation form (chapters 3, 4, 6.2). Everything here is written for one ex
 the axes that `Network.batch_axes` names.
 """
 
+import abc
 from typing import NamedTuple
 
 import equinox as eqx
@@ -45,9 +46,9 @@ class AbstractSegment(eqx.Module):
     def depth(self) -> int:
         return self.weight.shape[0]
 
+    @abc.abstractmethod
     def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
         """Products a_l W_l v_l, one a layer."""
-        raise NotImplementedError
 
     def linear(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
         """Linear maps u_l = a_l W_l phi_before(z_l) + b_l."""

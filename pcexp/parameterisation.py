@@ -9,6 +9,7 @@
 (thesis Table 5.1), and two starts near saddles of chapter 4, with premultipliers 1.
 """
 
+import abc
 import math
 from typing import Literal, NamedTuple
 
@@ -51,9 +52,9 @@ class AbstractParameterisation(eqx.Module):
         """Premultiplier a_l."""
         return 1.0
 
+    @abc.abstractmethod
     def weight(self, at: LayerPosition, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
         """Initial weight matrix W_l (or kernel) of the given shape."""
-        raise NotImplementedError
 
 
 class Standard(AbstractParameterisation):

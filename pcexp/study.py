@@ -1,5 +1,6 @@
 """What a study is: one class with its own hyperparameters, one way to run a cell, and what it says of a finished lane."""
 
+import abc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,9 +16,9 @@ class AbstractStudy(eqx.Module):
 
     revision: ClassVar[int] = 1
 
+    @abc.abstractmethod
     def run(self, job: "Job") -> None:
         """Run the lanes of the job's cell that are not finished, appending rows and outcomes as they come."""
-        raise NotImplementedError
 
     def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Numbers of one finished lane, from all its recorded rows (sorted by iteration, one array a column)."""

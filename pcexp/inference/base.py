@@ -1,5 +1,6 @@
 """What every inference solver is given and what it returns."""
 
+import abc
 from typing import Literal
 
 import equinox as eqx
@@ -63,13 +64,13 @@ class Equilibrium(eqx.Module):
 class AbstractInference(eqx.Module):
     """A solver; its fields are its hyperparameters."""
 
+    @abc.abstractmethod
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
         """Activities at (or on the way to) an equilibrium, with the residual that says which."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def forward_passes(self) -> float:
         """Matrix products of a solve in units of one forward pass: what the cost of a run is estimated from."""
-        raise NotImplementedError
 
     def check(self, network: Network) -> None:
         """Raise ValueError where this solver cannot work on a network; called before anything is compiled."""

@@ -1,5 +1,6 @@
 """What every learning rule returns, and the scale of its gradient."""
 
+import abc
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -28,6 +29,7 @@ class WeightGradient(NamedTuple):
 class AbstractLearning(eqx.Module):
     """A learning rule; its fields are its hyperparameters."""
 
+    @abc.abstractmethod
     def gradient(
         self,
         network: Network,
@@ -37,11 +39,10 @@ class AbstractLearning(eqx.Module):
         key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
         """Weight gradient of one batch."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def forward_passes(self) -> float:
         """Matrix products of a gradient in units of one forward pass."""
-        raise NotImplementedError
 
     def check(self, network: Network) -> None:
         """Raise ValueError where this rule cannot work on a network; called before anything is compiled."""
