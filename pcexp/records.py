@@ -4,7 +4,8 @@
     rows   one row a recorded iteration: cell, lane, iteration, measurements
 
 Rows outside the manifest of a scale are named and left out. `python -m pcexp.records collect NAME` merges finished runs into
-results/NAME/SCALE/ (it never deletes), thins rows to what a figure shows, and renders.
+results/NAME/SCALE/, thins rows to what a figure shows, and renders. It never deletes a run: one of an older revision of its
+study stays in runs.csv, neither drawn nor judged, and only its curve goes.
 """
 
 import argparse
@@ -114,14 +115,16 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
     for cell, entry in manifest.items():
         config_path = folder / cell / "config.json"
         for lane, values in entry["lanes"].items():
-            asked.append({"cell": cell, "lane": lane, **entry["labels"], **values})
+            asked.append({"cell": cell, "lane": lane, "revision": entry["revision"], **entry["labels"], **values})
         if not config_path.exists():
             continue
         science = json.loads(config_path.read_text())["science"]
         finished = {e["lane"]: e for e in read_lines(folder / cell / "lanes.jsonl") if e["lane"] in entry["lanes"]}
         for lane, done in finished.items():
             runs.append(
-                {"study": study, "scale": scale, "cell": cell, "lane": lane, **entry["labels"], **done["values"]}
+                {"study": study, "scale": scale, "cell": cell, "lane": lane, "revision": entry["revision"]}
+                | entry["labels"]
+                | done["values"]
                 | {"outcome": done["outcome"], **done["summary"]}
                 | {f"config.{key}": value for key, value in flat(science)}
                 | {f"run.{key}": value for key, value in done["provenance"].items()}
@@ -136,8 +139,26 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
 
 
 def read_results(results: Path, study: str, scale: str) -> Records:
-    """Records of a study from the tables that are committed."""
-    folder = results / study / scale
+    """Records of a study from the tables that are committed: the runs that are asked for at its newest revision."""
+    return _asked_for(_tables(results / study / scale, study, scale))
+
+
+def _asked_for(all_records: Records) -> Records:
+    """The newest revision; cells with none of its runs are named as strays."""
+    asked, runs, rows = all_records.asked, all_records.runs, all_records.rows
+    if not len(asked):
+        return all_records
+    asked = asked.filter(pl.col("revision") == asked["revision"].max())
+    key = ["cell", "lane"]
+    strays = set(runs["cell"]) - set(asked["cell"]) if len(runs) else set()
+    runs, rows = (frame.join(asked, on=key, how="semi") if len(frame) else frame for frame in (runs, rows))
+    return dataclasses.replace(
+        all_records, asked=asked, runs=runs, rows=rows, strays=tuple(sorted({*all_records.strays, *strays}))
+    )
+
+
+def _tables(folder: Path, study: str, scale: str) -> Records:
+    """All that the tables of a folder hold."""
     if not (folder / "runs.csv").exists():
         empty = pl.DataFrame()
         return Records(study, scale, empty, empty, empty)
@@ -167,17 +188,20 @@ def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
     return pl.concat(parts) if parts else rows
 
 
-def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Both tables; where both have a key, the new rows. Nothing that only the old one has is lost."""
-    if not len(old) or not len(new):
-        return (new if len(new) else old).sort(list(keys)) if len(new) or len(old) else new
-    kept = old.join(new.select(keys).unique(), on=list(keys), how="anti")
-    return pl.concat([kept, new], how="diagonal_relaxed").sort(list(keys))
+def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str], order: Sequence[str] = ()) -> pl.DataFrame:
+    """Both tables, sorted; where both have a key, the new rows. Nothing that only the old one has is lost."""
+    tables = [frame for frame in (old, new) if len(frame)]
+    if not tables:
+        return new
+    if len(tables) == 2:
+        tables[0] = old.join(new.select(keys).unique(), on=list(keys), how="anti")
+    return pl.concat(tables, how="diagonal_relaxed").sort(list(order or keys))
 
 
 def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     """Merge the finished runs of a study into results/STUDY/SCALE/; the committed records after that."""
-    new, old = read_outputs(outputs, study, scale), read_results(results, study, scale)
+    folder = results / study / scale
+    new, old = read_outputs(outputs, study, scale), _tables(folder, study, scale)
     if len(new.runs) and len(old.runs):
         # A run that failed here does not replace one that ended elsewhere.
         failed = new.runs.filter(pl.col("outcome").str.starts_with("failed")).select("cell", "lane")
@@ -189,25 +213,23 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
             runs=new.runs.join(beaten, on=["cell", "lane"], how="anti"),
             rows=new.rows.join(beaten, on=["cell", "lane"], how="anti") if len(new.rows) else new.rows,
         )
-    runs = _merge(old.runs, new.runs, ("cell", "lane"))
     fresh = thinned(new.rows).with_columns(pl.selectors.float().cast(pl.Float32)) if len(new.rows) else new.rows
-    stale = (
-        old.rows.join(fresh.select("cell", "lane").unique(), on=["cell", "lane"], how="anti")
-        if len(old.rows) and len(fresh)
-        else old.rows
+    merged = Records(
+        study,
+        scale,
+        runs=_merge(old.runs, new.runs, ("cell", "lane")),
+        rows=_merge(old.rows, fresh, ("cell", "lane"), order=("cell", "lane", "iteration")),
+        asked=_merge(old.asked, new.asked, ("cell", "lane")),
+        strays=new.strays,
     )
-    rows = (
-        pl.concat([f for f in (stale, fresh) if len(f)], how="diagonal_relaxed") if len(stale) or len(fresh) else fresh
-    )
-    asked = _merge(old.asked, new.asked, ("cell", "lane"))
-    folder = results / study / scale
+    committed = _asked_for(merged)
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    rows.sort("cell", "lane", "iteration").write_parquet(buffer, compression="zstd", compression_level=19)
+    committed.rows.write_parquet(buffer, compression="zstd", compression_level=19)
     replace_bytes(folder / "records.parquet", buffer.getvalue())
-    replace_bytes(folder / "runs.csv", runs.write_csv(float_precision=None).encode())
-    replace_bytes(folder / "asked.csv", asked.write_csv().encode())
-    return Records(study, scale, runs, rows, asked, new.strays)
+    replace_bytes(folder / "runs.csv", merged.runs.write_csv(float_precision=None).encode())
+    replace_bytes(folder / "asked.csv", committed.asked.write_csv().encode())
+    return committed
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -231,6 +253,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
             continue  # seconds of a test: not a result
         records = collect(options.outputs, options.results, options.study, scale)
         print(f"{options.results / options.study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
+        if records.strays:
+            print(f"kept, of an older revision or not asked for: {', '.join(records.strays)}")
     report.main([options.study, "--results", str(options.results)])
 
 

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 class AbstractStudy(eqx.Module):
-    """A study; fields are its own hyperparameters. `revision` is raised when its numbers change meaning."""
+    """A study; fields are its own hyperparameters.
+
+    `revision` is raised when its numbers change meaning, its rows gain a column, or its settings move: cells of an older
+    revision are then no longer asked for, neither drawn nor judged.
+    """
 
     revision: ClassVar[int] = 1
 

@@ -125,15 +125,17 @@ def _shapes(cell: Spec) -> Network:
 
 
 def _write_manifest(folder: Path, scale: str, specs: Sequence[Spec]) -> None:
-    """Add the cells asked for to the manifest of this scale; what was asked for before stays asked for."""
+    """Add the cells asked for to the manifest of this scale; what was asked for at the same revision stays asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"manifest-{scale}.json"
-    cells = json.loads(path.read_text())["cells"] if path.exists() else {}
+    known = json.loads(path.read_text())["cells"] if path.exists() else {}
+    newest = max(cell.study.revision for cell in specs)
+    cells = {cell: entry for cell, entry in known.items() if entry["revision"] >= newest}
     for cell in specs:
-        known = cells.get(cell.cell, {"labels": cell.labels, "lanes": {}})
-        lanes = known["lanes"] | {lane.name: lane.values for lane in cell.lanes}
+        before = cells.get(cell.cell, {"labels": cell.labels, "lanes": {}})
+        lanes = before["lanes"] | {lane.name: lane.values for lane in cell.lanes}
         # The study's own cell stays that, though a command may also have reached it by spelling out an override.
-        variant = cell.labels["variant"] and known["labels"]["variant"]
+        variant = cell.labels["variant"] and before["labels"]["variant"]
         cells[cell.cell] = {
             "labels": cell.labels | {"variant": variant},
             "lanes": lanes,

@@ -7,6 +7,7 @@ import pytest
 import quick
 
 from pcexp import lanes, sweep
+from pcexp.spec import Spec
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +21,12 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
+
+
+@pytest.fixture(scope="module")
+def small() -> list[Spec]:
+    """Cells at scale small, three seeds each: linear networks only."""
+    return quick.grid("scale=small", "lanes.seed=[0,1,2]", activations=("linear",))
 
 
 @pytest.fixture
