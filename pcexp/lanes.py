@@ -26,57 +26,21 @@ from pcexp.cell import read_lines
 from pcexp.data import Dataset
 from pcexp.energy import outputs
 from pcexp.network import Network
+from pcexp.pack import ROWS_A_CALL, Pack, components, initial_network, lane_key
 from pcexp.runner import Job, Stopped
-from pcexp.spec import ALLOWED_TARGETS, Lane, Spec, build, insert
+from pcexp.spec import Lane, insert
+from pcexp.targets import ALLOWED_TARGETS, build
 from pcexp.train import (
     Measure,
     Rows,
     TrainingSet,
     TrainState,
-    advance,
-    advance_pack,
     batch_layout,
     initial_state,
     iterations,
 )
 
-ROWS_A_CALL = 256
 FIRST_CALL_ITERATIONS = 8
-
-
-def components(spec: Spec, lane: Lane) -> tuple[Any, Any, Any]:
-    """Parameterisation, learning and optimiser of one lane, every float traced: a new value compiles nothing."""
-    parts = {"parameterisation": spec.parameterisation, "learning": spec.learning, "optimiser": spec.optimiser}
-    for key, value in lane.values.items():
-        if key != "seed":
-            parts |= {key.partition(".")[0]: _replace(parts[key.partition(".")[0]], key.split(".")[1:], value)}
-    traced = {
-        name: jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, jnp.result_type(float)) if isinstance(leaf, float) else leaf, part
-        )
-        for name, part in parts.items()
-    }
-    return traced["parameterisation"], traced["learning"], traced["optimiser"]
-
-
-def _replace(part: Any, path: Sequence[str], value: float) -> Any:
-    def where(tree: Any) -> Any:
-        for name in path:
-            tree = tree.keywords[name] if isinstance(tree, eqx.Partial) else getattr(tree, name)
-        return tree
-
-    return eqx.tree_at(where, part, value, is_leaf=lambda leaf: leaf is None)
-
-
-def lane_key(spec: Spec, lane: Lane, purpose: int) -> jax.Array:
-    """Random key of a lane; purposes are 0 (initial weights) and 1 (order of the batches)."""
-    return jr.fold_in(jr.fold_in(jr.key(spec.root_seed), int(lane.values["seed"])), purpose)
-
-
-def initial_network(spec: Spec, lane: Lane, dataset: Dataset) -> Network:
-    """The network that a lane starts from."""
-    parameterisation, _, _ = components(spec, lane)
-    return spec.network.build(parameterisation, dataset.input_shape, dataset.d_out, key=lane_key(spec, lane, 0))
 
 
 def trained_network(folder: Path, lane: str) -> Network:
@@ -97,58 +61,6 @@ def trained_network(folder: Path, lane: str) -> Network:
     shape = tuple(about["input_shape"])
     network, _ = checkpoint.load(path, architecture.build(parameterisation, shape, about["d_out"], key=jr.key(0)))
     return network
-
-
-class _Pack:
-    """Lanes that advance together: one on a CPU, several vmapped on a GPU."""
-
-    def __init__(self, lanes: Sequence[Lane], states: Sequence[TrainState], parts: Sequence[tuple[Any, Any]]) -> None:
-        self.lanes = lanes
-        self.single = len(lanes) == 1
-        stack = (lambda *trees: trees[0]) if self.single else _stack
-        self.state: TrainState = stack(*states)
-        self.learning, self.optimiser = stack(*[p[0] for p in parts]), stack(*[p[1] for p in parts])
-        self.written: dict[str, bool] = {lane.name: False for lane in lanes}
-        self.saved_at = time.monotonic()
-        self.seconds_run = 0.0
-
-    def call(self, data: TrainingSet, spec: Spec, measure: Measure, n: int) -> tuple[Rows, float]:
-        """Advance by n iterations (on a worker thread); the rows, and the seconds that one iteration took."""
-        start, before = time.perf_counter(), self.iteration
-        run = advance if self.single else advance_pack
-        state, rows = run(
-            self.state,
-            self.learning,
-            self.optimiser,
-            data,
-            spec.training,
-            measure,
-            ROWS_A_CALL,
-            jnp.asarray(n, jnp.int32),
-        )
-        jax.block_until_ready((state, rows))
-        self.state = state
-        seconds = time.perf_counter() - start
-        self.seconds_run += seconds
-        return rows, seconds / max(self.iteration - before, 1)
-
-    @property
-    def iteration(self) -> int:
-        """Iterations of the most advanced lane."""
-        return int(np.max(np.asarray(self.state.iteration)))
-
-    def states(self) -> list[TrainState]:
-        """One state a lane."""
-        if self.single:
-            return [self.state]
-        return [
-            jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, self.state)
-            for i in range(len(self.lanes))
-        ]
-
-
-def _stack(*trees: Any) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *trees)
 
 
 class LaneTraining:
@@ -184,7 +96,7 @@ class LaneTraining:
         size = self.session.execution.pack_size or (1 if cpu else len(lanes))
         self.workers = self.session.execution.workers or (len(os.sched_getaffinity(0)) if cpu else 1)
         self.packs = [
-            _Pack(lanes[i : i + size], states[i : i + size], parts[i : i + size]) for i in range(0, len(lanes), size)
+            Pack(lanes[i : i + size], states[i : i + size], parts[i : i + size]) for i in range(0, len(lanes), size)
         ]
         self.seconds_an_iteration: float | None = None
         self.seconds_compile = 0.0
@@ -215,7 +127,7 @@ class LaneTraining:
         self.seconds_compile = time.perf_counter() - start
         self.packs[0].seconds_run = 0.0
         waiting = deque(self.packs)
-        flying: dict[Future[tuple[Rows, float]], _Pack] = {}
+        flying: dict[Future[tuple[Rows, float]], Pack] = {}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="lane") as pool:
             while waiting or flying:
                 while waiting and len(flying) < self.workers and not self.session.stopping:
@@ -240,7 +152,7 @@ class LaneTraining:
         wanted = int(self.session.execution.call_s / self.seconds_an_iteration)
         return max(1, min(wanted, ROWS_A_CALL * self.spec.training.record_every))
 
-    def _absorb(self, pack: _Pack, future: Future[tuple[Rows, float]]) -> bool:
+    def _absorb(self, pack: Pack, future: Future[tuple[Rows, float]]) -> bool:
         """Write what a call gave; whether the pack goes on."""
         try:
             rows, self.seconds_an_iteration = future.result()
@@ -265,14 +177,14 @@ class LaneTraining:
             self._save(pack)
         return unfinished
 
-    def _fail(self, pack: _Pack, error: Exception) -> None:
+    def _fail(self, pack: Pack, error: Exception) -> None:
         reason = str(error).splitlines()[0][:300]
         for lane in pack.lanes:
             if not pack.written[lane.name]:
                 self.job.finish(lane, f"failed: {reason}", {})
                 self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
 
-    def _write(self, pack: _Pack, rows: Rows) -> None:
+    def _write(self, pack: Pack, rows: Rows) -> None:
         counts = np.atleast_1d(np.asarray(rows.n_rows))
         for i, lane in enumerate(pack.lanes):
             columns = {k: np.asarray(v) if pack.single else np.asarray(v)[i] for k, v in rows.values.items()}
@@ -280,14 +192,14 @@ class LaneTraining:
                 {"lane": lane.name} | {k: v[row].tolist() for k, v in columns.items()} for row in range(counts[i])
             )
 
-    def _save(self, pack: _Pack) -> None:
+    def _save(self, pack: Pack) -> None:
         for lane, state in zip(pack.lanes, pack.states(), strict=True):
             if not pack.written[lane.name]:
                 seconds = self.seconds_before[lane.name] + pack.seconds_run
                 checkpoint.save(self.cell.checkpoint(lane.name), state, seconds_run=seconds)
         pack.saved_at = time.monotonic()
 
-    def _finish(self, pack: _Pack, lane: Lane, state: TrainState) -> None:
+    def _finish(self, pack: Pack, lane: Lane, state: TrainState) -> None:
         summary: dict[str, Any] = {"iterations": int(state.iteration), "iterations_allowed": self.total}
         summary |= evaluate(state.network, self.dataset)
         summary |= self.spec.study.summary(self.cell.rows(lane.name))

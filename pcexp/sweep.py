@@ -22,7 +22,8 @@ from pcexp.data import DataError
 from pcexp.network import Network
 from pcexp.progress import Progress
 from pcexp.runner import Datasets, Execution, Job, Session, Stopped
-from pcexp.spec import ALLOWED_TARGETS, Spec, SpecError, build, spec
+from pcexp.spec import Spec, spec
+from pcexp.targets import ALLOWED_TARGETS, SpecError, build
 from pcexp.tracking import AbstractTracker
 
 

@@ -28,7 +28,7 @@ from pcexp.learning import AbstractLearning
 from pcexp.network import Network
 from pcexp.parameterisation import AbstractParameterisation
 from pcexp.runner import Execution
-from pcexp.spec import ALLOWED_TARGETS, build
+from pcexp.targets import ALLOWED_TARGETS, build
 from pcexp.tracking import AbstractTracker
 
 NEEDED = {"npz": ("data.path=mine.npz",)}

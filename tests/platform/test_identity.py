@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from experiments.saddle_escape import SaddleEscape
 from pcexp import sweep
 from pcexp.configuration import Refused, split_lanes
-from pcexp.spec import SCIENCE, Spec, SpecError, flat, lane_name
+from pcexp.spec import SCIENCE, Spec, flat, lane_name
+from pcexp.targets import SpecError
 
 EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
 

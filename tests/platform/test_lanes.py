@@ -85,7 +85,7 @@ def test_a_lane_whose_last_update_destroys_the_network_has_diverged(outputs: Pat
 def test_a_lane_that_runs_out_of_memory_is_recorded_as_failed_and_tried_again_by_the_next_command(
     outputs: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call = lanes._Pack.call
+    call = lanes.Pack.call
 
     def failing(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
         if n and pack.lanes[0].values["seed"] == 1:
@@ -93,7 +93,7 @@ def test_a_lane_that_runs_out_of_memory_is_recorded_as_failed_and_tried_again_by
         return call(pack, data, spec, measure, n)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lanes._Pack, "call", failing)
+        patch.setattr(lanes.Pack, "call", failing)
         assert run("lanes.seed=[0,1,2]") == 1
     outcomes = {entry["values"]["seed"]: entry["outcome"] for entry in entries(outputs).values()}
     assert outcomes == {0: "done", 1: "failed: RESOURCE_EXHAUSTED: out of memory", 2: "done"}
@@ -127,7 +127,7 @@ def test_a_trained_network_that_was_kept_loads_again_with_the_same_outputs(
 def test_a_pack_that_fails_leaves_the_lanes_alone_that_had_ended(
     outputs: Path, run: Run, short_calls: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = lanes._Pack.call
+    call = lanes.Pack.call
 
     def failing(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
         if pack.iteration >= 100:
@@ -136,7 +136,7 @@ def test_a_pack_that_fails_leaves_the_lanes_alone_that_had_ended(
 
     asked = (*quick.LONG[:2], "execution.pack_size=2", "+lanes.optimiser.learning_rate=[0.008,1000000.0]")
     with monkeypatch.context() as patch:
-        patch.setattr(lanes._Pack, "call", failing)
+        patch.setattr(lanes.Pack, "call", failing)
         assert run(*asked) == 1
     outcomes = {entry["values"]["optimiser.learning_rate"]: entry["outcome"] for entry in entries(outputs).values()}
     assert outcomes == {1e6: "diverged", 0.008: "failed: RESOURCE_EXHAUSTED: out of memory"}
@@ -145,14 +145,14 @@ def test_a_pack_that_fails_leaves_the_lanes_alone_that_had_ended(
 def test_a_cell_that_cannot_even_start_is_recorded_as_failed_and_the_next_one_runs(
     outputs: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call = lanes._Pack.call
+    call = lanes.Pack.call
 
     def failing(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
         if spec.network.width == 16:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return call(pack, data, spec, measure, n)
 
-    monkeypatch.setattr(lanes._Pack, "call", failing)
+    monkeypatch.setattr(lanes.Pack, "call", failing)
     wide, narrow = (quick.composed(f"network.width={n}", f"execution.outputs={outputs}") for n in (16, 8))
     assert sweep.run_all([wide, narrow]) == 1
     found = [entry["outcome"] for path in outputs.glob("*/*/lanes.jsonl") for entry in read_lines(path)]

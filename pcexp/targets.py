@@ -1,0 +1,135 @@
+"""Objects from configuration: `_target_` names a Python object, and its annotations are the schema of its arguments.
+
+What is wrong is said in the user's words: the key, its value, and what would be valid.
+"""
+
+import collections.abc
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+
+ALLOWED_TARGETS = ("pcexp.", "experiments.", "optax.", "diffrax.")
+
+_TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a valid float
+
+
+class SpecError(ValueError):
+    """A configuration that cannot be run; the message names the key and what would be valid."""
+
+
+def build(node: Any, path: str, allowed: Sequence[str], partial: bool = False) -> Any:
+    """The object that a configuration node describes; nodes inside it are built first. Raises SpecError."""
+    if not isinstance(node, Mapping):
+        return [build(item, f"{path}.{i}", allowed) for i, item in enumerate(node)] if isinstance(node, list) else node
+    if "_target_" not in node:
+        raise SpecError(f"{path} has no _target_: choose an option, as in {path}=NAME")
+    name = node["_target_"]
+    target = _locate(name, f"{path}._target_", allowed)
+    given = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    parameters = inspect.signature(target).parameters
+    known(given, tuple(parameters), path)
+    for key, parameter in parameters.items():
+        if (
+            parameter.default is parameter.empty
+            and key not in given
+            and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+        ):
+            raise SpecError(f"{path}.{key} is not set, and {name} needs it")
+    arguments = {key: build(value, f"{path}.{key}", allowed) for key, value in given.items()}
+    for key, value in arguments.items():
+        _check_type(target, key, value, f"{path}.{key}")
+    try:
+        return eqx.Partial(target, **arguments) if partial else target(**arguments)
+    except (ValueError, TypeError) as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def without_defaults(node: Any) -> Any:
+    """A configuration less the arguments that equal their defaults: a new option with a default renames no old cell."""
+    if not isinstance(node, Mapping):
+        return node
+    defaults: dict[str, Any] = {}
+    if "_target_" in node:
+        module, _, attribute = node["_target_"].rpartition(".")
+        parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+        defaults = {key: p.default for key, p in parameters.items()}
+    return {
+        key: without_defaults(value) for key, value in node.items() if not (key in defaults and defaults[key] == value)
+    }
+
+
+def _locate(name: Any, path: str, allowed: Sequence[str]) -> Any:
+    if not isinstance(name, str) or not name.startswith(tuple(allowed)):
+        raise SpecError(
+            f"{path}={name!r} is outside the allowed prefixes {', '.join(allowed)} (execution.targets adds one)"
+        )
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise SpecError(f"{path}={name}: {error}") from error
+    except AttributeError as error:
+        names = [n for n in vars(importlib.import_module(module)) if not n.startswith("_")]
+        raise SpecError(f"{path}: {module} has no {attribute}{suggestion(attribute, names)}") from error
+    if not callable(found):
+        raise SpecError(f"{path}={name} is nothing that can be built")
+    return found
+
+
+def _check_type(target: Any, key: str, value: Any, path: str) -> None:
+    hints = typing.get_type_hints(target if inspect.isfunction(target) else target.__init__)
+    if inspect.isclass(target):
+        hints = typing.get_type_hints(target) | {k: v for k, v in hints.items() if k != "return"}
+    hint = hints.get(key)
+    if hint is not None and not _conforms(value, hint):
+        raise SpecError(f"{path}={value!r} has the wrong type: valid is {_written(hint)}")
+
+
+def _conforms(value: Any, hint: Any) -> bool:
+    """Whether a value of a configuration is what an annotation asks for; true and false are no numbers."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_conforms(value, argument) for argument in arguments)
+    if isinstance(origin, type) and issubclass(origin, Sequence) and origin is not tuple:
+        # Element by element: is_bearable looks at one of them, drawn at random. A word is no list of words.
+        return isinstance(value, (list, tuple)) and all(_conforms(item, a) for item in value for a in arguments[:1])
+    if isinstance(value, bool) and hint is not bool and hint is not Any:
+        return False
+    return is_bearable(value, hint, conf=_TOWER)
+
+
+def _written(hint: Any) -> str:
+    """An annotation in words for whoever writes YAML, where only plain values can be written."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (typing.Union, types.UnionType):
+        plain = [a for a in arguments if a in (int, float, str, bool, type(None)) or typing.get_origin(a) is not None]
+        plain = [a for a in plain if typing.get_origin(a) is not collections.abc.Callable] or list(arguments)
+        return " or ".join("null" if a is type(None) else _written(a) for a in plain)
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"a list of {_written(arguments[0])}"
+    return getattr(hint, "__name__", None) or str(hint)
+
+
+def known(given: Mapping[str, Any], valid: Sequence[str], path: str) -> None:
+    for key in given:
+        if key not in valid:
+            prefix = f"{path}." if path else ""
+            listed = [v for v in valid if v not in ("choices", "variant", "kwargs", "args")]
+            raise SpecError(
+                f"{prefix}{key} is no key{suggestion(key, listed)}; valid under {path or 'the root'} are {', '.join(listed)}"
+            )
+
+
+def suggestion(word: str, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, words, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
