@@ -59,6 +59,31 @@ def deviation_errors(network: Network, at: ForwardPass, deviations: Activities) 
     return jax.tree.map(jnp.subtract, deviations, differences)
 
 
+def segment_errors(
+    network: Network, at: ForwardPass | None, index: int, below: Float[Array, "..."], z: Float[Array, "depth ..."]
+) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
+    """Errors e_l of one segment, and their pull J_l^T e_l on its inputs: what inference needs of a segment, and no more.
+
+    `below` is the input of its lowest layer, `z` its own activities; both are deviations where the forward pass `at` that
+    they are measured from is given. The gradient of the summed energy is dF/dz_l = e_l - J_{l+1}^T e_{l+1}.
+    """
+    segment = network.segments[index]
+    axes, references = _batch_axes(network)
+    below_axis = network.input_batch_axis if index == 0 else network.batch_axes[index - 1]
+
+    def one(reference: Reference | None, below: Array, z: Array) -> tuple[Array, Array]:
+        inputs = below[None] if segment.depth == 1 else jnp.concatenate([below[None], z[:-1]])
+        predict = segment.predict if reference is None else lambda v: segment.difference(reference, v)
+        predicted, pull = jax.vjp(predict, inputs)
+        errors = z - predicted
+        return errors, pull(errors)[0]
+
+    in_axes = (None if at is None else references[index], below_axis, axes[index])
+    out_axes = (axes[index], references[index].inputs)
+    reference = None if at is None else at.references[index]
+    return jax.vmap(one, in_axes=in_axes, out_axes=out_axes)(reference, below, z)
+
+
 def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:
     """Energies F_l = 1/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
     axes, _ = _batch_axes(network)

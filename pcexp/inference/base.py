@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from pcexp.energy import ForwardPass, deviation_errors, forward_pass, prediction_errors, summed_energy
+from pcexp.energy import ForwardPass, deviation_errors, forward_pass, prediction_errors, segment_errors, summed_energy
 from pcexp.network import Activities, Network
 
 Form = Literal["activities", "deviations"]
@@ -40,9 +40,36 @@ class InferenceProblem(eqx.Module):
         output = (self.y - self.at.activities[-1][0])[None]
         return deviation_errors(self.network, self.at, (*hidden, output))
 
+    def errors_and_gradient(self, form: Form, hidden: Activities) -> tuple[Activities, Activities]:
+        """Errors and the per-sample gradient dF_b/dz, a segment at a time from the output down."""
+        errors, pull = self.segment(form, hidden, len(hidden))
+        all_errors, gradient = [errors], []
+        for index in reversed(range(len(hidden))):
+            assert pull is not None  # only the first layer has none
+            above = pull[0]
+            errors, pull = self.segment(form, hidden, index)
+            all_errors.append(errors)
+            gradient.append(segment_gradient(errors, pull, above))
+        return tuple(reversed(all_errors)), tuple(reversed(gradient))
+
     def energy_and_gradient(self, form: Form, hidden: Activities) -> tuple[Float[Array, ""], Activities]:
         """Energy summed over the batch and its per-sample gradient dF_b/dz."""
-        return jax.value_and_grad(lambda h: summed_energy(self.errors(form, h)))(hidden)
+        errors, gradient = self.errors_and_gradient(form, hidden)
+        return summed_energy(errors), gradient
+
+    def segment(self, form: Form, hidden: Activities, index: int) -> tuple[Array, Array | None]:
+        """Errors of a segment and their pull on its inputs; None for the first layer, whose input does not move."""
+        deviations = form == "deviations"
+        if index == len(hidden):
+            z = (self.y - self.at.activities[-1][0] if deviations else self.y)[None]
+        else:
+            z = hidden[index]
+        if index == 0 and self.network.segments[0].depth == 1:
+            # Its prediction is the forward pass, whatever the activities are: no product.
+            return (z if deviations else z - self.at.activities[0]), None
+        inputs = jnp.zeros_like(self.x) if deviations else self.x
+        below = inputs if index == 0 else hidden[index - 1][-1]
+        return segment_errors(self.network, self.at if deviations else None, index, below, z)
 
     def activities(self, form: Form, hidden: Activities) -> Activities:
         """Activities z_1..z_L with the output clamped."""
@@ -74,6 +101,13 @@ class AbstractInference(eqx.Module):
 
     def check(self, network: Network) -> None:
         """Raise ValueError where this solver cannot work on a network; called before anything is compiled."""
+
+
+def segment_gradient(errors: Array, pull: Array | None, above: Float[Array, "..."]) -> Float[Array, "depth ..."]:
+    """Gradient dF_b/dz_l = e_l - J_{l+1}^T e_{l+1} of a segment; `above` is the pull of the layer on top of it."""
+    if pull is None or errors.shape[0] == 1:
+        return errors - above[None]
+    return errors - jnp.concatenate([pull[1:], above[None]])
 
 
 def root_mean_square(tree: Activities) -> Float[Array, ""]:
