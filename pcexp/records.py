@@ -68,7 +68,7 @@ class Records:
         runs = chosen(self.runs)
         rows = (
             self.rows.join(runs.select("cell", "lane"), on=["cell", "lane"], how="semi")
-            if len(runs)
+            if len(runs) and len(self.rows)  # lanes that failed before their first row have no columns to join
             else self.rows.clear()
         )
         return Records(self.study, self.scale, runs, rows, chosen(self.asked), self.strays)
@@ -254,7 +254,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         records = collect(options.outputs, options.results, options.study, scale)
         print(f"{options.results / options.study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
         if records.strays:
-            print(f"kept, of an older revision or not asked for: {', '.join(records.strays)}")
+            print(f"kept, of an older revision or not asked for: {len(records.strays)} cells")
     report.main([options.study, "--results", str(options.results)])
 
 

@@ -121,7 +121,7 @@ def page(parts: Sequence[tuple[str, str, Sequence[Judged], Sequence[Drawn], Reco
         counts = ", ".join(f"{n} {html.escape(str(outcome))}" for outcome, n in sorted(outcomes))
         body.append(f"<p class=meta>{len(records.asked)} runs asked for; {counts or 'none finished'}.</p>")
         if records.strays:
-            body.append(f"<p class=meta>Left out, not in the manifest: {html.escape(', '.join(records.strays))}.</p>")
+            body.append(f"<p class=meta>Left out, not in the manifest: {html.escape(_listed(records.strays))}.</p>")
         rows = "".join(
             f"<tr><td class={v.status}>{STATUS_MARK[v.status]} {v.status.replace('_', ' ')}</td><td>{html.escape(c.figure)}</td><td>{html.escape(data)}</td>"
             f"<td>{html.escape(c.statement)}<br><span class=meta>expected: {html.escape(v.expected)}</span></td>"
@@ -141,6 +141,12 @@ def page(parts: Sequence[tuple[str, str, Sequence[Judged], Sequence[Drawn], Reco
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>pcexp</title><style>{CSS}</style><body>{''.join(body)}</body></html>"
     )
+
+
+def _listed(names: Sequence[str], at_most: int = 5) -> str:
+    """Names, or the first of them and how many there are."""
+    shown = ", ".join(names[:at_most])
+    return shown if len(names) <= at_most else f"{shown} ... ({len(names)} in all)"
 
 
 def _provenance(records: Records) -> str:
@@ -236,8 +242,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
                 continue
             replace_bytes(target / name / scale / "claims.csv", claims_csv(judged).encode())
             print_claims(judged, console)
-            for stray in records.strays:
-                print(f"left out, not in the manifest of scale {scale}: {source / name / stray}")
+            if records.strays:
+                where = _listed([str(source / name / stray) for stray in records.strays])
+                print(f"left out, not in the manifest of scale {scale}: {where}")
             for figure in drawn:
                 print(f"figure {figure.figure:5} {figure.png}")
     if not parts:
