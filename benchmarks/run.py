@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -88,14 +89,16 @@ def training_loop(learning: AbstractLearning, activation: str) -> Callable[[], N
     return lambda: jax.block_until_ready(advance(state, learning, optimiser, data, training, observe, 256, count))
 
 
-def medians(candidates: dict[str, Callable[[], None]]) -> tuple[dict[str, float], dict[str, float]]:
+def medians(
+    candidates: dict[str, Callable[[], None]], repeats: int = REPEATS
+) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of the first call (compile and run) and of the median later call, candidates alternating."""
     first, later = {}, {name: [] for name in candidates}
     for name, call in candidates.items():
         start = time.perf_counter()
         call()
         first[name] = time.perf_counter() - start
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for name, call in candidates.items():
             start = time.perf_counter()
             call()
@@ -109,6 +112,13 @@ def product_rate() -> float:
     product = jax.jit(lambda a: a @ a)
     _, seconds = medians({"product": lambda: jax.block_until_ready(product(a))})
     return 2 * 2048**3 / seconds["product"] / 1e9
+
+
+def about_here() -> dict[str, Any]:
+    """What a number was measured with: versions, machine, date, commit."""
+    about = provenance()
+    kept = ("date", "commit", "dirty", "cpu_model", "cpu_count", "device_kind")
+    return {key: value for key, value in about.items() if key.endswith("version") or key in kept}
 
 
 def help_seconds() -> float:
@@ -132,13 +142,9 @@ def main() -> None:
             )
         candidates[f"BP {activation}"] = training_loop(BP("batch_sum"), activation)
     first, seconds = medians(candidates)
-    about = provenance()
+    about = about_here()
     record = {
-        "about": {
-            k: about[k]
-            for k in about
-            if k.endswith("version") or k in ("date", "commit", "dirty", "cpu_model", "cpu_count", "device_kind")
-        },
+        "about": about,
         "gflops_2048": product_rate(),
         "help_seconds": help_seconds(),
         "iteration_us": {name: 1e6 * s / ITERATIONS for name, s in seconds.items()},

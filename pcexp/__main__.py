@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Set before jax is imported: a synchronous CPU call runs on the thread that makes it, so that worker threads fill the cores.
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
+# For the same cores: LAPACK's own threads wait for each other by spinning, and on a busy machine a QR of 256 x 256 took 1 s.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hydra
 from hydra.core.hydra_config import HydraConfig

@@ -4,9 +4,9 @@ A rule is total: it answers on any records. Runs that were asked for and are mis
 left out silently, and a verdict at less than thesis scale never closes a thesis-scale claim (its scale is printed with it).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -84,3 +84,26 @@ def spread(values: Sequence[float | Ratio]) -> str:
 def insufficient(records: "Records", expected: str, why: str) -> Verdict:
     """The verdict where records cannot decide, with the command that would settle it."""
     return Verdict("insufficient", why, f"run {records.command}", expected, 0, records.scale)
+
+
+class Case(NamedTuple):
+    """Whether a claim holds for one seed (of one activation, say), and the number that says so."""
+
+    holds: bool
+    value: float
+
+
+def verdict(records: "Records", expected: str, cases: Mapping[str, Sequence[Case]], *, n: int, missing: int) -> Verdict:
+    """Reproduced if every case of every kind holds and nothing is missing; one case that does not hold refutes.
+
+    `cases` are by kind (activation, say), `n` the runs that they rest on, `missing` those asked for without numbers.
+    """
+    values = {kind: [case.value for case in found] for kind, found in cases.items() if found}
+    observed = ", ".join(f"{kind} {np.median(found):.3g}" for kind, found in values.items())
+    refuted = any(not case.holds for found in cases.values() for case in found)
+    if not values or (missing and not refuted):
+        return insufficient(
+            records, expected, "; ".join(filter(None, (f"{missing} of {n + missing} runs missing", observed)))
+        )
+    interval = "; ".join(f"{kind} {spread(found)}" for kind, found in values.items())
+    return Verdict("not_reproduced" if refuted else "reproduced", observed, interval, expected, n, records.scale)

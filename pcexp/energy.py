@@ -21,7 +21,7 @@ class ForwardPass(NamedTuple):
     references: tuple[Reference, ...]
 
 
-def _batch_axes(network: Network) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+def batch_axes_of(network: Network) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """Axes of a batch in activities and in references, the depth axis in front counted."""
     axes = tuple(axis if axis < 0 else axis + 1 for axis in network.batch_axes)
     # The input of a segment lies where the segment before it put it.
@@ -35,13 +35,13 @@ def _batch_axes(network: Network) -> tuple[tuple[int, ...], tuple[Any, ...]]:
 
 def forward_pass(network: Network, x: Float[Array, "..."]) -> ForwardPass:
     """Forward activities zhat_l = mu_l(zhat_{l-1}) of a batch."""
-    axes, references = _batch_axes(network)
+    axes, references = batch_axes_of(network)
     return ForwardPass(*jax.vmap(network.forward, in_axes=network.input_batch_axis, out_axes=(axes, references))(x))
 
 
 def batched_predictions(network: Network, x: Float[Array, "..."], activities: Activities) -> Activities:
     """Predictions mu_l(z_{l-1}) of a batch at activities that include the output."""
-    axes, _ = _batch_axes(network)
+    axes, _ = batch_axes_of(network)
     return jax.vmap(network.predictions, in_axes=(network.input_batch_axis, axes), out_axes=axes)(x, activities)
 
 
@@ -52,7 +52,7 @@ def prediction_errors(network: Network, x: Float[Array, "..."], activities: Acti
 
 def deviation_errors(network: Network, at: ForwardPass, deviations: Activities) -> Activities:
     """Prediction errors e_l = d_l - [mu_l(zhat + d) - mu_l(zhat)] in deviations, without cancellation."""
-    axes, references = _batch_axes(network)
+    axes, references = batch_axes_of(network)
     differences = jax.vmap(network.prediction_differences, in_axes=(references, axes), out_axes=axes)(
         at.references, deviations
     )
@@ -68,7 +68,7 @@ def segment_errors(
     they are measured from is given. The gradient of the summed energy is dF/dz_l = e_l - J_{l+1}^T e_{l+1}.
     """
     segment = network.segments[index]
-    axes, references = _batch_axes(network)
+    axes, references = batch_axes_of(network)
     below_axis = network.input_batch_axis if index == 0 else network.batch_axes[index - 1]
 
     def one(reference: Reference | None, below: Array, z: Array) -> tuple[Array, Array]:
@@ -86,7 +86,7 @@ def segment_errors(
 
 def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:
     """Energies F_l = 1/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
-    axes, _ = _batch_axes(network)
+    axes, _ = batch_axes_of(network)
     return jnp.concatenate(
         [
             jnp.sum(jnp.square(e), axis=tuple(range(1, e.ndim))) / (2 * e.shape[axis])

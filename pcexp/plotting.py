@@ -63,6 +63,11 @@ def panels(rows: int, columns: int, title: str, width: float = 3.0, height: floa
     return figure, axes
 
 
+def shades(n: int) -> list[Any]:
+    """Colours of n values in order (depths, widths), from dark to light."""
+    return [mpl.colormaps["viridis"](0.9 * i / max(n - 1, 1)) for i in range(n)]
+
+
 def caption(axis: Axes, about: str, n: int) -> None:
     """Say in the panel what it shows (data and scale) and how many runs."""
     axis.annotate(

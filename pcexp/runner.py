@@ -4,11 +4,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
+import jax
+import numpy as np
 
 from pcexp.cell import Cell
 from pcexp.data import Dataset
@@ -119,6 +121,36 @@ class Job:
                 rows=rows,
             )
         )
+
+    def record(self, rows: Callable[[Lane, Dataset], Iterable[Mapping[str, Any]]]) -> None:
+        """Write the rows (each with its iteration) that a study computes for every unfinished lane. Raises Stopped.
+
+        For studies that do not train for long: lanes follow one another, and one that was cut off starts again.
+        """
+        dataset = self.session.datasets(self.spec)
+        self.cell.rewind({})
+        for lane in self.lanes():
+            if self.session.stopping:
+                raise Stopped
+            start = time.perf_counter()
+            try:
+                found = [{name: np.asarray(value) for name, value in row.items()} for row in rows(lane, dataset)]
+            except jax.errors.JaxRuntimeError as error:  # out of memory, above all: other lanes and cells go on
+                reason = str(error).splitlines()[0][:300]
+                self.finish(lane, f"failed: {reason}", {})
+                self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
+                continue
+            self.cell.append({"lane": lane.name} | {name: v.tolist() for name, v in row.items()} for row in found)
+            self.session.progress.advance(self.spec, {lane.name: 1}, 1)
+            finite = all(np.isfinite(value).all() for row in found for value in row.values())
+            self.finish(
+                lane,
+                "done" if finite else "diverged",
+                self.spec.study.summary(self.cell.rows(lane.name)),
+                seconds_run=time.perf_counter() - start,
+                data_checksum=dataset.checksum,
+                data_caveat=dataset.caveat,
+            )
 
     def train(self, measure: Measure, probe_size: int) -> None:
         """Train every unfinished lane to its end, recording what `measure` sees. Raises Stopped."""

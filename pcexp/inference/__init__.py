@@ -1,7 +1,21 @@
 """Inference: activities that lower the energy at fixed weights. One solver a file; each is a final subclass."""
 
+from pcexp.inference.adam import AdamInference
 from pcexp.inference.base import AbstractInference, Equilibrium, InferenceProblem
 from pcexp.inference.closed_form import ClosedForm
+from pcexp.inference.error_descent import ErrorDescent
 from pcexp.inference.gradient_descent import GradientDescent
+from pcexp.inference.momentum import Momentum
+from pcexp.inference.sequential import Sequential
 
-__all__ = ["AbstractInference", "ClosedForm", "Equilibrium", "GradientDescent", "InferenceProblem"]
+__all__ = [
+    "AbstractInference",
+    "AdamInference",
+    "ClosedForm",
+    "Equilibrium",
+    "ErrorDescent",
+    "GradientDescent",
+    "InferenceProblem",
+    "Momentum",
+    "Sequential",
+]

@@ -15,7 +15,8 @@ class ClosedForm(AbstractInference):
         if not network.is_linear:
             raise ValueError(
                 "inference=closed_form is exact for linear networks only; this network is not linear. "
-                "Choose network.activation=linear, or a solver that works here: inference=gradient_descent"
+                "Choose network.activation=linear, or a solver that works here: inference=gradient_descent, momentum, adam, "
+                "sequential or error_descent"
             )
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:

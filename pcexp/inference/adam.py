@@ -1,0 +1,50 @@
+"""Adam on activities."""
+
+import optax
+from jaxtyping import PRNGKeyArray
+
+from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem
+from pcexp.inference.steps import stepped
+from pcexp.network import Activities
+
+
+class AdamInference(AbstractInference):
+    """Adam in z (or d), z <- z - beta m / (sqrt(v) + eps), with dF_b/dz as its gradient (thesis figure C.8).
+
+    Its moments are each unit's own, so an example's steps do not depend on the batch. A step is about `activity_lr` however
+    small the gradient is, down to `eps`: in float32 and form "activities" it walks on round-off, and near an equilibrium it
+    hovers, unless the steps beta / eps that it is left with where gradients are below `eps` are stable: beta / eps <
+    2 (1 + b1) / (1 - b1) / Lmax, with Lmax the largest eigenvalue of the activity Hessian.
+    """
+
+    activity_lr: float
+    max_steps: int
+    form: Form = "deviations"
+    tol: float | None = None
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __check_init__(self) -> None:
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps must not be negative, not {self.max_steps}")
+        for name in ("activity_lr", "eps", "tol"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+
+    def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
+        adam = optax.adam(self.activity_lr, b1=self.b1, b2=self.b2, eps=self.eps)
+
+        def step(hidden: Activities, gradient: Activities, memory: optax.OptState) -> tuple[Activities, optax.OptState]:
+            updates, memory = adam.update(gradient, memory)
+            return optax.apply_updates(hidden, updates), memory
+
+        memory = adam.init(problem.start(self.form))
+        return stepped(problem, self.form, step, memory, max_steps=self.max_steps, tol=self.tol)[0]
+
+    def forward_passes(self) -> float:
+        return 2.0 * (self.max_steps + 1)

@@ -1,0 +1,346 @@
+"""Every solver against the exact equilibrium, against loops and dense matrices written by hand, and against the others."""
+
+from pathlib import Path
+
+import by_hand
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from omegaconf import OmegaConf
+
+import pcexp.inference
+from pcexp.architecture import Convolutional, FullyConnected
+from pcexp.inference import AdamInference, ClosedForm, ErrorDescent, InferenceProblem, Momentum, Sequential
+from pcexp.inference.error_descent import perturbed_pass
+from pcexp.inference.momentum import extreme_eigenvalues
+from pcexp.parameterisation import NTK, MuPC, Standard
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+CONF = Path(__file__).parents[2] / "conf" / "inference"
+D_IN, WIDTH, N_HIDDEN, D_OUT, BATCH = 3, 5, 4, 2, 6
+
+
+def nodes():
+    """What conf/inference says of each solver; options that only change another one's numbers are left out."""
+    read = {path.stem: OmegaConf.to_container(OmegaConf.load(path), resolve=False) for path in CONF.glob("*.yaml")}
+    solvers = {name: node for name, node in sorted(read.items()) if "_target_" in node}
+    return solvers | {"error_descent, descent": solvers["error_descent"] | {"method": "descent"}}
+
+
+NODES = nodes()
+
+
+def patient(name):
+    """The solver of conf/inference/NAME.yaml with its own settings and time enough."""
+    node = {k: v for k, v in NODES[name].items() if not str(v).startswith("${")}
+    cls = getattr(pcexp.inference, node.pop("_target_").removeprefix("pcexp.inference."))
+    return cls(**node | {k: v for k, v in {"max_steps": 10_000, "tol": None}.items() if k in node})
+
+
+def build(activation, form="pre", parameterisation=NTK, skips=True):
+    architecture = FullyConnected(
+        width=WIDTH,
+        n_hidden=N_HIDDEN,
+        activation=activation,
+        form=form,
+        biases=True,
+        skips=skips,
+        segment_size=3,
+    )
+    network = architecture.build(parameterisation(), (D_IN,), D_OUT, key=jax.random.key(5))
+    scales = by_hand.premultipliers(parameterisation.__name__, D_IN, WIDTH, N_HIDDEN + 1, skips)
+    return network, by_hand.layers(network, activation=activation, form=form, skips=skips, scales=scales)
+
+
+def batch(size=BATCH, seed=6):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(D_IN, size)), rng.normal(size=(D_OUT, size))
+
+
+@eqx.filter_jit
+def solve(solver, network, x, y):
+    return solver.solve(InferenceProblem.from_batch(network, x, y))
+
+
+def solved(solver, network, x, y):
+    # Floats are traced in training, so they are here.
+    traced = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, solver)
+    return solve(traced, network, jnp.asarray(x), jnp.asarray(y))
+
+
+def agree(value, expected, rtol=1e-10, atol=1e-12):
+    for v, e in zip(value, expected, strict=True):
+        np.testing.assert_allclose(v, e, rtol=rtol, atol=atol)
+
+
+def residual(net, x, activities):
+    """Root mean square of dF_b/dz over every hidden unit and every sample."""
+    return np.sqrt(np.mean(np.square(by_hand.activity_gradient(net, x, activities))))
+
+
+# The exact equilibrium
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_solver_that_is_given_time_reaches_the_exact_equilibrium_of_a_linear_network(name):
+    network, net = build("linear", skips=False)
+    x, y = batch()
+    exact, found = solved(ClosedForm(), network, x, y), solved(patient(name), network, x, y)
+    agree(by_hand.unstacked(found.activities), by_hand.unstacked(exact.activities), rtol=1e-8, atol=1e-8)
+    agree(by_hand.unstacked(found.errors), by_hand.unstacked(exact.errors), rtol=1e-8, atol=1e-8)
+    # Theorem 3.1, with products of weight matrices written out.
+    s = by_hand.rescaling(by_hand.jacobians(net, x[:, :1]))
+    agree([found.errors[-1][0]], [np.linalg.solve(s, y - by_hand.forward(net, x)[-1])], rtol=1e-8, atol=1e-8)
+    assert float(found.residual) < 1e-8
+    assert patient(name).forward_passes() > 0
+
+
+SOLVERS = {
+    "heavy ball": Momentum(2000, tol=1e-10),
+    "sequential": Sequential(0.3, 2000, tol=1e-10),
+    "error descent": ErrorDescent(500, "descent", tol=1e-10),
+    "conjugate gradients": ErrorDescent(200, tol=1e-10),
+}
+
+
+def test_solvers_agree_on_the_equilibrium_of_a_tanh_network():
+    network, net = build("tanh")
+    x, y = batch()
+    expected = heavy_ball(net, x, y, 0.2, 0.9, 500)
+    assert residual(net, x, expected) < 1e-11
+    for name, solver in SOLVERS.items():
+        found = solved(solver, network, x, y)
+        agree(by_hand.unstacked(found.activities), expected, rtol=1e-7, atol=1e-7)
+        agree(by_hand.unstacked(found.errors), by_hand.errors(net, x, expected), rtol=1e-7, atol=1e-7)
+        assert bool(found.converged) and float(found.residual) <= 1e-10, name
+        assert 0 < int(found.n_steps) < solver.max_steps, name
+
+
+def test_solvers_agree_on_the_equilibrium_of_a_convolutional_network_with_max_pooling():
+    network = Convolutional(channels=(2,), widths=(3,), activation="tanh").build(
+        NTK(), (4, 4, 1), D_OUT, key=jax.random.key(1)
+    )
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(3, 4, 4, 1)), rng.normal(size=(D_OUT, 3))
+    names = ("heavy ball", "sequential", "conjugate gradients")
+    reference, *others = [solved(SOLVERS[name], network, x, y) for name in names]
+    for found in others:
+        assert bool(reference.converged) and bool(found.converged)
+        agree(found.activities, reference.activities, rtol=1e-7, atol=1e-7)
+
+
+SHORT = {
+    "heavy ball": Momentum(6),
+    "Adam": AdamInference(0.1, 6),
+    "sequential": Sequential(0.3, 6),
+    "conjugate gradients": ErrorDescent(4),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_an_example_does_not_depend_on_the_rest_of_its_batch_and_a_short_solve_reports_its_residual(name):
+    network, net = build("tanh")
+    (x, y), (other_x, other_y) = batch(), batch(seed=7)
+    found = solved(SHORT[name], network, x, y)
+    others = solved(SHORT[name], network, *(np.c_[a[:, :1], 3 * b[:, 1:]] for a, b in ((x, other_x), (y, other_y))))
+    agree([z[..., 0] for z in found.activities], [z[..., 0] for z in others.activities])
+    agree([e[..., 0] for e in found.errors], [e[..., 0] for e in others.errors])
+    agree([found.residual], [residual(net, x, by_hand.unstacked(found.activities))], rtol=1e-9)
+    agree(by_hand.unstacked(found.errors), by_hand.errors(net, x, by_hand.unstacked(found.activities)))
+    assert (bool(found.converged), int(found.n_steps), int(found.halvings)) == (False, SHORT[name].max_steps, 0)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_solver_stays_in_the_precision_of_the_network(name):
+    network, _ = build("tanh")
+    x, y = batch()
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (network, x, y))
+    solver = eqx.tree_at(lambda s: s.tol, SHORT[name], 1e-3, is_leaf=lambda leaf: leaf is None)
+    out = jax.eval_shape(lambda n, x, y: solver.solve(InferenceProblem.from_batch(n, x, y)), *single)
+    assert {leaf.dtype for leaf in (*out.activities, *out.errors, out.residual)} == {jnp.dtype("float32")}
+
+
+# Steps against loops written by hand
+
+
+@pytest.mark.parametrize("inference_form", ["deviations", "activities"])
+@pytest.mark.parametrize(("activation", "form"), [("tanh", "pre"), ("relu", "post")])
+def test_a_sweep_takes_the_layers_one_by_one_from_the_output_down(activation, form, inference_form):
+    network, net = build(activation, form)
+    x, y = batch()
+    expected = [*by_hand.forward(net, x)[:-1], y]
+    for sweep in range(2):
+        for layer in reversed(range(N_HIDDEN)):
+            expected[layer] = expected[layer] - 0.3 * by_hand.activity_gradient(net, x, expected)[layer]
+        if sweep == 0:
+            # One sweep: every layer has an error, where simultaneous steps reach one layer a step.
+            assert min(np.abs(e).max() for e in by_hand.errors(net, x, expected)) > 1e-6
+    found = solved(Sequential(0.3, 2, form=inference_form), network, x, y)
+    agree(by_hand.unstacked(found.activities), expected)
+
+
+def heavy_ball(net, x, y, beta, mu, steps):
+    activities = last = [*by_hand.forward(net, x)[:-1], y]
+    for _ in range(steps):
+        gradient = by_hand.activity_gradient(net, x, activities)
+        moved = [z - beta * g + mu * (z - w) for z, g, w in zip(activities[:-1], gradient, last[:-1], strict=True)]
+        activities, last = [*moved, y], activities
+    return activities
+
+
+@pytest.mark.parametrize("inference_form", ["deviations", "activities"])
+def test_heavy_balls_steps_are_those_of_a_loop_written_by_hand(inference_form):
+    network, net = build("tanh")
+    x, y = batch()
+    found = solved(Momentum(7, inference_form, activity_lr=0.2, momentum=0.6), network, x, y)
+    agree(by_hand.unstacked(found.activities), heavy_ball(net, x, y, 0.2, 0.6, 7))
+
+
+def dense_hessian(net, x):
+    """H_z of a linear network, and J0 = de/dz of its hidden layers, as dense matrices."""
+    j0 = np.eye(N_HIDDEN * WIDTH)
+    *below, top = by_hand.jacobians(net, x[:, :1])[1:]
+    for index, jacobian in enumerate(below):
+        j0[(index + 1) * WIDTH :, index * WIDTH :][:WIDTH, :WIDTH] = -jacobian
+    c = np.zeros((D_OUT, N_HIDDEN * WIDTH))
+    c[:, -WIDTH:] = top
+    return j0.T @ j0 + c.T @ c, j0
+
+
+def test_heavy_balls_step_and_momentum_are_those_of_the_extreme_eigenvalues():
+    network, net = build("linear")
+    x, y = batch()
+    hessian, j0 = dense_hessian(net, x)
+    values = np.linalg.eigvalsh(hessian)
+    bound = np.linalg.svd(j0, compute_uv=False)[-1] ** 2
+    assert values[0] / 4 < bound <= values[0] * (1 + 1e-12)  # the estimate of the smallest is from below
+
+    @eqx.filter_jit
+    def estimated(network, x, y):
+        problem = InferenceProblem.from_batch(network, x, y)
+        return extreme_eigenvalues(problem, 16), Momentum(30).solve(problem).activities
+
+    (smallest, largest), activities = estimated(network, jnp.asarray(x), jnp.asarray(y))
+    agree([smallest, largest], [np.full(BATCH, bound), np.full(BATCH, values[-1])], rtol=1e-3)
+    low, high = np.sqrt(smallest[0]), np.sqrt(largest[0])
+    expected = heavy_ball(net, x, y, 4 / (high + low) ** 2, ((high - low) / (high + low)) ** 2, 30)
+    agree(by_hand.unstacked(activities), expected, rtol=1e-8)
+
+
+def test_adams_steps_are_optax_in_a_loop_on_gradients_by_hand():
+    network, net = build("tanh")
+    x, y = batch()
+    adam = optax.adam(0.05, b1=0.8, b2=0.99, eps=1e-3)
+    activities = [*by_hand.forward(net, x)[:-1], y]
+    state = adam.init(activities[:-1])
+    for _ in range(5):
+        updates, state = adam.update(by_hand.activity_gradient(net, x, activities), state)
+        activities = [*[z + np.asarray(u) for z, u in zip(activities[:-1], updates, strict=True)], y]
+    found = solved(AdamInference(0.05, 5, b1=0.8, b2=0.99, eps=1e-3), network, x, y)
+    agree(by_hand.unstacked(found.activities), activities)
+
+
+# Error variables
+
+
+@pytest.mark.parametrize(("activation", "form"), [("tanh", "pre"), ("relu", "post")])
+def test_the_perturbed_pass_rebuilds_the_activities_that_have_the_given_errors(activation, form):
+    network, net = build(activation, form)
+    x, y = batch()
+    rng = np.random.default_rng(8)
+    errors = [rng.normal(size=(WIDTH, BATCH)) for _ in range(N_HIDDEN)]
+    given = tuple(map(jnp.asarray, by_hand.stacked(network, errors)))
+    output, deviations = eqx.filter_jit(lambda n, x, y, e: perturbed_pass(InferenceProblem.from_batch(n, x, y), e))(
+        network, jnp.asarray(x), jnp.asarray(y), given
+    )
+    zhat = by_hand.forward(net, x)
+    rebuilt = [*by_hand.unstacked(deviations), y - zhat[-1]]
+    agree([*errors, output[0]], by_hand.deviation_errors(net, zhat, rebuilt))
+
+
+def test_conjugate_gradients_end_within_d_out_steps_on_a_linear_network():
+    """H_e is the identity plus a matrix of rank d_out, in whose range the gradient lies: the theorem on their termination."""
+    network, _ = build("linear", parameterisation=Standard)
+    x, y = batch()
+    found = solved(ErrorDescent(100, tol=1e-12), network, x, y)
+    assert bool(found.converged) and int(found.n_steps) == D_OUT
+
+
+@pytest.mark.parametrize(("activation", "evaluations"), [("linear", 30), ("tanh", 80)])
+def test_a_deep_mupc_network_is_at_equilibrium_for_the_price_of_a_few_backward_passes(activation, evaluations):
+    """Relative residual 1e-6 at H = 32, where descent in activities takes tens of thousands of steps."""
+    architecture = FullyConnected(64, 32, activation, form="pre", skips=True, segment_size=32)
+    network = architecture.build(MuPC(), (64,), 10, key=jax.random.key(0))
+    rng = np.random.default_rng(9)
+    x, y = rng.normal(size=(64, 4)), np.eye(10)[:, rng.integers(10, size=4)]
+    scales = by_hand.premultipliers("MuPC", 64, 64, 33, True)
+    net = by_hand.layers(network, activation=activation, form="pre", skips=True, scales=scales)
+    start = residual(net, x, [*by_hand.forward(net, x)[:-1], y])
+    found = solved(ErrorDescent(200, tol=1e-6 * start), network, x, y)
+    assert bool(found.converged)
+    assert residual(net, x, by_hand.unstacked(found.activities)) <= 1.001e-6 * start
+    # A step evaluates one gradient and one product with the Hessian, which costs as much.
+    assert 2 * (int(found.n_steps) + 1) < evaluations
+
+
+def test_with_relu_a_solve_ends_on_the_energy_and_says_that_it_has_not_converged():
+    network, net = build("relu")
+    x, y = batch()
+    found = solved(ErrorDescent(1000, tol=1e-8, energy_tol=1e-5), network, x, y)
+    assert 0 < int(found.n_steps) < 1000
+    activities = by_hand.unstacked(found.activities)
+    # The residual is measured where the solve ended, and is no smaller than it is.
+    agree([found.residual], [residual(net, x, activities)], rtol=1e-8)
+    assert bool(found.converged) == (float(found.residual) <= 1e-8) is False
+    long = by_hand.energy(net, x, by_hand.descended(net, x, y, 0.1, 1500))
+    assert by_hand.energy(net, x, activities) < 1.01 * long
+
+
+def test_lanes_with_networks_and_tolerances_of_their_own_are_solved_as_they_are_one_by_one():
+    networks = [build("tanh")[0], jax.tree.map(lambda leaf: 0.5 * leaf, build("tanh")[0])]
+    x, y = batch()
+    tols = [1e-3, 1e-9]
+    lanes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
+
+    @eqx.filter_jit
+    def together(lanes, tols, x, y):
+        def one(network, tol):
+            solver = eqx.tree_at(lambda s: s.tol, SOLVERS["conjugate gradients"], tol)
+            return solver.solve(InferenceProblem.from_batch(network, x, y))
+
+        return jax.vmap(one)(lanes, tols)
+
+    packed = together(lanes, jnp.asarray(tols), jnp.asarray(x), jnp.asarray(y))
+    for lane, (network, tol) in enumerate(zip(networks, tols, strict=True)):
+        alone = solved(ErrorDescent(200, tol=tol), network, x, y)
+        agree([z[lane] for z in packed.activities], alone.activities)
+        assert int(packed.n_steps[lane]) == int(alone.n_steps) > 0 and bool(packed.converged[lane])
+    assert len(set(map(int, packed.n_steps))) == 2
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("solver", "field", "value"),
+    [
+        *[(solver, "max_steps", -1) for solver in (Momentum, AdamInference, Sequential, ErrorDescent)],
+        *[(solver, "tol", 0.0) for solver in (Momentum, AdamInference, Sequential, ErrorDescent)],
+        *[(solver, "activity_lr", -0.1) for solver in (Momentum, AdamInference, Sequential)],
+        *[(solver, "n_eigen_steps", 0) for solver in (Momentum, ErrorDescent)],
+        (Momentum, "momentum", 1.0),
+        (AdamInference, "b1", 1.0),
+        (AdamInference, "b2", -0.5),
+        (AdamInference, "eps", 0.0),
+        (ErrorDescent, "energy_tol", float("nan")),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_name(solver, field, value):
+    valid = {"max_steps": 3} | ({"activity_lr": 0.1} if solver in (AdamInference, Sequential) else {})
+    solver(**valid)
+    with pytest.raises(ValueError, match=f"^{field} must .*{value}$"):
+        solver(**valid | {field: value})
