@@ -38,48 +38,49 @@ def _derivative(activation: Activation, u: Array) -> Array:
 
 
 def activation_difference(
-    activation: Activation, u: Float[Array, "..."], d: Float[Array, "..."]
+    activation: Activation,
+    u: Float[Array, "..."],
+    d: Float[Array, "..."],
+    activated: Float[Array, "..."] | None = None,
 ) -> Float[Array, "..."]:
     """Difference phi(u + d) - phi(u), accurate to round-off of phi'(u) d however small d is, while tanh is not saturated.
 
-    Where |tanh(u)| rounds to 1 (|u| above 8 in float32) the difference is lost, and is 0.
+    `activated` is phi(u) where it is known already. Where |tanh(u)| rounds to 1 (|u| above 8 in float32) the difference is lost, and is 0.
     """
     if activation == "linear":
         return d
-    return _difference(activation, u, d)
+    if activation == "relu":
+        return _relu_difference(u, d)
+    return _tanh_difference(u, d, jnp.tanh(u) if activated is None else activated)
 
 
-def _difference_value(activation: Activation, u: Array, d: Array) -> Array:
+def _difference_value(activation: Activation, u: Array, d: Array, activated: Array) -> Array:
     if activation == "tanh":
-        return jnp.tanh(d) * (1 - jnp.tanh(u) * jnp.tanh(u + d))
+        return jnp.tanh(d) * (1 - activated * jnp.tanh(u + d))
     # relu, by cases on the two signs: both on -> d, switched off -> -u, switched on -> u + d, both off -> 0.
     z = u + d
     return jnp.where(u > 0, jnp.where(z > 0, d, -u), jnp.maximum(z, 0))
 
 
 @jax.custom_jvp
-def _tanh_difference(u: Array, d: Array) -> Array:
-    return _difference_value("tanh", u, d)
+def _tanh_difference(u: Array, d: Array, activated: Array) -> Array:
+    return _difference_value("tanh", u, d, activated)
 
 
 @jax.custom_jvp
 def _relu_difference(u: Array, d: Array) -> Array:
-    return _difference_value("relu", u, d)
+    return _difference_value("relu", u, d, u)
 
 
-def _difference(activation: Activation, u: Array, d: Array) -> Array:
-    return _tanh_difference(u, d) if activation == "tanh" else _relu_difference(u, d)
-
-
-def _difference_jvp(activation: Activation, primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> Any:
+def _difference_jvp(activation: Activation, primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> Any:
     # The derivative with respect to d is phi'(u + d) exactly; differentiating the formula would cost more and round more.
-    # u is a constant of inference, so its tangent is usually a symbolic zero and costs nothing.
-    (u, d), (u_dot, d_dot) = primals, tangents
+    # u is a constant of inference, so its tangent is usually a symbolic zero and costs nothing. That of phi(u) is part of it.
+    (u, d, *known), (u_dot, d_dot, *_) = primals, tangents
     at_end = _derivative(activation, u + d)
     out = jnp.zeros_like(d) if isinstance(d_dot, SymbolicZero) else at_end * d_dot
     if not isinstance(u_dot, SymbolicZero):
         out = out + (at_end - _derivative(activation, u)) * u_dot
-    return _difference_value(activation, u, d), out
+    return _difference_value(activation, u, d, known[0] if known else u), out
 
 
 _tanh_difference.defjvp(lambda p, t: _difference_jvp("tanh", p, t), symbolic_zeros=True)

@@ -20,9 +20,12 @@ Form = Literal["pre", "post"]
 """Pre-activation: mu = a W phi(z) (chapter 5). Post-activation: mu = phi(a W z) (chapters 3, 4, 6.2)."""
 
 
-def default_segment_size() -> int:
-    """Layers in a segment: few on a CPU (its cache holds a segment), many on a GPU."""
-    return 8 if jax.default_backend() == "cpu" else 64
+def default_segment_size(n_layers: int) -> int:
+    """Layers in a segment: few on a CPU, whose cache then holds one and whose wavefront is finer, many on a GPU.
+
+    At most sixteen segments, so that compiling takes as long at 128 layers as at 32.
+    """
+    return max(2, -(-n_layers // 16)) if jax.default_backend() == "cpu" else 64
 
 
 class AbstractArchitecture(eqx.Module):
@@ -73,7 +76,7 @@ class FullyConnected(AbstractArchitecture):
         draw = _Draw(parameterisation, depth, self.activation, self.form, self.biases, self.skips, key)
         hidden = [
             draw.segment(layers, self.width, self.width)
-            for layers in _cut(range(2, depth), self.segment_size or default_segment_size())
+            for layers in _cut(range(2, depth), self.segment_size or default_segment_size(depth - 2))
         ]
         first = draw.segment(range(1, 2), math.prod(input_shape), self.width)
         return Network((first, *hidden, draw.segment(range(depth, depth + 1), self.width, d_out)))

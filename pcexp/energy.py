@@ -26,11 +26,12 @@ def batch_axes_of(network: Network) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     axes = tuple(axis if axis < 0 else axis + 1 for axis in network.batch_axes)
     # The input of a segment lies where the segment before it put it.
     inputs = (network.input_batch_axis, *network.batch_axes[:-1])
-    references = tuple(
-        Reference(i if i < 0 else i + 1, axis)  # type: ignore[arg-type]  # axes in the shape of the arrays
-        for i, axis in zip(inputs, axes, strict=True)
-    )
-    return axes, references
+    references = []
+    for segment, i, axis in zip(network.segments, inputs, axes, strict=True):
+        moved = i if i < 0 else i + 1
+        acted_on = axis if segment.before == "linear" else moved
+        references.append(Reference(moved, axis, acted_on))  # type: ignore[arg-type]  # axes in the shape of the arrays
+    return axes, tuple(references)
 
 
 def forward_pass(network: Network, x: Float[Array, "..."]) -> ForwardPass:
@@ -69,19 +70,15 @@ def segment_errors(
     """
     segment = network.segments[index]
     axes, references = batch_axes_of(network)
-    below_axis = network.input_batch_axis if index == 0 else network.batch_axes[index - 1]
-
-    def one(reference: Reference | None, below: Array, z: Array) -> tuple[Array, Array]:
-        inputs = below[None] if segment.depth == 1 else jnp.concatenate([below[None], z[:-1]])
-        predict = segment.predict if reference is None else lambda v: segment.difference(reference, v)
-        predicted, pull = jax.vjp(predict, inputs)
-        errors = z - predicted
-        return errors, pull(errors)[0]
-
-    in_axes = (None if at is None else references[index], below_axis, axes[index])
-    out_axes = (axes[index], references[index].inputs)
-    reference = None if at is None else at.references[index]
-    return jax.vmap(one, in_axes=in_axes, out_axes=out_axes)(reference, below, z)
+    # Not under vmap: a concatenation there moves the batch to the front, and around every product back again.
+    inputs = below[None] if segment.depth == 1 else jnp.concatenate([below[None], z[:-1]])
+    moved, own = references[index].inputs, axes[index]
+    batched = jax.vmap(
+        segment.errors_and_pull,
+        in_axes=(None if at is None else references[index], moved, own),
+        out_axes=(own, moved),
+    )
+    return batched(None if at is None else at.references[index], inputs, z)
 
 
 def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:

@@ -25,10 +25,11 @@ Activities = tuple[Float[Array, "_ ..."], ...]
 
 
 class Reference(NamedTuple):
-    """What a segment knows about the point that deviations are measured from."""
+    """What a segment knows about the point that deviations are measured from: z_{l-1}, u_l, and phi of whichever it acts on."""
 
     inputs: Float[Array, "depth ..."]
     linear: Float[Array, "depth ..."]
+    activated: Float[Array, "depth ..."]
 
 
 class AbstractSegment(eqx.Module):
@@ -50,6 +51,13 @@ class AbstractSegment(eqx.Module):
     def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
         """Products a_l W_l v_l, one a layer."""
 
+    def multiply_transposed(
+        self, outputs: Float[Array, "depth ..."], like: Float[Array, "depth ..."]
+    ) -> Float[Array, "depth ..."]:
+        """Products a_l W_l^T u_l, one a layer, in the shape of the inputs `like`."""
+        (product,) = jax.linear_transpose(self.multiply, like)(outputs)
+        return product
+
     def linear(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
         """Linear maps u_l = a_l W_l phi_before(z_l) + b_l."""
         u = self.multiply(activate(self.before, inputs))
@@ -68,14 +76,44 @@ class AbstractSegment(eqx.Module):
 
     def difference(self, at: Reference, d: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
         """Differences mu_l(z_l + d_l) - mu_l(z_l), free of cancellation."""
-        return self.after_difference(at, self.multiply(activation_difference(self.before, at.inputs, d)), d)
+        return self.after_difference(at, self.multiply(self.before_difference(at, d)), d)
+
+    def reference(self, inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]) -> Reference:
+        """The reference of inputs and the linear maps there."""
+        acted_on = (self.after, u) if self.before == "linear" else (self.before, inputs)
+        return Reference(inputs, u, activate(*acted_on))
+
+    def before_difference(self, at: Reference, d: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+        """Differences phi_before(z_l + d_l) - phi_before(z_l)."""
+        return activation_difference(self.before, at.inputs, d, at.activated)
 
     def after_difference(
         self, at: Reference, u: Float[Array, "depth ..."], d: Float[Array, "depth ..."]
     ) -> Float[Array, "depth ..."]:
         """Differences of `after_linear` when the linear map moves by u and the input by d."""
-        out = activation_difference(self.after, at.linear, u)
+        out = activation_difference(self.after, at.linear, u, at.activated)
         return out + d if self.skip else out
+
+    def errors_and_pull(
+        self, at: Reference | None, inputs: Float[Array, "depth ..."], z: Float[Array, "depth ..."]
+    ) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
+        """Errors e_l = z_l - mu_l and their pull J_l^T e_l on the inputs; of deviations where `at` is given.
+
+        As `predict` or `difference` and its derivative, but with the transposed product written out: the one that
+        differentiation gives has its result in another layout, and a copy beside it.
+        """
+        if at is None:
+            v, pull_before = jax.vjp(lambda x: activate(self.before, x), inputs)
+            u = self.multiply(v)
+            u = u if self.bias is None else u + self.bias
+            predicted, pull_after = jax.vjp(lambda u, x: self.after_linear(x, u), u, inputs)
+        else:
+            v, pull_before = jax.vjp(lambda d: self.before_difference(at, d), inputs)
+            predicted, pull_after = jax.vjp(lambda u, d: self.after_difference(at, u, d), self.multiply(v), inputs)
+        errors = z - predicted
+        pulled, direct = pull_after(errors)
+        pull = pull_before(self.multiply_transposed(pulled, v))[0]
+        return errors, pull + direct if self.skip else pull
 
 
 class Dense(AbstractSegment):
@@ -90,11 +128,22 @@ class Dense(AbstractSegment):
     batch_axis = -1  # feature-major: W @ Z with the batch as columns was the fastest layout
 
     def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth d_out"]:
-        inputs = inputs.reshape(self.depth, -1)
+        if inputs.ndim > 2:
+            inputs = inputs.reshape(self.depth, -1)
         if self.depth == 1:  # a plain product: XLA:CPU is faster at it than at a batched one
             product = (self.weight[0] @ inputs[0])[None]
         else:
             product = jnp.einsum("loi,li->lo", self.weight, inputs)
+        return product if self.premultiplier == 1 else self.premultiplier * product
+
+    def multiply_transposed(
+        self, outputs: Float[Array, "depth d_out"], like: Float[Array, "depth ..."]
+    ) -> Float[Array, "depth ..."]:
+        if self.depth == 1:
+            product = (self.weight[0].T @ outputs[0])[None]
+        else:
+            product = jnp.einsum("loi,lo->li", self.weight, outputs)
+        product = product if like.ndim == 2 else product.reshape(like.shape)
         return product if self.premultiplier == 1 else self.premultiplier * product
 
 
@@ -129,8 +178,8 @@ class Convolution(AbstractSegment):
     def after_difference(
         self, at: Reference, u: Float[Array, "1 height width c_out"], d: Float[Array, "1 height width c_in"]
     ) -> Float[Array, "1 rows columns c_out"]:
-        change = activation_difference(self.after, at.linear, u)
-        return max_pool_difference(activate(self.after, at.linear)[0], change[0], self.pool)[None]
+        change = activation_difference(self.after, at.linear, u, at.activated)
+        return max_pool_difference(at.activated[0], change[0], self.pool)[None]
 
 
 def _convolve_by_products(
@@ -197,7 +246,7 @@ class Network(eqx.Module):
                 _, (inputs, u, out) = lax.scan(layer, z, segment)
             z = out[-1]
             activities.append(out)
-            references.append(Reference(inputs, u))
+            references.append(segment.reference(inputs, u))
         return tuple(activities), tuple(references)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " d_out"]:

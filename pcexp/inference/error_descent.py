@@ -33,7 +33,7 @@ def perturbed_pass(problem: InferenceProblem, errors: Activities) -> tuple[Outpu
                 d = e if last is None else e + segment.difference(at, last[None])  # x does not move
             else:
                 below = jnp.zeros_like(at.inputs[0]) if last is None else last
-                _, d = lax.scan(_perturbed_layer, below, (segment, *at, e))
+                _, d = lax.scan(_perturbed_layer, below, (segment, at, e))
             deviations.append(d)
             last = d[-1]
         assert last is not None
@@ -52,10 +52,10 @@ _checkpoint = partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveab
 
 @_checkpoint
 @_checkpoint
-def _perturbed_layer(below: Array, layer: tuple[AbstractSegment, Array, Array, Array]) -> tuple[Array, Array]:
-    segment, inputs, linear, e = layer
+def _perturbed_layer(below: Array, layer: tuple[AbstractSegment, Reference, Array]) -> tuple[Array, Array]:
+    segment, at, e = layer
     single = jax.tree.map(lambda p: p[None], segment)
-    d = e + single.difference(Reference(inputs[None], linear[None]), below[None])[0]
+    d = e + single.difference(jax.tree.map(lambda a: a[None], at), below[None])[0]
     return d, d
 
 

@@ -68,7 +68,7 @@ class GradientDescent(AbstractInference):
         # pull, exactly. In activities there is round-off instead, and every segment works on it, as in the published runs.
         skipping = self.wavefront and self.form == "deviations"
 
-        def step(t: Int[Array, ""], hidden: Activities) -> Activities:
+        def step(t: Int[Array, ""] | int, hidden: Activities) -> Activities:
             moved: list[Array] = []
             _, pull = problem.segment(self.form, hidden, len(hidden))
             for index in reversed(range(len(hidden))):

@@ -9,7 +9,7 @@ import pytest
 from pcexp.architecture import Convolutional
 from pcexp.energy import forward_pass, outputs, prediction_errors
 from pcexp.inference import GradientDescent, InferenceProblem
-from pcexp.network import Convolution, Reference
+from pcexp.network import Convolution
 from pcexp.parameterisation import NTK, Standard
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -74,7 +74,7 @@ def test_the_linear_map_is_xlas_convolution_and_so_are_its_gradients(kernel_size
 def test_a_difference_of_predictions_is_the_difference_of_two_predictions(segment):
     rng = np.random.default_rng(2)
     image, d = jnp.asarray(rng.normal(size=(2, 1, 6, 6, 2)))
-    at = Reference(image, segment.linear(image))
+    at = segment.reference(image, segment.linear(image))
     np.testing.assert_allclose(
         segment.difference(at, d), segment.predict(image + d) - segment.predict(image), rtol=1e-10, atol=1e-13
     )
