@@ -102,8 +102,7 @@ def verdict(records: "Records", expected: str, cases: Mapping[str, Sequence[Case
     observed = ", ".join(f"{kind} {np.median(found):.3g}" for kind, found in values.items())
     refuted = any(not case.holds for found in cases.values() for case in found)
     if not values or (missing and not refuted):
-        return insufficient(
-            records, expected, "; ".join(filter(None, (f"{missing} of {n + missing} runs missing", observed)))
-        )
+        counted = f"{missing} of {n + missing} runs missing" if n + missing else "no runs"
+        return insufficient(records, expected, "; ".join(filter(None, (counted, observed))))
     interval = "; ".join(f"{kind} {spread(found)}" for kind, found in values.items())
     return Verdict("not_reproduced" if refuted else "reproduced", observed, interval, expected, n, records.scale)

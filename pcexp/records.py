@@ -88,6 +88,8 @@ class Records:
 
     def lane(self, cell: str, lane: str) -> pl.DataFrame:
         """Rows of one lane, sorted by iteration."""
+        if not len(self.rows):
+            return self.rows
         return self.rows.filter((pl.col("cell") == cell) & (pl.col("lane") == lane)).sort("iteration")
 
 

@@ -176,3 +176,8 @@ def grid(*overrides: str, activations: Sequence[str] = ("linear", "tanh", "relu"
 def manifest(outputs: Path, scale: str = "smoke") -> dict[str, Any]:
     """Cells asked for at a scale."""
     return json.loads((outputs / STUDY / f"manifest-{scale}.json").read_text())["cells"]
+
+
+def entries(outputs: Path) -> dict[str, dict[str, Any]]:
+    """Records of the finished lanes of the quick cell."""
+    return {entry["lane"]: entry for entry in read_lines(cell_folder(outputs) / "lanes.jsonl")}

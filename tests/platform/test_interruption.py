@@ -80,7 +80,7 @@ def test_ctrl_c_stops_between_calls_and_the_same_command_continues_to_the_same_b
     assert "Traceback" not in said
     folder = quick.cell_folder(outputs)
     assert not (folder / "lock").exists() and not (folder / "DONE").exists()
-    assert len(list(folder.glob("checkpoints/*.npz"))) == 3 - len(entries(outputs)) > 0
+    assert len(list(folder.glob("checkpoints/*.npz"))) == 3 - len(quick.entries(outputs)) > 0
     before = recorded(outputs)
     assert 30 < before < 180
 

@@ -18,10 +18,6 @@ from pcexp.runner import Datasets
 Run = Callable[..., int]
 
 
-def entries(outputs: Path) -> dict[str, dict[str, Any]]:
-    return {entry["lane"]: entry for entry in read_lines(quick.cell_folder(outputs) / "lanes.jsonl")}
-
-
 def test_more_seeds_asked_for_later_are_the_only_ones_that_are_computed(
     outputs: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,7 +38,7 @@ def test_more_seeds_asked_for_later_are_the_only_ones_that_are_computed(
     assert (folder / "rows.jsonl").read_bytes().startswith(rows)
     asked = quick.manifest(outputs)[folder.name]["lanes"]
     assert sorted(values["seed"] for values in asked.values()) == [0, 1, 2, 3]
-    assert asked.keys() == entries(outputs).keys()
+    assert asked.keys() == quick.entries(outputs).keys()
 
 
 def test_a_command_with_nothing_left_to_do_says_so_and_computes_nothing(
@@ -60,7 +56,7 @@ def test_a_command_with_nothing_left_to_do_says_so_and_computes_nothing(
 def test_a_lane_that_diverges_is_recorded_and_the_others_go_on(outputs: Path, run: Run, extra: list[str]) -> None:
     rates = "+lanes.optimiser.learning_rate=[0.008,1000000.0,0.004]"
     assert run("training.epochs=15", "training.record_every=5", rates, *extra) == 0
-    by_rate = {entry["values"]["optimiser.learning_rate"]: entry for entry in entries(outputs).values()}
+    by_rate = {entry["values"]["optimiser.learning_rate"]: entry for entry in quick.entries(outputs).values()}
     assert {rate: entry["outcome"] for rate, entry in by_rate.items()} == {
         0.008: "done", 0.004: "done", 1e6: "diverged",
     }  # fmt: skip
@@ -77,7 +73,7 @@ def test_a_lane_that_diverges_is_recorded_and_the_others_go_on(outputs: Path, ru
 
 def test_a_lane_whose_last_update_destroys_the_network_has_diverged(outputs: Path, run: Run) -> None:
     assert run("training.max_iterations=1", "optimiser.learning_rate=1e30") == 0
-    (entry,) = entries(outputs).values()
+    (entry,) = quick.entries(outputs).values()
     assert not np.isfinite(entry["summary"]["test_loss"])
     assert entry["outcome"] == "diverged"
 
@@ -95,12 +91,12 @@ def test_a_lane_that_runs_out_of_memory_is_recorded_as_failed_and_tried_again_by
     with monkeypatch.context() as patch:
         patch.setattr(lanes.Pack, "call", failing)
         assert run("lanes.seed=[0,1,2]") == 1
-    outcomes = {entry["values"]["seed"]: entry["outcome"] for entry in entries(outputs).values()}
+    outcomes = {entry["values"]["seed"]: entry["outcome"] for entry in quick.entries(outputs).values()}
     assert outcomes == {0: "done", 1: "failed: RESOURCE_EXHAUSTED: out of memory", 2: "done"}
     assert "RESOURCE_EXHAUSTED" in capsys.readouterr().out
     assert not (quick.cell_folder(outputs) / "DONE").exists()
     assert run("lanes.seed=[0,1,2]") == 0
-    assert {entry["outcome"] for entry in entries(outputs).values()} == {"done"}
+    assert {entry["outcome"] for entry in quick.entries(outputs).values()} == {"done"}
 
 
 @pytest.mark.parametrize(
@@ -114,7 +110,7 @@ def test_a_trained_network_that_was_kept_loads_again_with_the_same_outputs(
     spec, folder = quick.cell(*asked), quick.cell_folder(outputs)
     dataset = Datasets()(spec)
     for lane in spec.lanes:
-        summary = entries(outputs)[lane.name]["summary"]
+        summary = quick.entries(outputs)[lane.name]["summary"]
         fresh = initial_network(spec, lane, dataset)
         trained, said = checkpoint.load(folder / "networks" / f"{lane.name}.npz", fresh)
         assert said["iteration"] == 40
@@ -138,7 +134,9 @@ def test_a_pack_that_fails_leaves_the_lanes_alone_that_had_ended(
     with monkeypatch.context() as patch:
         patch.setattr(lanes.Pack, "call", failing)
         assert run(*asked) == 1
-    outcomes = {entry["values"]["optimiser.learning_rate"]: entry["outcome"] for entry in entries(outputs).values()}
+    outcomes = {
+        entry["values"]["optimiser.learning_rate"]: entry["outcome"] for entry in quick.entries(outputs).values()
+    }
     assert outcomes == {1e6: "diverged", 0.008: "failed: RESOURCE_EXHAUSTED: out of memory"}
 
 

@@ -1,0 +1,345 @@
+"""Coordinate check: how far do the first updates move the activities, against width and against depth? (beyond the sources)
+
+In a parameterisation whose hyperparameters transfer, an update moves every activity by an amount that depends neither on
+width nor on depth. The check makes three updates and measures that.
+
+Setting. Pre-activation ResNets without biases, batch 64, Adam with eta = 0.01, not rescaled with width or depth (as in
+chapter 5), squared error on one-hot targets; the standard parameterisation (N(0, 1/fan_in)), NTK and muPC, all with skips. PC
+by gradient descent on activities from the forward pass, T = n_hidden steps of beta = 0.5/64 per sample (chapter 5's 0.5 on the
+batch mean), and BP. An L-shaped grid: widths at one depth, depths at one width.
+
+Control. Beside every run, from the same weights, one in which Adam's rate on weight matrices 2..L-1 is eta sqrt(n / (N L)), n
+a constant: what Depth-muP asks for. Adam's steps have the size of the rate, whatever the gradient's, so with premultipliers
+(N L)^-1/2 an update of aligned signs moves a layer by about (N L)^-1/2 N eta, and L of them by eta sqrt(N L).
+
+Definitions. change: mean |zhat_l(t) - zhat_l(0)| over units and a fixed batch of training inputs, zhat_l(t) the forward pass
+after t updates; size: mean |zhat_l(t)|. Both at the first, the middle and the last hidden layer and at the output; control_*
+are those of the control. slope: of log change after the last update against log width (or log L), least squares over the
+sizes that ended with numbers, one a seed and activation. Flat: |slope| < 0.15. Growing: slope > 0.3.
+
+Claims on hidden activities are on the last hidden layer, where what all layers below have moved adds up: with PC's
+T = n_hidden steps an error k layers below the output is of order beta^k, so its lower layers hardly move.
+
+Findings (digits, N 32 to 256 at L = 9, L 5 to 65 at N = 64, 3 seeds; medians over seeds for linear, tanh, relu). muPC with
+Adam's rate as chapter 5 has it is not flat. In width its last hidden layer moves with slopes .22, .26, .28 (BP) and .29, .31,
+.28 (PC). In depth BP's slopes are .43, .38, .43; PC's are -.10, -.23, -.19, because only its top few layers move. The control
+is flat in width for BP (-.02, .00, .00; one seed of nine at -.16) and nearly so in depth (.21, .11, .14, most of it between
+L = 5 and 9). PC's control falls with width (about -.19) and with depth (about -.67): a rate for L layers that learn is too
+small where a few do. At N = 64 and L >= 17 muPC's middle layer moves by less than 1e-6 under PC, and at L = 9 its first does.
+SP's slopes in width are 1.5, .61, .17 (BP) and .88, .70, .35 (PC), in depth up to 6; linear SP overflows float32 at L = 65.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from pcexp.claims import Case, Claim, Verdict, verdict
+from pcexp.data import Dataset
+from pcexp.energy import forward_pass
+from pcexp.network import Network
+from pcexp.pack import Pack, components, initial_network, lane_key
+from pcexp.runner import Job
+from pcexp.spec import Lane
+from pcexp.study import AbstractStudy
+from pcexp.train import Observation, TrainingSet, batch_layout, initial_state, iterations, weight_norms
+
+if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
+    from matplotlib.figure import Figure
+
+    from pcexp.records import Records
+
+FLAT_SLOPE = 0.15
+GROWING_SLOPE = 0.3
+LAYERS = ("first hidden", "middle hidden", "last hidden", "output")
+"""Entries of the recorded vectors."""
+LAST_HIDDEN, OUTPUT = 2, 3
+
+
+class CoordinateCheck(AbstractStudy):
+    """A few updates, with the activities of `probe_size` training inputs before each.
+
+    The control's rate is the optimiser's own where width times depth is `reference`.
+    """
+
+    probe_size: int
+    reference: int
+
+    def run(self, job: Job) -> None:
+        job.record(lambda lane, dataset: self._rows(job, lane, dataset))
+
+    def _rows(self, job: Job, lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:
+        network = initial_network(job.spec, lane, dataset)
+        x, y = jnp.asarray(dataset.train.x), jnp.asarray(dataset.train.y)
+        data = TrainingSet(x, y, batch_layout(network, x[: self.probe_size]), y[: self.probe_size].T)
+        _, learning, optimiser = components(job.spec, lane)
+        width = network.segments[-1].weight.shape[-1]
+        factors = {"": 1.0, "control_": math.sqrt(self.reference / (width * network.depth))}
+        packs = {}
+        for name, factor in factors.items():
+            # Traced: the run and its control share a compilation.
+            rated = eqx.Partial(hidden_rate, optimiser, jnp.asarray(factor))
+            state = initial_state(network, rated, key=lane_key(job.spec, lane, 1))
+            packs[name] = Pack([lane], [state], [(learning, rated)])
+        for iteration in range(iterations(job.spec.training, len(x))):
+            row: dict[str, Any] = {"iteration": iteration}
+            for name, pack in packs.items():
+                row |= {f"{name}{k}": v for k, v in movement(pack.state.network, network, data.probe_x).items()}
+                recorded, _ = pack.call(data, job.spec, measure, 1)
+                row |= {f"{name}{k}": v[0] for k, v in recorded.values.items() if k != "iteration"}
+            yield row
+            if any(bool(pack.state.diverged) for pack in packs.values()):
+                return
+
+    def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            f"{name}{layer}_change": float(rows[f"{name}change"][-1][i])
+            for name in ("", "control_")
+            for layer, i in (("hidden", LAST_HIDDEN), ("output", OUTPUT))
+        }
+
+
+def hidden_rate(
+    optimiser: Callable[[], optax.GradientTransformation], factor: Float[Array, ""]
+) -> optax.GradientTransformation:
+    """The optimiser with its updates of weight matrices 2..L-1 multiplied by a factor."""
+
+    def scaled(updates: Network, _: Any = None) -> Network:
+        first, *hidden, last = updates.segments
+        hidden = [eqx.tree_at(lambda s: s.weight, s, factor * s.weight) for s in hidden]
+        return Network((first, *hidden, last))
+
+    return optax.chain(optimiser(), optax.stateless(scaled))
+
+
+def measure(seen: Observation) -> dict[str, Array]:
+    """Loss of the batch, and norms of the weight gradients (of F) at the recorded layers, before the update."""
+    norms = weight_norms(seen.gradient) / seen.diagnostics["gradient_factor"]
+    return {"loss": seen.loss, "gradient_norm": norms[jnp.array(positions(len(norms)))]}
+
+
+def positions(depth: int) -> list[int]:
+    """The layers that are recorded, counted from 0: first, middle and last hidden layer, output."""
+    return [0, (depth - 2) // 2, depth - 2, depth - 1]
+
+
+@eqx.filter_jit
+def movement(network: Network, start: Network, x: Float[Array, "d_in batch"]) -> dict[str, Float[Array, " 4"]]:
+    """Mean |zhat_l|, and mean |zhat_l - zhat_l of the start|, over units and inputs at the recorded layers."""
+    z, z0 = ([layer for stack in forward_pass(n, x).activities for layer in stack] for n in (network, start))
+    at = positions(len(z))
+    return {
+        "size": jnp.stack([jnp.mean(jnp.abs(z[i])) for i in at]),
+        "change": jnp.stack([jnp.mean(jnp.abs(z[i] - z0[i])) for i in at]),
+    }
+
+
+# Claims
+
+ACTIVATIONS = ("linear", "tanh", "relu")
+Run = Mapping[str, Any]
+
+
+def size_of(run: Run, axis: str) -> int:
+    """Width N, or depth L."""
+    return run["config.network.width"] if axis == "width" else run["config.network.n_hidden"] + 1
+
+
+def ended(records: Records) -> list[Run]:
+    """Runs that ended, with numbers or diverged; not those that failed."""
+    return [run for run in records.runs.iter_rows(named=True) if run["outcome"] in ("done", "diverged")]
+
+
+def arm(records: Records, axis: str) -> list[Run]:
+    """Runs that ended on one arm of the grid, smallest first: those whose other size is the one run at most sizes of this one."""
+    other = "depth" if axis == "width" else "width"
+    runs = ended(records)
+    sizes = defaultdict(set)
+    for run in runs:
+        sizes[size_of(run, other)].add(size_of(run, axis))
+    fixed = max(sorted(sizes), key=lambda size: len(sizes[size]), default=None)
+    return sorted((run for run in runs if size_of(run, other) == fixed), key=lambda run: size_of(run, axis))
+
+
+def slope(runs: Sequence[Run], axis: str, column: str) -> float:
+    """Log-log slope of a column against a size; NaN with fewer than three sizes, or where nothing moved."""
+    points = [(size_of(run, axis), run[column]) for run in runs if run["outcome"] == "done"]
+    if len({size for size, _ in points}) < 3 or min(y for _, y in points) <= 0:
+        return math.nan
+    size, value = np.log(np.array(points, float)).T
+    return float(np.polyfit(size, value, 1)[0])
+
+
+def _judge(records: Records, axis: str, column: str, flat: bool) -> Verdict:
+    """One case a seed and activation. A run that diverged refutes flatness; growth is judged on the sizes that ended."""
+    expected = f"|slope in {axis}| < {FLAT_SLOPE}" if flat else f"slope in {axis} > {GROWING_SLOPE}"
+    lines: dict[tuple[str, int], list[Run]] = defaultdict(list)
+    for run in arm(records, axis):
+        lines[run["activation"], run["seed"]].append(run)
+    cases: dict[str, list[Case]] = {activation: [] for activation in ACTIVATIONS}
+    # Sizes are not among the labels of what was asked for: any run that is missing may be one of this arm.
+    n, missing = 0, len(records.asked) - len(ended(records))
+    for (activation, _), runs in sorted(lines.items()):
+        value, beyond = slope(runs, axis, column), any(run["outcome"] == "diverged" for run in runs)
+        if math.isnan(value) and not (flat and beyond):
+            missing += len(runs)
+            continue
+        holds = abs(value) < FLAT_SLOPE and not beyond if flat else value > GROWING_SLOPE
+        cases[activation].append(Case(holds, value))
+        n += len(runs)
+    found = verdict(records, expected, cases, n=n, missing=missing)
+    diverged = sum(run["outcome"] == "diverged" for runs in lines.values() for run in runs)
+    return dataclasses.replace(found, observed=f"{found.observed}; {diverged} runs diverged") if diverged else found
+
+
+def _rule(parameterisation: str, learning: str, axis: str, column: str, flat: bool) -> Callable[[Records], Verdict]:
+    def rule(records: Records) -> Verdict:
+        return _judge(records.select(parameterisation=parameterisation, learning=learning), axis, column, flat)
+
+    return rule
+
+
+STATEMENTS = (
+    ("SP: the change of hidden activities grows with {}", "standard", "hidden_change", False, ("width", "depth")),
+    ("muPC: the change of hidden activities is flat in {}", "mupc", "hidden_change", True, ("width", "depth")),
+    ("control, muPC with Depth-muP's rate: the same, in {}", "mupc", "control_hidden_change", True, ("width", "depth")),
+    ("muPC: the change of the output is flat in {}", "mupc", "output_change", True, ("width",)),
+    ("NTK: the change of the output grows with {}", "ntk", "output_change", False, ("width",)),
+)
+CLAIMS = tuple(
+    Claim(f"{axis}.{rule}", f"{rule.upper()}, {statement.format(axis)}", _rule(model, rule, axis, column, flat))
+    for rule in ("pc", "bp")
+    for statement, model, column, flat, axes in STATEMENTS
+    for axis in axes
+)
+
+
+# Figures
+
+MODELS = {
+    "SP": ("standard", ""),
+    "NTK": ("ntk", ""),
+    "muPC": ("mupc", ""),
+    "muPC, control": ("mupc", "control_"),
+}
+SMALLEST_SHOWN = 1e-6
+
+
+def _lines(part: Records, axis: str, column: str, row: int) -> list[tuple[list[int], np.ndarray]]:
+    """Sizes and values of a column in one row (-1: the last), a line a seed."""
+    runs = [run for run in arm(part, axis) if run["outcome"] == "done"]
+    lines = []
+    for seed in sorted({run["seed"] for run in runs}):
+        mine = [run for run in runs if run["seed"] == seed]
+        values = np.array([part.lane(run["cell"], run["lane"])[column][row] for run in mine])
+        # What is below is round-off of a layer that did not move, or zero.
+        lines.append(([size_of(run, axis) for run in mine], np.where(values < SMALLEST_SHOWN, np.nan, values)))
+    return lines
+
+
+def _grid(records: Records, axis: str, title: str, curves: Sequence[tuple[str, str, int, Any]]) -> Figure:
+    """Rows are activations, columns models; curves are (learning, column, row, colour)."""
+    from pcexp import plotting
+
+    figure, panels = plotting.panels(len(ACTIVATIONS), len(MODELS), title)
+    for i, activation in enumerate(ACTIVATIONS):
+        for j, (name, (parameterisation, prefix)) in enumerate(MODELS.items()):
+            panel, part = panels[i, j], records.select(activation=activation, parameterisation=parameterisation)
+            for learning, column, row, colour in curves:
+                for sizes, values in _lines(part.select(learning=learning), axis, prefix + column, row):
+                    panel.plot(sizes, values, ".-", color=colour, lw=0.8, ms=3, alpha=0.8)
+            rules = {learning for learning, *_ in curves}
+            drawn = [run for rule in rules for run in arm(part.select(learning=rule), axis)]
+            sizes = sorted({size_of(run, axis) for run in drawn})
+            lost = sorted({size_of(run, axis) for run in drawn if run["outcome"] == "diverged"})
+            panel.plot(lost, [0.97] * len(lost), "x", color="#555555", ms=5, transform=panel.get_xaxis_transform())
+            _scale(panel, sizes)
+            panel.set_title(f"{plotting.written(activation)}, {name}", loc="left", fontsize=8)
+            plotting.caption(panel, records.about, len(drawn))
+            if i == len(ACTIVATIONS) - 1:
+                panel.set_xlabel("width N" if axis == "width" else "depth L")
+            if j == 0:
+                panel.set_ylabel(
+                    "mean absolute change" if curves[0][1].startswith("change") else "mean absolute activity"
+                )
+    return figure
+
+
+def _scale(panel: Any, sizes: Sequence[int]) -> None:
+    """Logarithmic axes where there is something on them; two decades at least, or what is flat would look like noise."""
+    from pcexp import plotting
+
+    low, high = panel.dataLim.minposy, panel.dataLim.y1
+    if not sizes:
+        plotting.note(panel, "no runs yet")
+        return
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(sizes, [str(size) for size in sizes])
+    panel.tick_params(axis="x", which="minor", bottom=False)
+    if 0 < low <= high:
+        panel.set_yscale("log")
+        middle = math.sqrt(low * high)
+        panel.set_ylim(min(0.7 * low, middle / 10), max(1.4 * high, middle * 10))
+
+
+def _diverged() -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color="#555555", marker="x", ls="", ms=5, label="diverged")
+
+
+def _change(axis: str, learning: str) -> Callable[[Records], Figure]:
+    def figure(records: Records) -> Figure:
+        from matplotlib.lines import Line2D
+
+        from pcexp import plotting
+
+        colours = plotting.shades(len(LAYERS))
+        curves = [(learning, f"change_{k}", -1, colour) for k, colour in enumerate(colours, start=1)]
+        title = f"{plotting.written(learning)}: change of activities by the updates, against {axis}"
+        made = _grid(records, axis, title, curves)
+        marks = [Line2D([], [], color=colour, label=name) for name, colour in zip(LAYERS, colours, strict=True)]
+        plotting.legend(
+            made, [*marks, _diverged(), Line2D([], [], ls="", label=f"(not drawn below {SMALLEST_SHOWN:g})")]
+        )
+        return made
+
+    figure.__doc__ = f"Change of activities by the updates of {learning.upper()}, against {axis}: one line a seed."
+    return figure
+
+
+def _size(axis: str) -> Callable[[Records], Figure]:
+    def figure(records: Records) -> Figure:
+        from matplotlib.lines import Line2D
+
+        from pcexp import plotting
+
+        column, start = f"size_{LAST_HIDDEN + 1}", "#999999"
+        curves = [("bp", column, 0, start), *((rule, column, -1, plotting.COLOURS[rule]) for rule in ("bp", "pc"))]
+        made = _grid(
+            records, axis, f"Size of the last hidden layer before and after the updates, against {axis}", curves
+        )
+        names = {"at initialisation": start} | {
+            f"updated by {plotting.written(r)}": plotting.COLOURS[r] for r in ("pc", "bp")
+        }
+        plotting.legend(made, [*(Line2D([], [], color=c, label=name) for name, c in names.items()), _diverged()])
+        return made
+
+    figure.__doc__ = f"Mean absolute activity of the last hidden layer against {axis}: one line a seed."
+    return figure
+
+
+FIGURES = {
+    f"{axis}.{what}": make
+    for axis in ("width", "depth")
+    for what, make in (("pc", _change(axis, "pc")), ("bp", _change(axis, "bp")), ("size", _size(axis)))
+}

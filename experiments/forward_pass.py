@@ -1,0 +1,268 @@
+"""Forward pass: how large are the activities of deep networks at initialisation, layer by layer? (figure C.30)
+
+Setting. Pre-activation networks of L = n_hidden + 1 weight matrices without biases, 64 training inputs, no training: the
+forward pass alone. Standard parameterisation (SP) with and without skips, Depth-muP (muPC with skips), orthogonal without
+skips; the sweep is a full product, so muPC without skips and orthogonal with skips are run and drawn too, and claim nothing.
+
+Text and code. The caption has SP with skips, the code also without. The text draws SP from N(0, 1/fan_in) (Table 5.1), the
+code from U(+-1/sqrt(fan_in)), a third of that variance: `standard` and `standard_uniform`, both run. C.30 is drawn with
+the code's. Published with one seed, here with several. The source names no inputs: the `data` group gives them.
+
+Definitions. size: mean |zhat_l| over units and inputs, recorded as its log10 at layers 1, L/4, L/2, 3L/4, L-1 and L. It is
+computed in float64, because without skips it leaves float32's range by L = 256. growth: size of the last hidden layer over
+that of the first. The output layer is kept apart: Depth-muP scales it by 1/N, so it is smaller by N^-1/2 at every depth.
+
+What theory says, for wide networks. The mean square grows a layer by the factor 1 + c (skips) or c (none), c = v for linear,
+v/2 for relu, v = N a^2 Var(W): 1 for SP, 1/3 for its uniform draw, 1/L for Depth-muP with skips. So Depth-muP's growth is
+below sqrt(e) = 1.65 at any depth, and SP from Table 5.1 is neutral for linear networks without skips. tanh is bounded: it
+grows with skips like sqrt(l), and decays without like 1/sqrt(l) where v = 1.
+
+Memory. One network at a time: 2 GB of weights at L = 512, N = 1024, 2.7 GB at the peak (7 s on a CPU core). The estimate that
+is printed counts training states of all lanes, which this study does not have.
+
+Findings (digits, N = 256, L 16 to 128, 3 seeds; medians over seeds for linear, tanh, relu). At L = 128, SP as the code drew it
+grows 7e7-, 10- and 8e3-fold with skips, and shrinks to 7e-31, 5e-31 and 5e-50 without; as in Table 5.1 it grows 8e18-, 11- and
+9e10-fold, and shrinks to .52, .04 and 4e-20: what is published as vanishing is the code's draw, for linear and tanh. tanh with
+skips grows like sqrt(L), not exponentially, and lies about the factor 10 (9.8 to 10.3). Depth-muP stays within 1.7, 1.2 and
+1.3 of its first layer. Orthogonal is flat to 2 % (linear) and shrinks to 7e-20 (relu); tanh goes in some 30 layers to the fixed
+point of its gain 1.05, here 2.3 times below its first layer: a transient that depends on the inputs, and more than the factor 2.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from pcexp.claims import Case, Claim, Verdict, verdict
+from pcexp.data import Dataset
+from pcexp.energy import forward_pass
+from pcexp.network import AbstractSegment, Network
+from pcexp.pack import initial_network
+from pcexp.runner import Job
+from pcexp.spec import Lane
+from pcexp.study import AbstractStudy
+from pcexp.train import batch_layout
+
+if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
+    from matplotlib.figure import Figure
+
+    from pcexp.records import Records
+
+AWAY_FACTOR = 10
+"""Exploding, vanishing: the growth of the deepest network is beyond this factor."""
+FLAT_FACTOR = 2
+"""Flat: every hidden layer is within this factor of the first. Depth-muP's limit is sqrt(e)."""
+
+
+class ForwardPass(AbstractStudy):
+    """The forward pass of freshly drawn networks on the first `n_inputs` training inputs."""
+
+    n_inputs: int
+
+    def run(self, job: Job) -> None:
+        def rows(lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:
+            network = initial_network(job.spec, lane, dataset)
+            found = sizes(network, batch_layout(network, jnp.asarray(dataset.train.x[: self.n_inputs])))
+            shown = layers(network.depth)
+            with np.errstate(divide="ignore"):  # a size of zero is recorded as such, and the lane has no numbers then
+                yield {"iteration": 0, "layer": shown, "log10_size": np.log10(found[np.array(shown) - 1])}
+
+        job.record(rows)
+
+    def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        *hidden, output = rows["log10_size"][0]
+        return {
+            "log10_growth": float(hidden[-1] - hidden[0]),
+            "log10_highest": float(np.max(hidden) - hidden[0]),
+            "log10_lowest": float(np.min(hidden) - hidden[0]),
+            "log10_output": float(output),
+        }
+
+
+def layers(depth: int) -> list[int]:
+    """Layers that are recorded: 1, L/4, L/2, 3L/4, L-1 and L."""
+    return [*(min(max(1, depth * k // 4), depth - 1) for k in range(4)), depth - 1, depth]
+
+
+def sizes(network: Network, x: Float[Array, "d_in batch"]) -> Float[np.ndarray, " depth"]:
+    """Mean |zhat_l| over units and inputs for l = 1..L, in float64, with one segment at a time held in it."""
+    found = []
+    with jax.enable_x64(True):
+        z = x.astype(jnp.float64)
+        for segment in network.segments:
+            z, means = _through(jax.tree.map(lambda w: w.astype(jnp.float64), segment), z)
+            found.append(np.asarray(means))
+    return np.concatenate(found)
+
+
+@eqx.filter_jit
+def _through(segment: AbstractSegment, z: Float[Array, "d_in batch"]) -> tuple[Array, Float[Array, " layers"]]:
+    # A segment at a time: networks of all depths share their compilations.
+    (out,) = forward_pass(Network((segment,)), z).activities
+    return out[-1], jnp.mean(jnp.abs(out), axis=(1, 2))
+
+
+# Claims
+
+
+def _judge(
+    records: Records, expected: str, case: Callable[[Sequence[Mapping[str, Any]]], Case], activations: Sequence[str]
+) -> Verdict:
+    """One case a seed and activation: its runs at all depths that were asked for, from the shallowest."""
+    runs = defaultdict(list)
+    for run in records.runs.iter_rows(named=True):
+        if run["outcome"] == "done":
+            runs[run["activation"], run["seed"]].append(run)
+    asked = Counter((a["activation"], a["seed"]) for a in records.asked.iter_rows(named=True))
+    asked = Counter({key: n for key, n in asked.items() if key[0] in activations})
+    cases: dict[str, list[Case]] = {activation: [] for activation in activations}
+    for key, n in sorted(asked.items()):
+        if len(runs[key]) == n:
+            cases[key[0]].append(case(sorted(runs[key], key=lambda run: run["config.network.n_hidden"])))
+    n_runs = sum(asked[key] for key in asked if len(runs[key]) == asked[key])
+    return verdict(records, expected, cases, n=n_runs, missing=sum(asked.values()) - n_runs)
+
+
+def _away(sign: int) -> Callable[[Sequence[Mapping[str, Any]]], Case]:
+    def case(runs: Sequence[Mapping[str, Any]]) -> Case:
+        growth = np.array([run["log10_growth"] for run in runs])
+        holds = len(runs) > 1 and sign * growth[-1] > np.log10(AWAY_FACTOR) and bool(np.all(np.diff(sign * growth) > 0))
+        return Case(holds, 10 ** growth[-1])
+
+    return case
+
+
+def _flat(runs: Sequence[Mapping[str, Any]]) -> Case:
+    worst = 10 ** max(max(run["log10_highest"], -run["log10_lowest"]) for run in runs)
+    return Case(worst <= FLAT_FACTOR, worst)
+
+
+def _output(runs: Sequence[Mapping[str, Any]]) -> Case:
+    found = [run["log10_output"] for run in runs]
+    factor = 10 ** (max(found) - min(found))
+    return Case(len(runs) > 1 and factor <= FLAT_FACTOR, factor)
+
+
+ACTIVATIONS = ("linear", "tanh", "relu")
+EXPLODES = f"growth > {AWAY_FACTOR} at the greatest depth, and larger at each greater depth"
+VANISHES = f"growth < 1/{AWAY_FACTOR} at the greatest depth, and smaller at each greater depth"
+FLAT = f"every hidden layer within a factor {FLAT_FACTOR} of the first, at every depth"
+DRAWS = {"standard_uniform": "U, as the code drew it", "standard": "N(0, 1/fan_in), Table 5.1"}
+
+
+def _rule(
+    expected: str,
+    case: Callable[[Sequence[Mapping[str, Any]]], Case],
+    labels: Mapping[str, str],
+    activations: Sequence[str] = ACTIVATIONS,
+) -> Callable[[Records], Verdict]:
+    return lambda records: _judge(records.select(**labels), expected, case, activations)
+
+
+def _model(parameterisation: str, skips: bool) -> dict[str, str]:
+    return {"parameterisation": parameterisation, "network": "residual" if skips else "pre_activation"}
+
+
+CLAIMS = (
+    *(
+        claim
+        for name, draw in DRAWS.items()
+        for claim in (
+            Claim("C.30", f"SP with skips explodes ({draw})", _rule(EXPLODES, _away(1), _model(name, True))),
+            Claim("C.30", f"SP without skips vanishes ({draw})", _rule(VANISHES, _away(-1), _model(name, False))),
+        )
+    ),
+    Claim("C.30", "Depth-muP is flat over layers, at every depth", _rule(FLAT, _flat, _model("mupc", True))),
+    Claim(
+        "C.30",
+        "Depth-muP: the size of the output does not depend on depth",
+        _rule(f"outputs of all depths within a factor {FLAT_FACTOR}", _output, _model("mupc", True)),
+    ),
+    Claim(
+        "C.30",
+        "orthogonal is flat for linear and tanh networks",
+        _rule(FLAT, _flat, _model("orthogonal", False), ("linear", "tanh")),
+    ),
+    Claim(
+        "C.30",
+        "orthogonal vanishes for ReLU networks",
+        _rule(VANISHES, _away(-1), _model("orthogonal", False), ("relu",)),
+    ),
+)
+
+
+# Figures
+
+
+def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str) -> Figure:
+    """Rows are activations, columns models; one thin line a seed, a colour a depth, a ring for the output layer."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    def depth_of(run: Mapping[str, Any]) -> int:
+        return run["config.network.n_hidden"] + 1
+
+    depths = sorted({depth_of(run) for run in records.runs.iter_rows(named=True)})
+    colours = dict(zip(depths, plotting.shades(len(depths)), strict=True))
+    figure, axes = plotting.panels(len(ACTIVATIONS), len(models), title)
+    for i, activation in enumerate(ACTIVATIONS):
+        for j, (name, labels) in enumerate(models.items()):
+            axis, part, n = axes[i, j], records.select(activation=activation, **labels), 0
+            for run in part.runs.iter_rows(named=True):
+                rows = part.lane(run["cell"], run["lane"])
+                if not len(rows):
+                    continue
+                depth = depth_of(run)
+                shown = np.array([rows[f"layer_{k}"][0] for k in range(1, 7)]) / depth
+                size = 10.0 ** np.array([rows[f"log10_size_{k}"][0] for k in range(1, 7)])
+                axis.plot(shown[:-1], size[:-1], color=colours[depth], lw=0.8, alpha=0.8)
+                axis.plot(shown[-1], size[-1], "o", ms=3, mfc="none", mew=0.8, color=colours[depth])
+                n += 1
+            if n == 0:
+                plotting.note(axis, "no runs yet")
+            axis.set_yscale("log")
+            low, high = axis.get_ylim()
+            axis.set_ylim(min(low, 1e-3), max(high, 1e3))  # or what is flat would fill the panel with its noise
+            axis.set_xlim(0, 1.05)
+            axis.set_title(f"{plotting.written(activation)}, {name}", loc="left")
+            plotting.caption(axis, records.about, n)
+            if i == len(ACTIVATIONS) - 1:
+                axis.set_xlabel("layer / depth L")
+            if j == 0:
+                axis.set_ylabel("mean absolute activity")
+    marks = [Line2D([], [], color=colours[depth], label=f"L = {depth}") for depth in depths]
+    plotting.legend(figure, [*marks, Line2D([], [], color="#555555", marker="o", mfc="none", ls="", label="output")])
+    return figure
+
+
+def figure_c_30(records: Records) -> Figure:
+    """Size of the activities at initialisation over layers: SP as the code drew it, Depth-muP, orthogonal."""
+    models = {
+        "SP, skips": _model("standard_uniform", True),
+        "SP": _model("standard_uniform", False),
+        "Depth-muP": _model("mupc", True),
+        "orthogonal": _model("orthogonal", False),
+    }
+    return _sizes(records, models, "Figure C.30: activities at initialisation (SP: W uniform, as the code drew it)")
+
+
+def figure_c_30_others(records: Records) -> Figure:
+    """The same where SP is drawn as in Table 5.1, and of muPC without and orthogonal with skips, beyond the source."""
+    models = {
+        "SP, skips": _model("standard", True),
+        "SP": _model("standard", False),
+        "muPC, no skips": _model("mupc", False),
+        "orthogonal, skips": _model("orthogonal", True),
+    }
+    return _sizes(records, models, "Figure C.30, other models (SP: W normal, Table 5.1)")
+
+
+FIGURES = {"C.30": figure_c_30, "C.30.others": figure_c_30_others}

@@ -1,0 +1,246 @@
+"""muPC transfer: does the best pair (eta, beta) of the smallest net serve wider and deeper ones (figures 5.1 left, 5.5, C.31, C.32)?
+
+Setting. Pre-activation ResNets without biases in muPC, MNIST with one-hot targets, batch 64, one epoch; PC with T = n_hidden
+steps of gradient descent on activities from the forward pass, Adam on weights, its rate not rescaled with width or depth.
+The grid is the published one or a part of it: eta on weights, beta on activities, widths at one depth, depths at one width.
+
+Text and code. A published beta is a step on the batch mean of the energy, B times the per-sample step that is written here
+(1 is 1/64). `published` infers in activities, where layers that no signal has reached get float32 round-off for a gradient,
+which Adam amplifies to full steps; `corrected` infers in deviations, where they get exactly zero and stay.
+
+Definitions. lowest_loss: the lowest loss of a training batch, 1/(2B) sum ||y - f(x)||^2, over the recorded iterations (all of
+them); the published figure divides by the ten outputs as well. A run that diverged counts as infinitely bad. Per size and
+(eta, beta) the geometric mean over seeds; ratio: its value at the smallest size's best pair, over the size's own best.
+The published claim is by eye; that the ratio stays within 1.1 is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array
+
+from pcexp.claims import Case, Claim, Verdict, insufficient, verdict
+from pcexp.runner import Job
+from pcexp.study import AbstractStudy
+from pcexp.train import Observation
+
+if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
+    from matplotlib.figure import Figure
+
+    from pcexp.records import Records
+
+WITHIN = 1.1
+ETA, BETA = "optimiser.learning_rate", "learning.inference.activity_lr"
+BATCH = 64
+"""Published betas are per-sample ones times this."""
+
+
+class MuPCTransfer(AbstractStudy):
+    """Training over a grid of learning rates, with the loss of every batch."""
+
+    def run(self, job: Job) -> None:
+        job.train(measure, probe_size=BATCH)
+
+    def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        finite = rows["loss"][np.isfinite(rows["loss"])]
+        return {"lowest_loss": float(finite.min()) if finite.size else math.inf, "first_loss": float(rows["loss"][0])}
+
+
+def measure(seen: Observation) -> dict[str, Array]:
+    """Loss of the batch at the forward pass, before its update."""
+    return {"loss": seen.loss}
+
+
+# Grids
+
+
+class Size(NamedTuple):
+    """A network's width and number of hidden layers."""
+
+    width: int
+    n_hidden: int
+
+
+Pair = tuple[float, float]
+"""Rates (eta, beta)."""
+
+
+class Grid(NamedTuple):
+    """Lowest loss of one size, by pair of rates: geometric mean over seeds, infinite where one diverged."""
+
+    size: Size
+    loss: dict[Pair, float]
+    n: int
+
+    @property
+    def best(self) -> Pair:
+        """The pair with the lowest loss."""
+        return min(sorted(self.loss), key=lambda pair: self.loss[pair])
+
+
+def grids(records: Records) -> list[Grid]:
+    """One grid a size, from the runs that ended or diverged; a pair whose seeds are not all there is left out."""
+    seeds: dict[Size, dict[Pair, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in records.runs.iter_rows(named=True):
+        if run["outcome"] in ("done", "diverged"):
+            size = Size(run["config.network.width"], run["config.network.n_hidden"])
+            seeds[size][run[ETA], run[BETA]].append(run["lowest_loss"] if run["outcome"] == "done" else math.inf)
+    found = []
+    for size, pairs in sorted(seeds.items()):
+        whole = max(len(values) for values in pairs.values())
+        loss = {pair: float(np.exp(np.mean(np.log(v)))) for pair, v in pairs.items() if len(v) == whole}
+        found.append(Grid(size, loss, sum(len(values) for values in pairs.values())))
+    return found
+
+
+def arm(found: list[Grid], axis: str) -> list[Grid]:
+    """Grids along one arm of the L, the smallest first: those that share the other size with most others."""
+    this, other = (0, 1) if axis == "width" else (1, 0)
+    values = defaultdict(set)
+    for grid in found:
+        values[grid.size[other]].add(grid.size[this])
+    fixed = max(sorted(values), key=lambda size: len(values[size]), default=None)
+    return sorted((grid for grid in found if grid.size[other] == fixed), key=lambda grid: grid.size[this])
+
+
+def transfer_ratio(small: Grid, large: Grid) -> float:
+    """Loss of the large net at the small one's best pair, over its own best."""
+    at = large.loss.get(small.best, math.inf)
+    return at / large.loss[large.best] if math.isfinite(at) else math.inf
+
+
+# Claims
+
+PROTOCOLS = ("published", "corrected")
+FIGURE_OF = {"tanh": "5.5", "linear": "C.31", "relu": "C.32"}
+
+
+def _transfer_rule(protocol: str, activation: str, axis: str) -> Callable[[Records], Verdict]:
+    expected = f"loss at the smallest net's best (eta, beta), over the best loss of each larger net <= {WITHIN}"
+
+    def rule(records: Records) -> Verdict:
+        part = records.select(protocol=protocol, activation=activation)
+        if not len(part.asked):
+            return insufficient(records, expected, f"no {activation} runs were asked for")
+        line = arm(grids(part), axis)
+        missing = len(part.asked) - sum(grid.n for grid in grids(part))
+        if len(line) < 2 or not math.isfinite(line[0].loss[line[0].best]):
+            return insufficient(part, expected, f"{len(line)} sizes with numbers")
+        ratios = {grid.size[0 if axis == "width" else 1]: transfer_ratio(line[0], grid) for grid in line[1:]}
+        letter = "N" if axis == "width" else "H"
+        cases = {f"{letter}={size}": [Case(ratio <= WITHIN, ratio)] for size, ratio in ratios.items()}
+        return verdict(part, expected, cases, n=sum(grid.n for grid in line), missing=missing)
+
+    return rule
+
+
+CLAIMS = tuple(
+    Claim(
+        figure,
+        f"{protocol}, {activation}: the best learning rates transfer over {axis}",
+        _transfer_rule(protocol, activation, axis),
+    )
+    for activation, figure in FIGURE_OF.items()
+    for protocol in PROTOCOLS
+    for axis in ("width", "depth")
+)
+
+
+# Figures
+
+
+def _draw(axis: Any, grid: Grid, smallest: Grid, levels: np.ndarray) -> Any:
+    """Contours of log10 lowest loss over (beta, eta); the optimum, and the smallest net's."""
+    etas, betas = (sorted({pair[i] for pair in grid.loss}) for i in (0, 1))
+    values = np.array([[grid.loss.get((eta, beta), math.nan) for beta in betas] for eta in etas])
+    failed = ~np.isfinite(values)
+    shown = np.ma.masked_array(np.log10(np.where(failed, 1.0, values)), failed)
+    x, y = np.array(betas) * BATCH, np.array(etas)
+    drawn = None
+    if min(shown.shape) > 1:
+        drawn = axis.contourf(x, y, np.clip(shown, levels[0], levels[-1]), levels=levels, cmap="viridis_r")
+    axis.plot(*np.meshgrid(x, y), ".", color="white", ms=2, alpha=0.6)
+    for i, j in zip(*np.nonzero(failed), strict=True):
+        axis.plot(x[j], y[i], "x", color="#c1272d", ms=5)
+    for pair, style in (
+        (smallest.best, {"marker": "o", "ms": 9, "mfc": "none"}),
+        (grid.best, {"marker": "*", "ms": 9}),
+    ):
+        axis.plot(pair[1] * BATCH, pair[0], color="white", mec="black", mew=0.8, ls="", **style)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.grid(False)
+    return drawn
+
+
+def _contours(records: Records, title: str, activation: str, ends_only: bool = False) -> Figure:
+    """Rows are protocols and arms, columns sizes."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    axes_of = ("depth",) if ends_only else ("width", "depth")
+    rows = [(protocol, axis) for axis in axes_of for protocol in PROTOCOLS]
+    lines = {}
+    for protocol, axis in rows:
+        line = arm(grids(records.select(protocol=protocol, activation=activation)), axis)
+        lines[protocol, axis] = [line[0], line[-1]] if ends_only and len(line) > 2 else line
+    columns = max(1, *(len(line) for line in lines.values()))
+    figure, panels = plotting.panels(len(rows), columns, title, width=2.6, height=2.3)
+    best = [np.log10(g.loss[g.best]) for line in lines.values() for g in line if math.isfinite(g.loss[g.best])]
+    levels = np.linspace(min(best, default=-1), 0, 13)  # loss 1/2 is that of f = 0: what is above it is all alike
+    drawn = None
+    for i, key in enumerate(rows):
+        for j in range(columns):
+            axis = panels[i, j]
+            if j >= len(lines[key]):
+                if j == 0:
+                    plotting.note(axis, "no runs yet")
+                else:
+                    axis.set_axis_off()
+                continue
+            grid = lines[key][j]
+            drawn = _draw(axis, grid, lines[key][0], levels) or drawn
+            axis.set_title(f"{key[0]}, N = {grid.size.width}, H = {grid.size.n_hidden}", loc="left", fontsize=8, pad=12)
+            plotting.caption(axis, records.about, grid.n)
+            if i == len(rows) - 1:
+                axis.set_xlabel(r"$\beta$ (on the batch mean)")
+            if j == 0:
+                axis.set_ylabel(r"$\eta$")
+    if drawn is not None:
+        figure.colorbar(drawn, ax=panels, label="log10 of the lowest batch loss", shrink=0.6)
+    marks = [
+        Line2D([], [], color="#999999", marker="*", mec="black", ls="", ms=9, label="best of this net"),
+        Line2D([], [], color="#999999", marker="o", mec="black", mfc="none", ls="", ms=9, label="best of the smallest"),
+        Line2D([], [], color="#c1272d", marker="x", ls="", ms=5, label="a seed diverged"),
+    ]
+    plotting.legend(figure, marks)
+    return figure
+
+
+def figure_5_1_left(records: Records) -> Figure:
+    """Lowest loss over both learning rates, the shallowest and the deepest net, tanh."""
+    return _contours(records, "Figure 5.1, left: lowest training loss, tanh", "tanh", ends_only=True)
+
+
+def figure_5_5(records: Records) -> Figure:
+    """Lowest loss over both learning rates, by width and by depth, tanh."""
+    return _contours(records, "Figure 5.5: lowest training loss over learning rates, tanh", "tanh")
+
+
+def figure_c_31(records: Records) -> Figure:
+    """Lowest loss over both learning rates, by width and by depth, linear."""
+    return _contours(records, "Figure C.31: lowest training loss over learning rates, linear", "linear")
+
+
+def figure_c_32(records: Records) -> Figure:
+    """Lowest loss over both learning rates, by width and by depth, ReLU."""
+    return _contours(records, "Figure C.32: lowest training loss over learning rates, ReLU", "relu")
+
+
+FIGURES = {"5.1 left": figure_5_1_left, "5.5": figure_5_5, "C.31": figure_c_31, "C.32": figure_c_32}
