@@ -51,7 +51,8 @@ claims: $(STAMP) ## judge the committed records again and print the table of cla
 	$(BIN)/python -m pcexp.report $(NAME) --results results $(ARGS)
 
 bench: $(STAMP) ## speed as ratios, against peers and against measured ceilings
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/depth.py $(ARGS)
 
 mutants: $(STAMP) ## plant known defects one at a time and expect the tests to fail
 	$(BIN)/python tests/mutants/run.py $(ARGS)
