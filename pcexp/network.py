@@ -140,11 +140,11 @@ class Dense(AbstractSegment):
         self, outputs: Float[Array, "depth d_out"], like: Float[Array, "depth ..."]
     ) -> Float[Array, "depth ..."]:
         if self.depth == 1:
-            product = (self.weight[0].T @ outputs[0])[None]
+            pulled = (self.weight[0].T @ outputs[0])[None]
         else:
-            product = jnp.einsum("loi,lo->li", self.weight, outputs)
-        product = product if like.ndim == 2 else product.reshape(like.shape)
-        return product if self.premultiplier == 1 else self.premultiplier * product
+            pulled = jnp.einsum("loi,lo->li", self.weight, outputs)
+        pulled = pulled if like.ndim == 2 else pulled.reshape(like.shape)
+        return pulled if self.premultiplier == 1 else self.premultiplier * pulled
 
 
 class Convolution(AbstractSegment):

@@ -105,6 +105,13 @@ DEFECTS = (
         PRE,
     ),
     Defect(
+        "the pull of dense layers ignores the premultiplier",
+        "network.py",
+        "return pulled if self.premultiplier == 1 else self.premultiplier * pulled",
+        "return pulled",
+        PRE,
+    ),
+    Defect(
         "convolutions ignore the premultiplier",
         "network.py",
         "return out if self.premultiplier == 1 else self.premultiplier * out",
@@ -186,8 +193,8 @@ DEFECTS = (
     Defect(
         "the difference of tanh with a wrong sign",
         "activation.py",
-        "(1 - jnp.tanh(u) * jnp.tanh(u + d))",
-        "(1 + jnp.tanh(u) * jnp.tanh(u + d))",
+        "(1 - activated * jnp.tanh(u + d))",
+        "(1 + activated * jnp.tanh(u + d))",
         (f"{ACTIVATION}test_differences_keep_full_relative_accuracy_in_float32[tanh]",),
     ),
     Defect(
