@@ -12,6 +12,10 @@ Definitions. lowest_loss: the lowest loss of a training batch, 1/(2B) sum ||y - 
 them); the published figure divides by the ten outputs as well. A run that diverged counts as infinitely bad. Per size and
 (eta, beta) the geometric mean over seeds; ratio: its value at the smallest size's best pair, over the size's own best.
 The published claim is by eye; that the ratio stays within 1.1 is ours.
+
+Findings at `small` (MNIST, N = 32, 64, 128 at H = 8 and H = 4, 8, 16 at N = 64, 3 x 5 rates, 2 seeds; 900 runs, none diverged
+at a best pair): 9 of 12 transfers hold. Not: tanh in deviations over width (1.66 and 4.57: the narrowest net is best at the
+largest eta of the grid, the others at 0.1) and linear over depth (1.43 published, 1.45 corrected, at H = 16).
 """
 
 from __future__ import annotations
@@ -171,7 +175,7 @@ def _draw(axis: Any, grid: Grid, smallest: Grid, levels: np.ndarray) -> Any:
         (smallest.best, {"marker": "o", "ms": 9, "mfc": "none"}),
         (grid.best, {"marker": "*", "ms": 9}),
     ):
-        axis.plot(pair[1] * BATCH, pair[0], color="white", mec="black", mew=0.8, ls="", **style)
+        axis.plot(pair[1] * BATCH, pair[0], color="white", mec="black", mew=0.8, ls="", clip_on=False, **style)
     axis.set_xscale("log")
     axis.set_yscale("log")
     axis.grid(False)
@@ -192,8 +196,10 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
         lines[protocol, axis] = [line[0], line[-1]] if ends_only and len(line) > 2 else line
     columns = max(1, *(len(line) for line in lines.values()))
     figure, panels = plotting.panels(len(rows), columns, title, width=2.6, height=2.3)
-    best = [np.log10(g.loss[g.best]) for line in lines.values() for g in line if math.isfinite(g.loss[g.best])]
-    levels = np.linspace(min(best, default=-1), 0, 13)  # loss 1/2 is that of f = 0: what is above it is all alike
+    seen = [np.log10(loss) for line in lines.values() for g in line for loss in g.loss.values() if math.isfinite(loss)]
+    # Loss 1/2 is that of f = 0: what is far above it is all alike.
+    lowest, highest = math.floor(10 * min(seen, default=-1)) / 10, math.ceil(10 * min(max(seen, default=0), 0)) / 10
+    levels = np.linspace(lowest, max(highest, lowest + 0.1), 11)
     drawn = None
     for i, key in enumerate(rows):
         for j in range(columns):
@@ -213,7 +219,7 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
             if j == 0:
                 axis.set_ylabel(r"$\eta$")
     if drawn is not None:
-        figure.colorbar(drawn, ax=panels, label="log10 of the lowest batch loss", shrink=0.6)
+        figure.colorbar(drawn, ax=panels, label="log10 of the lowest batch loss", shrink=0.6, format="%.2f")
     marks = [
         Line2D([], [], color="#999999", marker="*", mec="black", ls="", ms=9, label="best of this net"),
         Line2D([], [], color="#999999", marker="o", mec="black", mfc="none", ls="", ms=9, label="best of the smallest"),

@@ -167,11 +167,14 @@ def _tables(folder: Path, study: str, scale: str) -> Records:
     # Hashes can look like numbers, and an empty string is a variant's name, not a missing one.
     texts = {"lane": pl.String, "cell": pl.String, "variant": pl.String}
     runs, asked = (
-        pl.read_csv(folder / name, infer_schema_length=None, schema_overrides=texts).with_columns(
-            pl.col("variant").fill_null("")
-        )
+        pl.read_csv(folder / name, infer_schema_length=None, schema_overrides=texts)
         for name in ("runs.csv", "asked.csv")
     )
+    shared = json.loads((folder / "shared.json").read_text())
+    runs = runs.with_columns(**{name: pl.lit(value) for name, value in shared["values"].items()}).select(
+        shared["columns"]
+    )
+    runs, asked = (frame.with_columns(pl.col("variant").fill_null("")) for frame in (runs, asked))
     return Records(study, scale, runs, pl.read_parquet(folder / "records.parquet"), asked)
 
 
@@ -198,6 +201,12 @@ def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str], order: Seq
     if len(tables) == 2:
         tables[0] = old.join(new.select(keys).unique(), on=list(keys), how="anti")
     return pl.concat(tables, how="diagonal_relaxed").sort(list(order or keys))
+
+
+def _shared(runs: pl.DataFrame) -> dict[str, Any]:
+    """Columns that are the same for all runs, with their value: of thousands of runs they would be most of a table."""
+    same = [name for name in runs.columns if name not in ("cell", "lane") and runs[name].n_unique() == 1]
+    return {"columns": runs.columns, "values": {name: runs[name][0] for name in same}}
 
 
 def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
@@ -229,7 +238,9 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     buffer = io.BytesIO()
     committed.rows.write_parquet(buffer, compression="zstd", compression_level=19)
     replace_bytes(folder / "records.parquet", buffer.getvalue())
-    replace_bytes(folder / "runs.csv", merged.runs.write_csv(float_precision=None).encode())
+    shared = _shared(merged.runs)
+    replace_bytes(folder / "runs.csv", merged.runs.drop(shared["values"]).write_csv(float_precision=None).encode())
+    replace_bytes(folder / "shared.json", (json.dumps(shared, indent=1) + "\n").encode())
     replace_bytes(folder / "asked.csv", committed.asked.write_csv().encode())
     return committed
 

@@ -17,7 +17,7 @@ def test_every_study_with_a_folder_has_records_claims_figures_and_a_place_on_the
     assert {study for study, _ in TABLES} == set(STUDIES)
     for study, scale in TABLES:
         there = {path.name for path in (RESULTS / study / scale).iterdir()}
-        assert there >= {"runs.csv", "asked.csv", "records.parquet", "claims.csv"}
+        assert there >= {"runs.csv", "shared.json", "asked.csv", "records.parquet", "claims.csv"}
         assert scale in report.SCALES and scale != "smoke"
         assert list((RESULTS / study).glob("fig_*.png")) and list((RESULTS / study).glob("fig_*.pdf"))
         assert f"| {study} | {scale} |" in (RESULTS / "INDEX.md").read_text()
