@@ -150,11 +150,16 @@ class Cell:
         ]
         replace_bytes(self._rows_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
+    def lines(self, lane: str) -> list[dict[str, Any]]:
+        """Rows of one lane as they were written, sorted by iteration."""
+        return sorted((r for r in read_lines(self._rows_path) if r["lane"] == lane), key=lambda r: r["iteration"])
+
     def rows(self, lane: str) -> dict[str, np.ndarray]:
-        """Rows of one lane, one array a column, sorted by iteration."""
-        rows = sorted((r for r in read_lines(self._rows_path) if r["lane"] == lane), key=lambda r: r["iteration"])
-        columns = [name for name in (rows[0] if rows else {}) if name != "lane"]
-        return {name: np.array([row[name] for row in rows]) for name in columns}
+        """Rows of one lane, one array a column, sorted by iteration; NaN where a row lacks a column."""
+        lines = self.lines(lane)
+        known = {name: value for row in lines for name, value in row.items() if name != "lane"}
+        missing = {name: np.full(np.shape(value), np.nan) for name, value in known.items()}
+        return {name: np.array([row.get(name, missing[name]) for row in lines]) for name in known}
 
 
 def _failed(outcome: str) -> bool:
