@@ -398,3 +398,20 @@ def test_a_manifest_that_is_none_is_named_and_nothing_is_merged(
     with pytest.raises(SystemExit, match=r"manifest-small\.json is no manifest.*set it aside"):
         records.main(["unpack", str(path), "--outputs", str(there)])
     assert files(there).keys() == {f"{quick.STUDY}/manifest-small.json"}
+
+
+def test_other_seeds_of_one_cell_are_asked_for_together_and_what_none_has_run_is_missing(
+    outputs: Path, there: Path, archives: Path, small: list[Spec]
+) -> None:
+    spec = quick.grid("scale=small", "lanes.seed=[1,8,9]", activations=("linear",))[0]
+    assert spec.cell == small[0].cell
+    made_up.written(outputs, [spec], "small", only([8]))
+    made_up.written(there, small[:1], "small", only([0, 2]))
+    (path,) = pack(outputs, quick.STUDY, archives).paths
+    unpack(read(path), there)
+    (entry,) = quick.manifest(there, "small").values()
+    assert sorted(values["seed"] for values in entry["lanes"].values()) == [0, 1, 2, 8, 9]
+    assert [entry["lanes"][name]["seed"] for name in Cell(there / quick.STUDY / spec.cell, entry["lanes"]).missing] == [
+        1,
+        9,
+    ]
