@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,19 @@ class Cell:
         self._append(self._lanes_path, [{"lane": lane, "outcome": outcome, **entry}])
         if not _failed(outcome):  # one that failed goes on from its checkpoint
             self.checkpoint(lane).unlink(missing_ok=True)
+        self._mark()
+
+    def adopt(self, entries: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take lanes that were finished elsewhere; cut off at any moment, a lane is here whole or starts again."""
+        names = {entry["lane"] for entry in entries}
+        for name in names:
+            self.checkpoint(name).unlink(missing_ok=True)  # first: with these rows it would go on from another's
+        kept = [row for row in read_lines(self._rows_path) if row["lane"] not in names]
+        replace_bytes(self._rows_path, "".join(json.dumps(row) + "\n" for row in [*kept, *rows]).encode())
+        self._append(self._lanes_path, entries)
+        self._mark()
+
+    def _mark(self) -> None:
         if not self.missing:
             write_json(self.folder / "DONE", {"lanes": sorted(self.finished)})
 
