@@ -58,7 +58,8 @@ DIFFERS = (
     "peers infer in activities; pcexp in deviations, which skips segments that no signal has reached: the same step in exact "
     "arithmetic. pcexp also draws its batches and records the loss of every tenth; fabricpc returns its state and energies."
 )
-GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-3
+GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-2
+"""The loss is held to less: where a gradient is no larger than the round-off of activities, Adam makes whole steps of both."""
 
 
 class Ours:
