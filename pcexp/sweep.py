@@ -4,10 +4,9 @@ Hydra composes one configuration a job (hydra_plugins/pcexp.py hands them over);
 one cell here. The manifest says what was asked for at a scale, so that report and claims can count against it.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def plans(configs: Iterable[Mapping[str, Any]]) -> list[Spec]:
             left_out = new
             continue
         if part:
-            new = dataclasses.replace(new, labels=new.labels | {"part": part})
+            new = replace(new, labels=new.labels | {"part": part})
         old = merged.get(new.cell)
         if old is not None:
             lanes = (*old.lanes, *(lane for lane in new.lanes if lane not in old.lanes))
