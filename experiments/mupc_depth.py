@@ -501,7 +501,8 @@ def _models(records: Records, arm: str, activations: Sequence[str], title: str) 
             "bp": ended(bp(records, activation, arm)),
         }
     depths = sorted({depth_of(run) for models in chosen.values() for runs in models.values() for run in runs})
-    figure, panels = plotting.panels(len(rows), max(len(depths), 1), title)
+    columns = max(len(depths), 1)
+    figure, panels = plotting.panels(len(rows), columns, title, width=max(3.0, 8.0 / columns))  # the legend is wide
     for i, key in enumerate(rows):
         for j, depth in enumerate(depths or [0]):
             panel, drawn = panels[i, j], []
