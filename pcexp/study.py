@@ -28,6 +28,13 @@ class AbstractStudy(eqx.Module):
     def run(self, job: "Job") -> None:
         """Run the lanes of the job's cell that are not finished, appending rows and outcomes as they come."""
 
+    def part(self, labels: Mapping[str, str]) -> str | None:
+        """The part of this study that a cell with these labels belongs to, itself a label; None: no cell of this study.
+
+        A sweep is a product of axes, and a study of several parts has no use for some of its corners.
+        """
+        return ""
+
     def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Numbers of one finished lane, from all rows that the study measured (sorted by iteration, one array a column)."""
         return {}

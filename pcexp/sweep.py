@@ -6,7 +6,7 @@ one cell here. The manifest says what was asked for at a scale, so that report a
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,28 @@ from pcexp.tracking import AbstractTracker
 
 
 def plans(configs: Iterable[Mapping[str, Any]]) -> list[Spec]:
-    """One spec a cell: configurations with the same science half are merged, their lanes united. Raises SpecError."""
+    """One spec a cell: configurations with the same science half are merged, their lanes united. Raises SpecError.
+
+    Those that are no part of their study are left out.
+    """
     merged: dict[str, Spec] = {}
+    left_out: Spec | None = None
     for config in configs:
         new = spec(config, (config.get("execution") or {}).get("targets") or ())
+        part = new.study.part(new.labels)
+        if part is None:
+            left_out = new
+            continue
+        if part:
+            new = replace(new, labels=new.labels | {"part": part})
         old = merged.get(new.cell)
         if old is not None:
             lanes = (*old.lanes, *(lane for lane in new.lanes if lane not in old.lanes))
             new = eqx.tree_at(lambda s: s.lanes, old, lanes)
         merged[new.cell] = new
+    if left_out is not None and not merged:
+        chosen = ", ".join(f"{key}={value}" for key, value in left_out.labels.items() if value)
+        raise SpecError(f"{left_out.name} has no part with {chosen}")
     return list(merged.values())
 
 

@@ -12,6 +12,7 @@ import quick
 
 from pcexp import plotting, report, sweep
 from pcexp.records import Records, read_outputs
+from pcexp.spec import spec
 
 EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
 
@@ -31,6 +32,12 @@ def star(axes: Mapping[str, Sequence[str]]) -> list[list[str]]:
     points = [first, *({**first, axis: option} for axis, options in others.items() for option in options[1:])]
     with_rule = itertools.product(points, [[f"learning={rule}"] for rule in rules] or [[]])
     return [[*(f"{axis}={option}" for axis, option in point.items()), *rule] for point, rule in with_rule]
+
+
+def cells(experiment: str, jobs: Sequence[Sequence[str]]) -> int:
+    """How many of these jobs are cells: a study of several parts has no use for some corners."""
+    specs = [spec(quick.composed(*job, base=(f"+experiment={experiment}", "scale=smoke"))) for job in jobs]
+    return sum(one.study.part(one.labels) is not None for one in specs)
 
 
 def ran(outputs: Path, jobs: Sequence[Sequence[str]], *base: str) -> tuple[Any, Records]:
@@ -70,7 +77,7 @@ def test_an_experiment_runs_and_its_claims_and_figures_answer(experiment: str, o
     jobs = star(quick.axes(f"+experiment={experiment}", "scale=smoke"))
     study, records = ran(outputs, jobs, f"+experiment={experiment}")
     check(study, records, n_runs=len(records.asked), shown=study.FIGURES)
-    assert len(set(records.runs["cell"])) == len(jobs)
+    assert len(set(records.runs["cell"])) == cells(experiment, jobs) >= len(jobs) // 2
     assert study.__doc__ and all(make.__doc__ for make in study.FIGURES.values())
 
 

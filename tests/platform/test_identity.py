@@ -262,11 +262,20 @@ def test_values_by_scale_and_by_choice_follow_what_was_chosen(tmp_path: Path) ->
     [
         ("root_seed: ${by_scale:1}\n", "smoke, small, thesis"),
         ("root_seed: ${by_choice:learning,{bp:1}}\n", "learning=pc"),
+        ("root_seed: ${by_choice:training.epochs,{7:1}}\n", "training.epochs=1: there are values for 7 only"),
     ],
 )
 def test_a_value_that_the_experiment_does_not_give_is_asked_for(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(Refused, match=said):
         quick.composed(base=("+experiment=own",), folder=quick.experiment_file(tmp_path, text))
+
+
+def test_by_choice_follows_the_value_of_a_dotted_key_too(tmp_path: Path) -> None:
+    text = "root_seed: ${by_choice:training.epochs,{7:1,default:2}}\ntraining: {batch_size: '${by_choice:data.name,{mnist:5,default:6}}'}\n"
+    folder = quick.experiment_file(tmp_path, text)
+    for overrides, expected in ((("training.epochs=7",), (1, 6)), (("data=mnist",), (2, 5))):
+        config = quick.composed(*overrides, base=("+experiment=own",), folder=folder)
+        assert (config["root_seed"], config["training"]["batch_size"]) == expected
 
 
 def test_a_value_on_the_command_line_wins_over_the_scale() -> None:
