@@ -23,14 +23,18 @@ def by_scale(*values: Any, _root_: DictConfig) -> Any:
     return values[min(SCALES.index(scale), len(values) - 1)]
 
 
-def by_choice(group: str, options: Mapping[str, Any], *, _root_: DictConfig) -> Any:
-    """The value that belongs to the chosen option of a config group; `default` stands for options that are not named."""
-    chosen = OmegaConf.select(_root_, f"choices.{group}")
+def by_choice(group: str, options: Mapping[Any, Any], *, _root_: DictConfig) -> Any:
+    """The value that belongs to the chosen option of a config group, or to the value of a dotted key (`study.arm`).
+
+    `default` stands for options that are not named. Under `hydra.sweeper.params` too, where the choices are Hydra's own.
+    """
+    keys = (group,) if "." in group else (f"choices.{group}", f"hydra.runtime.choices.{group}")
+    chosen = next((found for key in keys if (found := OmegaConf.select(_root_, key)) is not None), None)
     if chosen in options:
         return options[chosen]
     if "default" in options:
         return options["default"]
-    raise ValueError(f"{group}={chosen}: there are values for {', '.join(options)} only")
+    raise ValueError(f"{group}={chosen}: there are values for {', '.join(map(str, options))} only")
 
 
 GROUPS = ("data", "network", "parameterisation", "inference", "learning", "optimiser", "protocol", "tracker")
