@@ -23,19 +23,32 @@ class LocalLauncher(Launcher):
         self._config, self._context = config, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        assert self._config is not None and self._context is not None
         from pcexp.sweep import run_all  # JAX: not imported for --help
 
+        if code := run_all(self._composed(job_overrides)):
+            raise SystemExit(code)  # Hydra would drop a status that is returned
+        return [self._done(None)]
+
+    def _composed(self, job_overrides: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        assert self._config is not None and self._context is not None
         configs = []
         for overrides in job_overrides:
             kept, lanes = split_lanes(self._config, overrides)
             config = self._context.config_loader.load_sweep_config(self._config, kept)
             configs.append(resolved(config, config.hydra, lanes))
-        if code := run_all(configs):
-            raise SystemExit(code)  # Hydra would drop a status that is returned
+        return configs
+
+    def _done(self, value: Any) -> JobReturn:
         done = JobReturn(overrides=[], cfg=self._config, hydra_cfg=self._config, working_dir=".", task_name="pcexp")
-        done.status, done.return_value = JobStatus.COMPLETED, None
-        return [done]
+        done.status, done.return_value = JobStatus.COMPLETED, value
+        return done
+
+
+class PlanLauncher(LocalLauncher):
+    """Runs nothing: what each job returns is its resolved configuration."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        return [self._done(config) for config in self._composed(job_overrides)]
 
 
 class LocalSweeper(BasicSweeper):

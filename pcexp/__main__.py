@@ -29,6 +29,12 @@ def register() -> None:
     OmegaConf.register_new_resolver("by_choice", by_choice, replace=True)
 
 
+def speak() -> None:
+    """Let what the package logs be seen."""
+    logging.getLogger("pcexp").addHandler(logging.StreamHandler(sys.stdout))
+    logging.getLogger("pcexp").setLevel(logging.INFO)
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _run(config: DictConfig) -> None:
     # Reached without a sweep only; sweeps go through the launcher.
@@ -39,7 +45,7 @@ def _run(config: DictConfig) -> None:
     sys.exit(run_all([resolved(config, about, lanes)]))
 
 
-def _refusal(error: HydraException) -> str:
+def refusal(error: HydraException) -> str:
     """What is wrong with an override: of a key that does not exist, the close one and the valid ones too."""
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
@@ -53,15 +59,13 @@ def _refusal(error: HydraException) -> str:
 def main() -> None:
     """Entry point of the console script."""
     register()
-    handler = logging.StreamHandler(sys.stdout)
-    logging.getLogger("pcexp").addHandler(handler)
-    logging.getLogger("pcexp").setLevel(logging.INFO)
+    speak()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra's errors come here, to be said in our words
     try:
         _run()
         sys.stdout.flush()
     except HydraException as error:
-        sys.exit(f"pcexp: {_refusal(error)}")
+        sys.exit(f"pcexp: {refusal(error)}")
     except BrokenPipeError:  # as in `python -m pcexp ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -14,7 +14,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,19 @@ class Cell:
         self._append(self._lanes_path, [{"lane": lane, "outcome": outcome, **entry}])
         if not _failed(outcome):  # one that failed goes on from its checkpoint
             self.checkpoint(lane).unlink(missing_ok=True)
+        self._mark()
+
+    def adopt(self, entries: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]) -> None:
+        """Take lanes that were finished elsewhere; cut off at any moment, a lane is here whole or starts again."""
+        names = {entry["lane"] for entry in entries}
+        for name in names:
+            self.checkpoint(name).unlink(missing_ok=True)  # first: with these rows it would go on from another's
+        kept = [row for row in read_lines(self._rows_path) if row["lane"] not in names]
+        replace_bytes(self._rows_path, "".join(json.dumps(row) + "\n" for row in [*kept, *rows]).encode())
+        self._append(self._lanes_path, entries)
+        self._mark()
+
+    def _mark(self) -> None:
         if not self.missing:
             write_json(self.folder / "DONE", {"lanes": sorted(self.finished)})
 
@@ -150,11 +163,16 @@ class Cell:
         ]
         replace_bytes(self._rows_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
+    def lines(self, lane: str) -> list[dict[str, Any]]:
+        """Rows of one lane as they were written, sorted by iteration."""
+        return sorted((r for r in read_lines(self._rows_path) if r["lane"] == lane), key=lambda r: r["iteration"])
+
     def rows(self, lane: str) -> dict[str, np.ndarray]:
-        """Rows of one lane, one array a column, sorted by iteration."""
-        rows = sorted((r for r in read_lines(self._rows_path) if r["lane"] == lane), key=lambda r: r["iteration"])
-        columns = [name for name in (rows[0] if rows else {}) if name != "lane"]
-        return {name: np.array([row[name] for row in rows]) for name in columns}
+        """Rows of one lane, one array a column, sorted by iteration; NaN where a row lacks a column."""
+        lines = self.lines(lane)
+        known = {name: value for row in lines for name, value in row.items() if name != "lane"}
+        missing = {name: np.full(np.shape(value), np.nan) for name, value in known.items()}
+        return {name: np.array([row.get(name, missing[name]) for row in lines]) for name in known}
 
 
 def _failed(outcome: str) -> bool:

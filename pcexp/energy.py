@@ -5,13 +5,15 @@ over the batch. Errors, activities and deviations are tuples with one array a se
 network's `batch_axes`. In deviations the output's entry is y - yhat, its distance from the forward pass.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.network import Activities, Network, Reference
+from pcexp.network import AbstractSegment, Activities, Network, Reference
 
 
 class ForwardPass(NamedTuple):
@@ -36,8 +38,7 @@ def batch_axes_of(network: Network) -> tuple[tuple[int, ...], tuple[Any, ...]]:
 
 def forward_pass(network: Network, x: Float[Array, "..."]) -> ForwardPass:
     """Forward activities zhat_l = mu_l(zhat_{l-1}) of a batch."""
-    axes, references = batch_axes_of(network)
-    return ForwardPass(*jax.vmap(network.forward, in_axes=network.input_batch_axis, out_axes=(axes, references))(x))
+    return ForwardPass(*network.forward(x, batched=True))
 
 
 def batched_predictions(network: Network, x: Float[Array, "..."], activities: Activities) -> Activities:
@@ -81,6 +82,59 @@ def segment_errors(
     return batched(None if at is None else at.references[index], inputs, z)
 
 
+def backpropagated(network: Network, at: ForwardPass, output_error: Float[Array, "d_out batch"]) -> Activities:
+    """Errors delta_L = y - f(x), delta_{l-1} = J_l^T delta_l with the derivatives of the forward pass: backpropagation."""
+    axes, references = batch_axes_of(network)
+    error, errors = output_error, []
+    for index, segment in reversed(list(enumerate(network.segments))):
+        moved, own = references[index].inputs, axes[index]
+
+        def layer(
+            error: Array, one: tuple[AbstractSegment, Array, Array], moved: int = moved, own: int = own
+        ) -> tuple[Array, Array]:
+            parameters, inputs, u = one
+            pull = jax.vmap(parameters.pull, in_axes=(own, moved, own), out_axes=moved)
+            return pull(error[None], inputs, u)[0], error
+
+        stack = (segment, at.references[index].inputs, at.references[index].linear)
+        if segment.depth == 1:
+            errors.append(error[None])
+            if index > 0:
+                error, _ = layer(error, stack)
+        else:
+
+            def scanned(error: Array, one: tuple[AbstractSegment, Array, Array], layer: Any = layer) -> Any:
+                return layer(error, jax.tree.map(lambda leaf: leaf[None], one))
+
+            error, segment_stack = lax.scan(scanned, error, stack, reverse=True)
+            errors.append(segment_stack)
+    return tuple(reversed(errors))
+
+
+def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activities, errors: Activities) -> Network:
+    """Gradient of the energy with respect to the weights at fixed activities: dF/dtheta = -1/B sum_b J_b^T e_b.
+
+    J_b is the derivative of the predictions with respect to the weights; the errors come from the solver, which may have
+    them to higher relative accuracy than activities minus predictions would. With the forward activities and the errors
+    that backpropagation has it is the gradient of the loss. Written out, because the derivative of a product in
+    bfloat16 would be rounded to that.
+    """
+    axes, references = batch_axes_of(network)
+    batch, gradients = activities[-1].shape[-1], []
+    for index, (segment, inputs, e) in enumerate(
+        zip(network.segments, network.inputs(x, activities), errors, strict=True)
+    ):
+        moved, own = references[index].inputs, axes[index]
+        v, pulled = jax.vmap(segment.factors, in_axes=(moved, own), out_axes=(moved, own))(inputs, -e / batch)
+        weight, bias = segment.weight_gradient(v, pulled, (moved, own)), None
+        if segment.bias is not None:
+            summed = jnp.sum(pulled, axis=own)
+            shared = tuple(axis for axis, size in enumerate(segment.bias.shape) if size == 1)
+            bias = jnp.sum(summed, axis=shared, keepdims=True)
+        gradients.append(dataclasses.replace(segment, weight=weight, bias=bias))
+    return Network(tuple(gradients))
+
+
 def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:
     """Energies F_l = 1/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
     axes, _ = batch_axes_of(network)
@@ -104,7 +158,7 @@ def summed_energy(errors: Activities) -> Float[Array, ""]:
 
 def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out batch"]:
     """Outputs f(x) of the forward pass of a batch, one column an example."""
-    return jax.vmap(network, in_axes=network.input_batch_axis, out_axes=-1)(x)
+    return network.forward(x, batched=True)[0][-1][-1]
 
 
 def loss(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:

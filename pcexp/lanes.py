@@ -5,11 +5,12 @@ threads over lanes use all cores, share one compilation, and an uneven number of
 a cell are vmapped in packs.
 """
 
+import itertools
 import json
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,9 @@ import numpy as np
 from pcexp import checkpoint
 from pcexp.architecture import AbstractArchitecture
 from pcexp.cell import read_lines
-from pcexp.data import Dataset
-from pcexp.energy import outputs
 from pcexp.network import Network
-from pcexp.pack import ROWS_A_CALL, Pack, components, initial_network, lane_key
-from pcexp.runner import Job, Stopped
+from pcexp.pack import ROWS_A_CALL, Pack, arithmetic, components, evaluate, initial_network, lane_key
+from pcexp.runner import AtEnd, Job, Stopped
 from pcexp.spec import Lane, insert
 from pcexp.targets import ALLOWED_TARGETS, build
 from pcexp.train import (
@@ -41,6 +40,12 @@ from pcexp.train import (
 )
 
 FIRST_CALL_ITERATIONS = 8
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+
+Progressed = tuple[list[dict[str, float]], int, Rows, float]
+"""What a call gives: the test set's verdicts on the lanes and where they stood, rows, and seconds an iteration."""
+
+__all__ = ["LaneTraining", "evaluate", "trained_network"]
 
 
 def trained_network(folder: Path, lane: str) -> Network:
@@ -66,26 +71,26 @@ def trained_network(folder: Path, lane: str) -> Network:
 class LaneTraining:
     """Trains the lanes of one cell on worker threads; only this object's thread writes."""
 
-    def __init__(self, job: Job, lanes: Sequence[Lane], measure: Measure, probe_size: int) -> None:
+    def __init__(
+        self, job: Job, lanes: Sequence[Lane], measure: Measure, probe_size: int, at_end: AtEnd | None
+    ) -> None:
         self.job, self.spec, self.cell, self.session = job, job.spec, job.cell, job.session
-        self.measure = measure
+        self.measure, self.at_end = measure, at_end
         self.dataset = self.session.datasets(self.spec)
         train = self.dataset.train
         n = len(train.x)
         if self.spec.training.batch_size > n:
             raise ValueError(f"training.batch_size={self.spec.training.batch_size}: the training set has {n} examples")
         self.total = iterations(self.spec.training, n)
-        networks = [initial_network(self.spec, lane, self.dataset) for lane in lanes]
-        self.spec.learning.check(networks[0])
-        probe = np.asarray(train.x[:probe_size])
-        self.data = TrainingSet(
-            x=jnp.asarray(train.x),
-            y=jnp.asarray(train.y),
-            probe_x=batch_layout(networks[0], jnp.asarray(probe)),
-            probe_y=jnp.asarray(train.y[:probe_size]).T,
-        )
-        states, parts, self.seconds_before = [], [], {}
-        for lane, network in zip(lanes, networks, strict=True):
+        floats = jnp.result_type(float)
+        x, y = jnp.asarray(train.x, floats), jnp.asarray(train.y, floats)
+        states: list[TrainState] = []
+        parts, self.seconds_before = [], {}
+        for lane in lanes:
+            network = initial_network(self.spec, lane, self.dataset)
+            if not states:
+                self.spec.learning.check(network)
+                self.data = TrainingSet(x, y, batch_layout(network, x[:probe_size]), y[:probe_size].T)
             _, learning, optimiser = components(self.spec, lane)
             fresh = initial_state(network, optimiser, key=lane_key(self.spec, lane, 1))
             state, self.seconds_before[lane.name] = self._resume(lane, fresh)
@@ -93,13 +98,35 @@ class LaneTraining:
             parts.append((learning, optimiser))
         self.cell.rewind({lane.name: int(s.iteration) for lane, s in zip(lanes, states, strict=True)})
         cpu = jax.default_backend() == "cpu"
-        size = self.session.execution.pack_size or (1 if cpu else len(lanes))
         self.workers = self.session.execution.workers or (len(os.sched_getaffinity(0)) if cpu else 1)
-        self.packs = [
-            Pack(lanes[i : i + size], states[i : i + size], parts[i : i + size]) for i in range(0, len(lanes), size)
-        ]
-        self.seconds_an_iteration: float | None = None
+        size = self.session.execution.pack_size or (1 if cpu else self._lanes_in_memory(states[0]))
+        self.packs = []
+        # Lanes that were cut off at different iterations cannot share a counter.
+        for _, group in itertools.groupby(
+            sorted(range(len(lanes)), key=lambda i: int(states[i].iteration)), key=lambda i: int(states[i].iteration)
+        ):
+            members = list(group)
+            n_packs = -(-len(members) // size)
+            for k in range(n_packs):
+                some = members[len(members) * k // n_packs : len(members) * (k + 1) // n_packs]
+                self.packs.append(Pack([lanes[i] for i in some], [states[i] for i in some], [parts[i] for i in some]))
+        if not cpu and len(self.packs) > 1:
+            self.session.progress.say(f"{len(lanes)} lanes of {self.spec.cell} run in {len(self.packs)} packs")
+        self.seconds_an_iteration: dict[int, float] = {}
         self.seconds_compile = 0.0
+        self.compiled: set[int] = set()
+
+    def _lanes_in_memory(self, state: TrainState) -> int:
+        """Lanes that the device's memory holds at once, by an estimate; where it is wrong, packs are halved."""
+        stats = jax.devices()[0].memory_stats() or {}
+        free = stats.get("bytes_limit", 8 << 30) - stats.get("bytes_in_use", 0)
+        network = state.network
+        parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_inexact_array)))
+        _, references = jax.eval_shape(lambda n, x: n.forward(x), network, self.data.x[0])
+        activities = sum(leaf.size for leaf in jax.tree.leaves(references)) * self.spec.training.batch_size
+        # The state before and after, the gradient and its update; of activities, references, deviations, errors, pulls.
+        lane = 3 * parameters + 4 * activities * self.data.x.dtype.itemsize + 8 * len(self.data.x)
+        return max(1, int(0.8 * free / lane))
 
     def _resume(self, lane: Lane, fresh: TrainState) -> tuple[TrainState, float]:
         """Where a lane goes on, and the seconds that it has run."""
@@ -117,65 +144,101 @@ class LaneTraining:
 
     def run(self) -> None:
         """Advance packs, the least advanced first, until all lanes are finished or the session stops."""
-        start = time.perf_counter()
-        try:
-            self.packs[0].call(self.data, self.spec, self.measure, 0)  # no iteration: this compiles, for all packs
-        except jax.errors.JaxRuntimeError as error:
-            for pack in self.packs:
-                self._fail(pack, error)
-            return
-        self.seconds_compile = time.perf_counter() - start
-        self.packs[0].seconds_run = 0.0
-        waiting = deque(self.packs)
-        flying: dict[Future[tuple[Rows, float]], Pack] = {}
+        waiting = deque(self._compiled(self.packs))
+        flying: dict[Future[Progressed], Pack] = {}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="lane") as pool:
             while waiting or flying:
                 while waiting and len(flying) < self.workers and not self.session.stopping:
                     pack = waiting.popleft()
-                    n = self._call_size()
-                    flying[pool.submit(pack.call, self.data, self.spec, self.measure, n)] = pack
+                    flying[pool.submit(self._call, pack, self._call_size(pack))] = pack
                 if not flying:
                     break
                 done, _ = wait(flying, return_when=FIRST_COMPLETED)
                 for future in done:
-                    pack = flying.pop(future)
-                    if self._absorb(pack, future):
-                        waiting.append(pack)
+                    waiting.extend(self._absorb(flying.pop(future), future))
         if waiting:
             for pack in waiting:
                 self._save(pack)
             raise Stopped
 
-    def _call_size(self) -> int:
-        if self.seconds_an_iteration is None:
-            return FIRST_CALL_ITERATIONS
-        wanted = int(self.session.execution.call_s / self.seconds_an_iteration)
-        return max(1, min(wanted, ROWS_A_CALL * self.spec.training.record_every))
+    def _compiled(self, packs: Sequence[Pack]) -> list[Pack]:
+        """The packs, each size compiled; in halves where the device's memory does not hold one, failed where not one lane."""
+        ready = []
+        for pack in packs:
+            if len(pack.lanes) in self.compiled:
+                ready.append(pack)
+                continue
+            start = time.perf_counter()
+            try:
+                pack.call(self.data, self.spec, self.measure, 0)  # no iteration: this compiles
+            except jax.errors.JaxRuntimeError as error:
+                ready += self._compiled(self._halves(pack, error))
+                continue
+            self.compiled.add(len(pack.lanes))
+            self.seconds_compile += time.perf_counter() - start
+            pack.seconds_run = 0.0
+            ready.append(pack)
+        return ready
 
-    def _absorb(self, pack: Pack, future: Future[tuple[Rows, float]]) -> bool:
-        """Write what a call gave; whether the pack goes on."""
+    def _halves(self, pack: Pack, error: Exception) -> tuple[Pack, ...]:
+        """What can still be tried of a pack that a call failed on: its halves where it was too large."""
+        if len(pack.lanes) > 1 and OUT_OF_MEMORY in str(error):
+            self.session.progress.say(f"{len(pack.lanes)} lanes of {self.spec.cell} do not fit in memory: in halves")
+            return pack.halves()
+        self._fail(pack, error)
+        return ()
+
+    def _call_size(self, pack: Pack) -> int:
+        seconds = self.seconds_an_iteration.get(len(pack.lanes))
+        if seconds is None:
+            return FIRST_CALL_ITERATIONS
+        return max(1, min(int(self.session.execution.call_s / seconds), ROWS_A_CALL * self.spec.training.record_every))
+
+    def _call(self, pack: Pack, n: int) -> Progressed:
+        """On a worker thread: what the test set says where the pack stands, if that is due, and n iterations or fewer."""
+        every, t, tests = self.spec.training.test_every, pack.iteration, []
+        if every is not None:
+            n = min(n, every - t % every)
+            if t % every == 0:
+                with arithmetic(self.spec.training.precision):
+                    tests = pack.evaluate(self.dataset)
+        return tests, t, *pack.call(self.data, self.spec, self.measure, n)
+
+    def _absorb(self, pack: Pack, future: Future[Progressed]) -> Sequence[Pack]:
+        """Write what a call gave; what goes on of the pack."""
         try:
-            rows, self.seconds_an_iteration = future.result()
+            tests, tested_at, rows, seconds = future.result()
         except jax.errors.JaxRuntimeError as error:
-            self._fail(pack, error)
-            return False
-        self._write(pack, rows)
-        states = pack.states()
+            return self._compiled(self._halves(pack, error))
+        self.seconds_an_iteration[len(pack.lanes)] = seconds
+        self.cell.append(
+            {"lane": lane.name, "iteration": tested_at, **found}
+            for lane, found in zip(pack.lanes, tests, strict=False)
+            if not pack.written[lane.name]
+        )
+        self.cell.append(pack.rows(rows))
+        reached, stopped, diverged = pack.flags("iteration"), pack.flags("stopped"), pack.flags("diverged")
         self.session.progress.advance(
             self.spec,
-            {lane.name: int(state.iteration) for lane, state in zip(pack.lanes, states, strict=True)},
+            {lane.name: n for lane, n in zip(pack.lanes, reached, strict=True)},
             self.total,
+            [lane.name for lane, failed in zip(pack.lanes, diverged, strict=True) if failed],
         )
-        unfinished = False
-        for lane, state in zip(pack.lanes, states, strict=True):
-            over = bool(state.diverged) or bool(state.stopped) or int(state.iteration) >= self.total
-            if over and not pack.written[lane.name]:
-                self._finish(pack, lane, state)
-                pack.written[lane.name] = True
-            unfinished = unfinished or not over
-        if unfinished and time.monotonic() - pack.saved_at > self.session.execution.checkpoint_s:
+        over = [i for i, n in enumerate(reached) if diverged[i] or stopped[i] or n >= self.total]
+        new = [i for i in over if not pack.written[pack.lanes[i].name]]
+        if new:
+            found = pack.evaluate(self.dataset)
+            for i in new:
+                self._finish(pack, i, found[i])
+                pack.written[pack.lanes[i].name] = True
+        if len(over) == len(pack.lanes):
+            return ()
+        if time.monotonic() - pack.saved_at > max(self.session.execution.checkpoint_s, 20 * pack.seconds_to_save):
             self._save(pack)
-        return unfinished
+        left = (self.total - max(reached)) * seconds
+        if 2 * len(over) >= len(pack.lanes) and left / 2 > self.seconds_compile:
+            return self._compiled([pack.part([i for i in range(len(pack.lanes)) if i not in over])])
+        return (pack,)
 
     def _fail(self, pack: Pack, error: Exception) -> None:
         reason = str(error).splitlines()[0][:300]
@@ -184,30 +247,31 @@ class LaneTraining:
                 self.job.finish(lane, f"failed: {reason}", {})
                 self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
 
-    def _write(self, pack: Pack, rows: Rows) -> None:
-        counts = np.atleast_1d(np.asarray(rows.n_rows))
-        for i, lane in enumerate(pack.lanes):
-            columns = {k: np.asarray(v) if pack.single else np.asarray(v)[i] for k, v in rows.values.items()}
-            self.cell.append(
-                {"lane": lane.name} | {k: v[row].tolist() for k, v in columns.items()} for row in range(counts[i])
-            )
-
     def _save(self, pack: Pack) -> None:
-        for lane, state in zip(pack.lanes, pack.states(), strict=True):
+        start = time.monotonic()
+        for i, lane in enumerate(pack.lanes):
             if not pack.written[lane.name]:
                 seconds = self.seconds_before[lane.name] + pack.seconds_run
-                checkpoint.save(self.cell.checkpoint(lane.name), state, seconds_run=seconds)
+                checkpoint.save(self.cell.checkpoint(lane.name), pack.lane_state(i), seconds_run=seconds)
         pack.saved_at = time.monotonic()
+        pack.seconds_to_save = pack.saved_at - start
 
-    def _finish(self, pack: Pack, lane: Lane, state: TrainState) -> None:
-        summary: dict[str, Any] = {"iterations": int(state.iteration), "iterations_allowed": self.total}
-        summary |= evaluate(state.network, self.dataset)
+    def _finish(self, pack: Pack, i: int, found: Mapping[str, float]) -> None:
+        lane, state = pack.lanes[i], pack.lane_state(i)
+        iteration = int(state.iteration)
+        if self.spec.training.test_every is not None:
+            self.cell.append([{"lane": lane.name, "iteration": iteration, **found}])
+        summary: dict[str, Any] = {"iterations": iteration, "iterations_allowed": self.total, **found}
+        if self.at_end is not None:
+            initial = initial_network(self.spec, lane, self.dataset)
+            columns = {name: np.asarray(value) for name, value in self.at_end(initial, state.network).items()}
+            summary |= {name: value.tolist() for name, value in columns.items()}
         summary |= self.spec.study.summary(self.cell.rows(lane.name))
         if self.session.execution.save_networks:
             folder = self.cell.folder / "networks"
             folder.mkdir(exist_ok=True)
             sizes = {"input_shape": self.dataset.input_shape, "d_out": self.dataset.d_out}
-            checkpoint.save(folder / f"{lane.name}.npz", state.network, iteration=int(state.iteration), **sizes)
+            checkpoint.save(folder / f"{lane.name}.npz", state.network, iteration=iteration, **sizes)
         # The last update has no iteration after it that would notice.
         outcome = "diverged" if bool(state.diverged) or not np.isfinite(summary["test_loss"]) else "done"
         seconds_run = self.seconds_before[lane.name] + pack.seconds_run
@@ -220,22 +284,3 @@ class LaneTraining:
             data_checksum=self.dataset.checksum,
             data_caveat=self.dataset.caveat,
         )
-
-
-_outputs = eqx.filter_jit(outputs)
-
-
-def evaluate(network: Network, dataset: Dataset, batch: int = 1000) -> dict[str, float]:
-    """Test loss 1/(2n) sum ||y - f(x)||^2 and test accuracy over all test examples."""
-    x, y = dataset.test.x, dataset.test.y
-    columns = [
-        np.asarray(_outputs(network, batch_layout(network, jnp.asarray(x[i : i + batch]))))
-        for i in range(0, len(x), batch)
-    ]
-    f = np.concatenate(columns, axis=1).T
-    with np.errstate(over="ignore", invalid="ignore"):  # of a lane that diverged
-        loss = float(np.sum((y - f) ** 2) / (2 * len(x)))
-    return {
-        "test_loss": loss,
-        "test_accuracy": float(np.mean(np.argmax(f, axis=1) == np.argmax(y, axis=1))),
-    }

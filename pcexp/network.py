@@ -10,7 +10,9 @@ the axes that `Network.batch_axes` names.
 """
 
 import abc
-from typing import NamedTuple
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,6 +21,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pcexp.activation import Activation, activate, activation_difference, max_pool, max_pool_difference
+
+Precision = Literal["float32", "bfloat16", "float64"]
+"""How products are computed. With bfloat16 their factors are rounded, but for those of the forward pass, where a rounding
+would switch units of relu; sums and everything else stay in float32. float64 is everything in 64 bits."""
 
 Activities = tuple[Float[Array, "_ ..."], ...]
 """One array a segment, layers along the first axis; the last entry is the output z_L."""
@@ -57,6 +63,13 @@ class AbstractSegment(eqx.Module):
         """Products a_l W_l^T u_l, one a layer, in the shape of the inputs `like`."""
         (product,) = jax.linear_transpose(self.multiply, like)(outputs)
         return product
+
+    @abc.abstractmethod
+    def weight_gradient(self, v: Array, pulled: Array, batch_axes: tuple[int, int]) -> Array:
+        """Products a_l sum_b u_lb v_lb^T of a batch, one a layer, in the shape of the weights: here the batch is summed over.
+
+        `batch_axes` are those of v, the inputs of the product, and of `pulled`, what its outputs get from above.
+        """
 
     def linear(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
         """Linear maps u_l = a_l W_l phi_before(z_l) + b_l."""
@@ -115,6 +128,24 @@ class AbstractSegment(eqx.Module):
         pull = pull_before(self.multiply_transposed(pulled, v))[0]
         return errors, pull + direct if self.skip else pull
 
+    def pull(
+        self, errors: Float[Array, "depth ..."], inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]
+    ) -> Float[Array, "depth ..."]:
+        """Pull J_l^T e_l of given errors on the inputs, where the linear maps are u_l."""
+        v, pull_before = jax.vjp(lambda x: activate(self.before, x), inputs)
+        _, pull_after = jax.vjp(lambda u, x: self.after_linear(x, u), u, inputs)
+        pulled, direct = pull_after(errors)
+        pull = pull_before(self.multiply_transposed(pulled, v))[0]
+        return pull + direct if self.skip else pull
+
+    def factors(
+        self, inputs: Float[Array, "depth ..."], errors: Float[Array, "depth ..."]
+    ) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
+        """Factors v_l = phi_before(z_l) and phi_after'(u_l) e_l whose outer product is the derivative by the weights."""
+        v = activate(self.before, inputs)
+        u = self.linear(inputs)  # not computed where phi_after is the identity
+        return v, jax.vjp(lambda u: self.after_linear(inputs, u), u)[1](errors)[0]
+
 
 class Dense(AbstractSegment):
     """Fully connected layers; inputs with more than one axis are flattened."""
@@ -131,20 +162,37 @@ class Dense(AbstractSegment):
         if inputs.ndim > 2:
             inputs = inputs.reshape(self.depth, -1)
         if self.depth == 1:  # a plain product: XLA:CPU is faster at it than at a batched one
-            product = (self.weight[0] @ inputs[0])[None]
+            product = _product("oi,i->o", self.weight[0], inputs[0])[None]
         else:
-            product = jnp.einsum("loi,li->lo", self.weight, inputs)
+            product = _product("loi,li->lo", self.weight, inputs)
         return product if self.premultiplier == 1 else self.premultiplier * product
 
     def multiply_transposed(
         self, outputs: Float[Array, "depth d_out"], like: Float[Array, "depth ..."]
     ) -> Float[Array, "depth ..."]:
         if self.depth == 1:
-            pulled = (self.weight[0].T @ outputs[0])[None]
+            pulled = _product("oi,o->i", self.weight[0], outputs[0])[None]
         else:
-            pulled = jnp.einsum("loi,lo->li", self.weight, outputs)
+            pulled = _product("loi,lo->li", self.weight, outputs)
         pulled = pulled if like.ndim == 2 else pulled.reshape(like.shape)
         return pulled if self.premultiplier == 1 else self.premultiplier * pulled
+
+    def weight_gradient(self, v: Array, pulled: Array, batch_axes: tuple[int, int]) -> Float[Array, "depth d_out d_in"]:
+        if v.ndim > 3:  # a convolution below
+            v = jnp.moveaxis(v, batch_axes[0], -1).reshape(self.depth, -1, v.shape[batch_axes[0]])
+        low = self.weight.dtype
+        if self.depth == 1:
+            product = _product("ob,ib->oi", pulled[0].astype(low), v[0])[None]
+        else:
+            product = _product("lob,lib->loi", pulled.astype(low), v)
+        return product if self.premultiplier == 1 else self.premultiplier * product
+
+
+def _product(equation: str, factor: Array, v: Array) -> Array:
+    """Product of v with a factor: in bfloat16 where that is what the factor has, then summed and returned in float32."""
+    if factor.dtype == jnp.bfloat16:
+        return jnp.einsum(equation, factor, v.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, factor, v)
 
 
 class Convolution(AbstractSegment):
@@ -167,8 +215,21 @@ class Convolution(AbstractSegment):
             out = _convolve_by_products(inputs, self.weight[0])
         else:
             layout = ("NHWC", "HWIO", "NHWC")
-            out = lax.conv_general_dilated(inputs, self.weight[0], (1, 1), "SAME", dimension_numbers=layout)
+            low = self.weight.dtype
+            out = lax.conv_general_dilated(
+                inputs.astype(low), self.weight[0], (1, 1), "SAME", dimension_numbers=layout
+            ).astype(inputs.dtype)
         return out if self.premultiplier == 1 else self.premultiplier * out
+
+    def weight_gradient(
+        self, v: Array, pulled: Array, batch_axes: tuple[int, int]
+    ) -> Float[Array, "1 kernel kernel c_in c_out"]:
+        def products(weight: Array) -> Array:
+            segment = dataclasses.replace(self, weight=weight)
+            return jax.vmap(segment.multiply, in_axes=batch_axes[0], out_axes=batch_axes[1])(v)
+
+        (gradient,) = jax.linear_transpose(products, self.weight)(pulled)
+        return gradient.astype(pulled.dtype)
 
     def after_linear(
         self, inputs: Float[Array, "1 height width c_in"], u: Float[Array, "1 height width c_out"]
@@ -196,16 +257,26 @@ def _convolve_by_products(
     padding = (below, kernel - 1 - below)
     padded = jnp.pad(inputs, ((0, 0), padding, padding, (0, 0)))
     rows = jnp.concatenate([padded[:, :, j : j + width] for j in range(kernel)], axis=-1)
-    out = rows[:, :height] @ weight[0].reshape(kernel * c_in, c_out)
-    for i in range(1, kernel):
-        out = out + rows[:, i : i + height] @ weight[i].reshape(kernel * c_in, c_out)
-    return out
+    rows = rows.astype(weight.dtype)
+
+    def product(i: int) -> Array:
+        factor = weight[i].reshape(kernel * c_in, c_out)
+        return jnp.matmul(rows[:, i : i + height], factor, preferred_element_type=inputs.dtype)
+
+    return functools.reduce(jnp.add, map(product, range(kernel)))
 
 
 class Network(eqx.Module):
     """A feedforward network as a tuple of segments; the last segment is the output layer."""
 
     segments: tuple[AbstractSegment, ...]
+
+    def in_products(self, precision: Precision) -> "Network":
+        """The same network with its weights as products take them: they are computed in the type of the weights."""
+        if precision != "bfloat16":
+            return self
+        rounded = [segment.weight.astype(jnp.bfloat16) for segment in self.segments]
+        return eqx.tree_at(lambda network: [segment.weight for segment in network.segments], self, rounded)
 
     @property
     def depth(self) -> int:
@@ -227,26 +298,36 @@ class Network(eqx.Module):
         """Whether every layer is an affine map of one vector."""
         return all(isinstance(s, Dense) and s.before == s.after == "linear" for s in self.segments)
 
-    def forward(self, x: Float[Array, "..."]) -> tuple[Activities, tuple[Reference, ...]]:
-        """Forward pass zhat_l = mu_l(zhat_{l-1}) and the reference that deviations from it need."""
-        activities, references, z = [], [], x
+    def forward(self, x: Float[Array, "..."], *, batched: bool = False) -> tuple[Activities, tuple[Reference, ...]]:
+        """Forward pass zhat_l = mu_l(zhat_{l-1}) and the reference that deviations from it need.
+
+        Of one example, or of a batch with its axis where the segments have it: then the loop over layers stays outside
+        vmap, which would move the batch to the front of all that it carries, and back again around every product.
+        """
+        activities, references, z, below = [], [], x, self.input_batch_axis
         for segment in self.segments:
+            moved, own = ((axis if axis < 0 else axis + 1) for axis in (below, segment.batch_axis))
+
+            def layer(
+                z: Array, parameters: AbstractSegment, axes: tuple[int, int] = (moved, own)
+            ) -> tuple[Array, tuple[Array, Array, Array]]:
+                def outputs(v: Array) -> tuple[Array, Array]:
+                    u = parameters.linear(v)
+                    return u, parameters.after_linear(v, u)
+
+                u, out = (jax.vmap(outputs, *axes) if batched else outputs)(z[None])
+                return out[0], (z, u[0], out[0])
+
             if segment.depth == 1:
-                inputs = z[None]
-                u = segment.linear(inputs)
-                out = segment.after_linear(inputs, u)
+                z, stacks = layer(z, segment)
+                inputs, u, out = (leaf[None] for leaf in stacks)
             else:
-
-                def layer(z: Array, parameters: AbstractSegment) -> tuple[Array, tuple[Array, Array, Array]]:
-                    one = jax.tree.map(lambda p: p[None], parameters)
-                    u = one.linear(z[None])[0]
-                    out = one.after_linear(z[None], u[None])[0]
-                    return out, (z, u, out)
-
-                _, (inputs, u, out) = lax.scan(layer, z, segment)
-            z = out[-1]
+                z, (inputs, u, out) = lax.scan(
+                    lambda z, one: layer(z, jax.tree.map(lambda p: p[None], one)), z, segment
+                )
             activities.append(out)
             references.append(segment.reference(inputs, u))
+            below = segment.batch_axis
         return tuple(activities), tuple(references)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " d_out"]:

@@ -1,8 +1,9 @@
 """Packs: the lanes that advance together in one compiled call, one on a CPU, several vmapped on a GPU."""
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -11,9 +12,10 @@ import jax.random as jr
 import numpy as np
 
 from pcexp.data import Dataset
-from pcexp.network import Network
+from pcexp.energy import outputs
+from pcexp.network import Network, Precision
 from pcexp.spec import Lane, Spec
-from pcexp.train import Measure, Rows, TrainingSet, TrainState, advance, advance_pack
+from pcexp.train import Measure, Rows, TrainingSet, TrainState, advance, advance_pack, batch_layout
 
 ROWS_A_CALL = 256
 
@@ -53,8 +55,16 @@ def initial_network(spec: Spec, lane: Lane, dataset: Dataset) -> Network:
     return spec.network.build(parameterisation, dataset.input_shape, dataset.d_out, key=lane_key(spec, lane, 0))
 
 
+@contextmanager
+def arithmetic(precision: Precision) -> Iterator[None]:
+    """How arrays are made and programs compiled: 64 bits for float64, and never TF32. It holds for the thread that enters it."""
+    # A GPU multiplies float32 in TF32 (10 bits) unless told not to; products of bfloat16 are not touched by this.
+    with jax.enable_x64(precision == "float64"), jax.default_matmul_precision("float32"):
+        yield
+
+
 class Pack:
-    """Lanes that advance together: one on a CPU, several vmapped on a GPU."""
+    """Lanes at one iteration that advance together: one on a CPU, several vmapped on a GPU."""
 
     def __init__(self, lanes: Sequence[Lane], states: Sequence[TrainState], parts: Sequence[tuple[Any, Any]]) -> None:
         self.lanes = lanes
@@ -64,41 +74,101 @@ class Pack:
         self.learning, self.optimiser = stack(*[p[0] for p in parts]), stack(*[p[1] for p in parts])
         self.written: dict[str, bool] = {lane.name: False for lane in lanes}
         self.saved_at = time.monotonic()
+        self.seconds_to_save = 0.0
         self.seconds_run = 0.0
 
     def call(self, data: TrainingSet, spec: Spec, measure: Measure, n: int) -> tuple[Rows, float]:
         """Advance by n iterations (on a worker thread); the rows, and the seconds that one iteration took."""
         start, before = time.perf_counter(), self.iteration
         run = advance if self.single else advance_pack
-        state, rows = run(
-            self.state,
-            self.learning,
-            self.optimiser,
-            data,
-            spec.training,
-            measure,
-            ROWS_A_CALL,
-            jnp.asarray(n, jnp.int32),
-        )
-        jax.block_until_ready((state, rows))
+        with arithmetic(spec.training.precision):
+            state, rows = run(
+                self.state,
+                self.learning,
+                self.optimiser,
+                data,
+                spec.training,
+                measure,
+                ROWS_A_CALL,
+                jnp.asarray(n, jnp.int32),
+            )
+            jax.block_until_ready((state, rows))
         self.state = state
         seconds = time.perf_counter() - start
         self.seconds_run += seconds
         return rows, seconds / max(self.iteration - before, 1)
+
+    def rows(self, rows: Rows) -> Iterator[dict[str, Any]]:
+        """Rows as they are written, with the lane that each belongs to."""
+        count, due = int(rows.n_rows), np.asarray(rows.due)
+        columns = {name: np.asarray(values[:count]) for name, values in rows.values.items()}
+        for i, lane in enumerate(self.lanes):
+            for row in range(count):
+                if due[row] if self.single else due[row, i]:
+                    at = row if self.single else (row, i)
+                    yield {"lane": lane.name} | {name: values[at].tolist() for name, values in columns.items()}
+
+    def evaluate(self, dataset: Dataset) -> list[dict[str, float]]:
+        """Test loss and accuracy of each lane where it stands."""
+        found = evaluate(self.state.network, dataset, stacked=not self.single)
+        return [{name: float(np.atleast_1d(value)[i]) for name, value in found.items()} for i in range(len(self.lanes))]
 
     @property
     def iteration(self) -> int:
         """Iterations of the most advanced lane."""
         return int(np.max(np.asarray(self.state.iteration)))
 
-    def states(self) -> list[TrainState]:
-        """One state a lane."""
-        if self.single:
-            return [self.state]
-        return [
-            jax.tree.map(lambda leaf, i=i: leaf[i] if eqx.is_array(leaf) else leaf, self.state)
-            for i in range(len(self.lanes))
-        ]
+    def flags(self, name: Literal["iteration", "stopped", "diverged"]) -> list[Any]:
+        """One number of the state of each lane."""
+        return np.atleast_1d(np.asarray(getattr(self.state, name))).tolist()
+
+    def lane_state(self, i: int) -> TrainState:
+        """The state of one lane."""
+        return self.state if self.single else _lane(self.state, i)
+
+    def halves(self) -> tuple["Pack", "Pack"]:
+        """Two packs of half the lanes each, for a device whose memory does not hold them all."""
+        middle = len(self.lanes) // 2
+        return self.part(range(middle)), self.part(range(middle, len(self.lanes)))
+
+    def part(self, indices: Sequence[int]) -> "Pack":
+        """A pack of some of the lanes."""
+        parts = (self.learning, self.optimiser)
+        pack = Pack(
+            [self.lanes[i] for i in indices],
+            [self.lane_state(i) for i in indices],
+            [parts if self.single else _lane(parts, i) for i in indices],
+        )
+        pack.written = {lane.name: self.written[lane.name] for lane in pack.lanes}
+        pack.saved_at, pack.seconds_run = self.saved_at, self.seconds_run
+        return pack
+
+
+def evaluate(network: Network, dataset: Dataset, *, stacked: bool = False, examples: int = 1000) -> dict[str, Any]:
+    """Test loss 1/(2n) sum ||y - f(x)||^2 and test accuracy over all test examples; of each lane of a `stacked` network."""
+    n, right, squared = len(dataset.test.x), 0.0, 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # of a lane that diverged
+        for i in range(0, n, examples):
+            x, y = (
+                jnp.asarray(dataset.test.x[i : i + examples], jnp.result_type(float)),
+                dataset.test.y[i : i + examples].T,
+            )
+            f = np.asarray((_outputs_of_lanes if stacked else _outputs)(network, x))
+            right = right + np.sum(np.argmax(f, axis=-2) == np.argmax(y, axis=0), axis=-1)
+            squared = squared + np.sum((y - f) ** 2, axis=(-2, -1), dtype=float)
+    return {"test_loss": np.asarray(squared / (2 * n)).tolist(), "test_accuracy": np.asarray(right / n).tolist()}
+
+
+def _test_outputs(network: Network, x: jax.Array) -> jax.Array:
+    return outputs(network, batch_layout(network, x))
+
+
+_outputs = eqx.filter_jit(_test_outputs)
+_outputs_of_lanes = eqx.filter_jit(eqx.filter_vmap(_test_outputs, in_axes=(eqx.if_array(0), None)))
+
+
+def _lane(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i] if eqx.is_array(leaf) else leaf, tree)
 
 
 def _stack(*trees: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,6 +22,7 @@ class Progress:
         self._costs = dict(costs)  # estimated work of each cell that is not finished
         self._done: dict[str, dict[str, float]] = {}
         self._lanes: dict[str, int] = {}
+        self._diverged: dict[str, set[str]] = {}
         self._start = time.monotonic()
         self._last_line = self._start
         self._cells_done = 0
@@ -55,13 +56,17 @@ class Progress:
     def begin(self, spec: "Spec", lanes: Sequence[str]) -> None:
         """A cell starts with these unfinished lanes."""
         self._done[spec.cell], self._lanes[spec.cell] = {}, len(lanes)
+        self._diverged[spec.cell] = set()
         self._began[spec.cell], self._gained[spec.cell] = time.monotonic(), 0.0
         self._show(spec)
 
-    def advance(self, spec: "Spec", iterations: Mapping[str, int], total: int) -> None:
-        """Lanes of a cell have reached these iterations of `total`."""
+    def advance(self, spec: "Spec", iterations: Mapping[str, int], total: int, diverged: Collection[str] = ()) -> None:
+        """Lanes of a cell have reached these iterations of `total`; those that diverged go no further."""
         before = sum(self._done[spec.cell].values())
-        self._done[spec.cell] |= {lane: n / max(total, 1) for lane, n in iterations.items()}
+        self._done[spec.cell] |= {
+            lane: 1.0 if lane in diverged else n / max(total, 1) for lane, n in iterations.items()
+        }
+        self._diverged[spec.cell] |= set(diverged)
         self._gained[spec.cell] += (sum(self._done[spec.cell].values()) - before) * total
         elapsed = time.monotonic() - self._began[spec.cell]
         self._rate = f"{self._gained[spec.cell] / max(elapsed, 1e-3):,.0f} iterations/s"
@@ -70,7 +75,7 @@ class Progress:
     def end(self, spec: "Spec") -> None:
         """A cell is finished."""
         self._cells_done += 1
-        self._done[spec.cell] = {"all": float(self._lanes[spec.cell])}
+        self._done[spec.cell] = {str(i): 1.0 for i in range(self._lanes[spec.cell])}
         self._show(spec)
 
     def _show(self, spec: "Spec") -> None:
@@ -82,7 +87,11 @@ class Progress:
         now = time.monotonic()
         left = "" if work <= 0 else f"{duration((now - self._start) * (total - work) / work)} left"
         labels = " ".join(spec.labels[k] for k in ("data", "network", "learning", "protocol") if k in spec.labels)
-        text = f"cell {min(self._cells_done + 1, len(self._costs))}/{len(self._costs)} {labels}"
+        finished = sum(share >= 1 for share in self._done[spec.cell].values())
+        lanes = f"{finished}/{self._lanes[spec.cell]} lanes done"
+        if failed := len(self._diverged[spec.cell]):
+            lanes += f", {failed} diverged"
+        text = f"cell {min(self._cells_done + 1, len(self._costs))}/{len(self._costs)} {labels}: {lanes}"
         if self._bar is not None:
             note = " ".join(part for part in (self._rate, left) if part)
             self._bar.update(self._task, description=text, completed=work, total=total, note=note)

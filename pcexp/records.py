@@ -1,16 +1,14 @@
-"""Records: what runs left, as two tables, and the only writer of `results/`.
+"""Records: what runs left, as two tables, and the command that collects, packs and unpacks them.
 
     runs   one row a lane: labels, lane values, outcome, summary, configuration leaves, provenance
     rows   one row a recorded iteration: cell, lane, iteration, measurements
 
 Rows outside the manifest of a scale are named and left out. `python -m pcexp.records collect NAME` merges finished runs into
-results/NAME/SCALE/, thins rows to what a figure shows, and renders. It never deletes a run: one of an older revision of its
-study stays in runs.csv, neither drawn nor judged, and only its curve goes.
+results/NAME/SCALE/ and renders; `pack NAME` and `unpack FILE ...` bring them to other machines.
 """
 
 import argparse
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
-from pcexp.cell import read_lines
-from pcexp.files import replace_bytes
+from pcexp import archive, manifest
+from pcexp.cell import OutputError, read_lines
 from pcexp.spec import flat
-
-POINTS_A_LANE = 60
-"""Rows kept of a lane in results/: as many as a curve of a figure shows."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +105,9 @@ def _wide(row: Mapping[str, Any]) -> dict[str, Any]:
 def read_outputs(outputs: Path, study: str, scale: str) -> Records:
     """Records of a study from the folders that its runs wrote."""
     folder = outputs / study
-    manifest_path = folder / f"manifest-{scale}.json"
-    manifest = json.loads(manifest_path.read_text())["cells"] if manifest_path.exists() else {}
+    cells = manifest.asked(folder, scale)
     runs, rows, asked = [], [], []
-    for cell, entry in manifest.items():
+    for cell, entry in cells.items():
         config_path = folder / cell / "config.json"
         for lane, values in entry["lanes"].items():
             asked.append({"cell": cell, "lane": lane, "revision": entry["revision"], **entry["labels"], **values})
@@ -135,17 +128,15 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
             {"cell": cell, **_wide(row)} for row in read_lines(folder / cell / "rows.jsonl") if row["lane"] in finished
         ]
     cells_there = {path.parent.name for path in folder.glob("*/config.json")}
-    return Records(
-        study, scale, _frame(runs), _frame(rows), _frame(asked), tuple(sorted(cells_there - manifest.keys()))
-    )
+    return Records(study, scale, _frame(runs), _frame(rows), _frame(asked), tuple(sorted(cells_there - cells.keys())))
 
 
 def read_results(results: Path, study: str, scale: str) -> Records:
     """Records of a study from the tables that are committed: the runs that are asked for at its newest revision."""
-    return _asked_for(_tables(results / study / scale, study, scale))
+    return asked_for(tables(results / study / scale, study, scale))
 
 
-def _asked_for(all_records: Records) -> Records:
+def asked_for(all_records: Records) -> Records:
     """The newest revision; cells with none of its runs are named as strays."""
     asked, runs, rows = all_records.asked, all_records.runs, all_records.rows
     if not len(asked):
@@ -159,7 +150,7 @@ def _asked_for(all_records: Records) -> Records:
     )
 
 
-def _tables(folder: Path, study: str, scale: str) -> Records:
+def tables(folder: Path, study: str, scale: str) -> Records:
     """All that the tables of a folder hold."""
     if not (folder / "runs.csv").exists():
         empty = pl.DataFrame()
@@ -178,97 +169,80 @@ def _tables(folder: Path, study: str, scale: str) -> Records:
     return Records(study, scale, runs, pl.read_parquet(folder / "records.parquet"), asked)
 
 
-def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
-    """At most `points` rows a lane: first and last, and between them evenly in log iteration and in iteration by halves."""
-
-    def thin(lane: pl.DataFrame) -> pl.DataFrame:
-        lane = lane.sort("iteration")
-        if len(lane) <= points:
-            return lane
-        even = np.linspace(0, len(lane) - 1, points // 2)
-        logarithmic = np.geomspace(1, len(lane), points - points // 2) - 1
-        return lane[np.unique(np.round(np.concatenate([even, logarithmic])).astype(int)).tolist()]
-
-    parts = [thin(lane) for _, lane in rows.sort("cell", "lane").group_by("cell", "lane", maintain_order=True)]
-    return pl.concat(parts) if parts else rows
-
-
-def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str], order: Sequence[str] = ()) -> pl.DataFrame:
-    """Both tables, sorted; where both have a key, the new rows. Nothing that only the old one has is lost."""
-    tables = [frame for frame in (old, new) if len(frame)]
-    if not tables:
-        return new
-    if len(tables) == 2:
-        tables[0] = old.join(new.select(keys).unique(), on=list(keys), how="anti")
-    return pl.concat(tables, how="diagonal_relaxed").sort(list(order or keys))
-
-
-def _shared(runs: pl.DataFrame) -> dict[str, Any]:
-    """Columns that are the same for all runs, with their value: of thousands of runs they would be most of a table."""
-    same = [name for name in runs.columns if name not in ("cell", "lane") and runs[name].n_unique() == 1]
-    return {"columns": runs.columns, "values": {name: runs[name][0] for name in same}}
-
-
-def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
-    """Merge the finished runs of a study into results/STUDY/SCALE/; the committed records after that."""
-    folder = results / study / scale
-    new, old = read_outputs(outputs, study, scale), _tables(folder, study, scale)
-    if len(new.runs) and len(old.runs):
-        # A run that failed here does not replace one that ended elsewhere.
-        failed = new.runs.filter(pl.col("outcome").str.starts_with("failed")).select("cell", "lane")
-        beaten = failed.join(
-            old.runs.filter(~pl.col("outcome").str.starts_with("failed")), on=["cell", "lane"], how="semi"
-        )
-        new = dataclasses.replace(
-            new,
-            runs=new.runs.join(beaten, on=["cell", "lane"], how="anti"),
-            rows=new.rows.join(beaten, on=["cell", "lane"], how="anti") if len(new.rows) else new.rows,
-        )
-    fresh = thinned(new.rows).with_columns(pl.selectors.float().cast(pl.Float32)) if len(new.rows) else new.rows
-    merged = Records(
-        study,
-        scale,
-        runs=_merge(old.runs, new.runs, ("cell", "lane")),
-        rows=_merge(old.rows, fresh, ("cell", "lane"), order=("cell", "lane", "iteration")),
-        asked=_merge(old.asked, new.asked, ("cell", "lane")),
-        strays=new.strays,
-    )
-    committed = _asked_for(merged)
-    folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    committed.rows.write_parquet(buffer, compression="zstd", compression_level=19)
-    replace_bytes(folder / "records.parquet", buffer.getvalue())
-    shared = _shared(merged.runs)
-    replace_bytes(folder / "runs.csv", merged.runs.drop(shared["values"]).write_csv(float_precision=None).encode())
-    replace_bytes(folder / "shared.json", (json.dumps(shared, indent=1) + "\n").encode())
-    replace_bytes(folder / "asked.csv", committed.asked.write_csv().encode())
-    return committed
-
-
 def main(arguments: Iterable[str] | None = None) -> None:
-    """`python -m pcexp.records collect NAME`: merge finished runs into results/ and render them."""
+    """Records of a study: merged into results/ and rendered, or in archives that travel to another machine."""
     parser = argparse.ArgumentParser(prog="python -m pcexp.records", description=main.__doc__)
-    parser.add_argument("verb", choices=["collect"])
-    parser.add_argument("study", help="name of a study, as in experiments/NAME.py")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"))
-    parser.add_argument("--results", type=Path, default=Path("results"))
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    about = {
+        "collect": "merge finished runs into results/ and render them",
+        "pack": "write archives of finished lanes, each under 16 MB",
+        "unpack": "merge archives; lanes that are finished there stay as they are",
+    }
+    for verb, text in about.items():
+        verbs.add_parser(verb, help=text, description=text).add_argument(
+            "--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)"
+        )
+    for verb in ("collect", "pack"):
+        verbs.choices[verb].add_argument("study", metavar="NAME", help="name of a study, as in experiments/NAME.py")
+    verbs.choices["collect"].add_argument("--results", type=Path, default=Path("results"))
+    verbs.choices["pack"].add_argument("--to", type=Path, help="folder of the archives (default: OUTPUTS/archives)")
+    verbs.choices["unpack"].add_argument("files", type=Path, nargs="+", metavar="FILE")
     options = parser.parse_args(None if arguments is None else list(arguments))
-    manifests = sorted((options.outputs / options.study).glob("manifest-*.json"))
-    if not manifests:
+    if options.verb != "unpack" and not manifest.scales(options.outputs / options.study):
         sys.exit(
             f"no runs of {options.study} under {options.outputs}: run python -m pcexp +experiment={options.study} first"
         )
-    from pcexp import report
+    try:
+        if options.verb == "pack":
+            _pack(options.outputs, options.study, options.to or options.outputs / "archives")
+        elif options.verb == "unpack":
+            _unpack(options.files, options.outputs)
+        else:
+            _collect(options.outputs, options.results, options.study)
+    except (OutputError, OSError) as error:
+        sys.exit(f"pcexp: {error}")
 
-    for manifest in manifests:
-        scale = manifest.stem.removeprefix("manifest-")
+
+def _collect(outputs: Path, results: Path, study: str) -> None:
+    from pcexp import collecting, report  # they are built on this module
+
+    for scale in manifest.scales(outputs / study):
         if scale == "smoke":
             continue  # seconds of a test: not a result
-        records = collect(options.outputs, options.results, options.study, scale)
-        print(f"{options.results / options.study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
+        records = collecting.collect(outputs, results, study, scale)
+        print(f"{results / study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
         if records.strays:
             print(f"kept, of an older revision or not asked for: {len(records.strays)} cells")
-    report.main([options.study, "--results", str(options.results)])
+    report.main([study, "--results", str(results)])
+
+
+def _pack(outputs: Path, study: str, folder: Path) -> None:
+    packed = archive.pack(outputs, study, folder)
+    for path in packed.paths:
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    print(f"{packed.lanes} of {packed.asked} lanes asked for are finished and packed")
+    for name in packed.too_large:
+        print(f"left out, more than an archive holds: {name}; copy the cell's folder")
+    if packed.too_large:
+        sys.exit(1)
+
+
+def _unpack(files: Iterable[Path], outputs: Path) -> None:
+    refused = False
+    for path in files:
+        try:
+            content = archive.read(path)
+        except archive.ArchiveError as error:
+            print(f"refused: {error}")
+            refused = True
+            continue
+        merged = archive.unpack(content, outputs)
+        print(f"{path}: {content.study}, {merged.added} lanes added, {merged.there} were there")
+        for reason in merged.refused:
+            print(f"refused: {reason}")
+        refused = refused or bool(merged.refused)
+    if refused:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,15 @@ import numpy as np
 
 from pcexp.cell import Cell
 from pcexp.data import Dataset
+from pcexp.network import Network
 from pcexp.progress import Progress
 from pcexp.provenance import peak_memory_bytes, provenance
 from pcexp.spec import Lane, Spec
 from pcexp.tracking import AbstractTracker, LaneLog
 from pcexp.train import Measure
+
+AtEnd = Callable[[Network, Network], Mapping[str, Any]]
+"""Columns of a lane's summary, from its initial and its final network."""
 
 
 class Stopped(Exception):
@@ -104,10 +108,9 @@ class Job:
         """Record a lane's outcome, its numbers and where they come from; mirror it to the tracker."""
         origin = provenance() | {"peak_memory_bytes": peak_memory_bytes()} | about
         self.cell.finish(lane.name, outcome, values=lane.values, summary=dict(summary), provenance=origin)
-        columns = self.cell.rows(lane.name)
         rows = [
-            {name: float(column[i]) for name, column in columns.items() if column.ndim == 1}
-            for i in range(len(columns.get("iteration", ())))
+            {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
+            for row in self.cell.lines(lane.name)
         ]
         self.session.tracker.log(
             LaneLog(
@@ -152,10 +155,15 @@ class Job:
                 data_caveat=dataset.caveat,
             )
 
-    def train(self, measure: Measure, probe_size: int) -> None:
-        """Train every unfinished lane to its end, recording what `measure` sees. Raises Stopped."""
+    def train(self, measure: Measure, probe_size: int, at_end: AtEnd | None = None) -> None:
+        """Train every unfinished lane to its end, recording what `measure` sees. Raises Stopped.
+
+        What `at_end` says of the initial and the final network joins the lane's summary.
+        """
         from pcexp.lanes import LaneTraining  # it is built on this module
+        from pcexp.pack import arithmetic
 
         lanes = self.lanes()
         if lanes:
-            LaneTraining(self, lanes, measure, probe_size).run()
+            with arithmetic(self.spec.training.precision):
+                LaneTraining(self, lanes, measure, probe_size, at_end).run()

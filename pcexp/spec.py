@@ -24,7 +24,18 @@ from pcexp.train import Training
 
 SCIENCE = ("study", "data", "network", "parameterisation", "learning", "optimiser", "training", "root_seed")
 """Root keys that numbers depend on; `inference` and the leaves of `protocol` enter through interpolations."""
-PLATFORM = ("execution", "tracker", "lanes", "scale", "dry_run", "choices", "variant", "inference", "protocol")
+PLATFORM = (
+    "execution",
+    "tracker",
+    "lanes",
+    "scale",
+    "dry_run",
+    "choices",
+    "variant",
+    "inference",
+    "protocol",
+    "precision",
+)
 
 
 class Lane(NamedTuple):

@@ -4,10 +4,9 @@ Hydra composes one configuration a job (hydra_plugins/pcexp.py hands them over);
 one cell here. The manifest says what was asked for at a scale, so that report and claims can count against it.
 """
 
-import datetime
-import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ import equinox as eqx
 import jax
 import jax.random as jr
 
-from pcexp.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error, write_json
+from pcexp import manifest
+from pcexp.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error
 from pcexp.configuration import SCALES, Refused
-from pcexp.cost import describe, estimate
+from pcexp.cost import Cost, describe, estimate
 from pcexp.data import DataError
 from pcexp.network import Network
 from pcexp.progress import Progress
@@ -40,8 +40,46 @@ def plans(configs: Iterable[Mapping[str, Any]]) -> list[Spec]:
     return list(merged.values())
 
 
-def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
-    """Run the cells of a command and report them; 0 when all lanes asked for are finished, 130 when asked to stop."""
+@dataclass(frozen=True)
+class Command:
+    """The cells of one study that a command asks for, checked, and how to run them."""
+
+    specs: tuple[Spec, ...]
+    execution: Execution
+    tracker: AbstractTracker
+    scale: str
+    dry_run: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the study."""
+        return self.specs[0].name
+
+    @property
+    def folder(self) -> Path:
+        """Where the cells are."""
+        return Path(self.execution.outputs) / self.name
+
+    def handle(self, spec: Spec) -> Cell:
+        """The folder of a cell, with the lanes asked for."""
+        return Cell(self.folder / spec.cell, [lane.name for lane in spec.lanes])
+
+    def ask(self, specs: Sequence[Spec]) -> None:
+        """Write into the manifest that these cells are asked for."""
+        _write_manifest(self.folder, self.scale, specs)
+
+    def run(self, specs: Sequence[Spec], costs: Mapping[str, Cost], datasets: Datasets) -> int:
+        """Run what is missing of these cells, in this order, and report the study if that ends; the status."""
+        progress = Progress({spec.cell: costs[spec.cell].flops for spec in specs if spec.cell in costs})
+        session = Session(self.execution, self.tracker, progress, datasets)
+        code = _run_cells(specs, {spec.cell: self.handle(spec) for spec in specs}, session)
+        if code == 0:
+            _report(self.name, self.scale, self.execution.outputs)
+        return code
+
+
+def command(configs: Sequence[Mapping[str, Any]]) -> Command:
+    """The command that resolved configurations of one study describe. Raises Refused."""
     settings = configs[0]
     try:
         if settings["scale"] not in SCALES:
@@ -56,29 +94,35 @@ def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
             cell.learning.check(_shapes(cell))
     except (SpecError, ValueError) as error:
         raise Refused(str(error)) from error
-    scale, dry_run = str(settings["scale"]), bool(settings.get("dry_run"))
-    folder = Path(execution.outputs) / specs[0].name
-    handles = {s.cell: Cell(folder / s.cell, [lane.name for lane in s.lanes]) for s in specs}
+    return Command(tuple(specs), execution, tracker, str(settings["scale"]), bool(settings.get("dry_run")))
+
+
+@contextmanager
+def refusing(folder: Path) -> Iterator[None]:
+    """Inside, what the user has to mend (data, folders, sizes) refuses the command."""
     try:
-        # Data are loaded before anything is written: a missing copy is an error of the command, not of a cell.
-        datasets = Datasets()
-        missing = {cell: len(handle.missing) for cell, handle in handles.items()}
-        costs = {s.cell: estimate(s, datasets, missing[s.cell]) for s in specs if missing[s.cell]}
-        print(describe(specs, costs, folder, scale, listed=dry_run), flush=True)
-        if dry_run:
-            return 0
-        _write_manifest(folder, scale, specs)
+        yield
     except (DataError, OutputError, ValueError) as error:
         raise Refused(str(error)) from error
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
         raise Refused(str(output_error(folder, error))) from error
-    progress = Progress({cell: cost.flops for cell, cost in costs.items()})
-    code = _run_cells(specs, handles, Session(execution, tracker, progress, datasets))
-    if code == 0:
-        _report(folder.name, scale, execution.outputs)
-    return code
+
+
+def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
+    """Run the cells of a command and report them; 0 when all lanes asked for are finished, 130 when asked to stop."""
+    asked = command(configs)
+    with refusing(asked.folder):
+        # Data are loaded before anything is written: a missing copy is an error of the command, not of a cell.
+        datasets = Datasets()
+        missing = {spec.cell: len(asked.handle(spec).missing) for spec in asked.specs}
+        costs = {s.cell: estimate(s, datasets, missing[s.cell]) for s in asked.specs if missing[s.cell]}
+        print(describe(asked.specs, costs, asked.folder, asked.scale, listed=asked.dry_run), flush=True)
+        if asked.dry_run:
+            return 0
+        asked.ask(asked.specs)
+    return asked.run(asked.specs, costs, datasets)
 
 
 def _run_cells(specs: Sequence[Spec], handles: Mapping[str, Cell], session: Session) -> int:
@@ -90,6 +134,8 @@ def _run_cells(specs: Sequence[Spec], handles: Mapping[str, Cell], session: Sess
                 handle = handles[cell.cell]
                 if not handle.missing:
                     continue
+                if session.stopping:
+                    raise Stopped  # before networks are built and compiled
                 progress.begin(cell, handle.missing)
                 try:
                     with handle.open(_about(cell)):
@@ -127,27 +173,22 @@ def _shapes(cell: Spec) -> Network:
 
 def _write_manifest(folder: Path, scale: str, specs: Sequence[Spec]) -> None:
     """Add the cells asked for to the manifest of this scale; what was asked for at the same revision stays asked for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"manifest-{scale}.json"
-    known = json.loads(path.read_text())["cells"] if path.exists() else {}
-    newest = max(cell.study.revision for cell in specs)
-    cells = {cell: entry for cell, entry in known.items() if entry["revision"] >= newest}
-    for cell in specs:
-        before = cells.get(cell.cell, {"labels": cell.labels, "lanes": {}})
-        lanes = before["lanes"] | {lane.name: lane.values for lane in cell.lanes}
-        # The study's own cell stays that, though a command may also have reached it by spelling out an override.
-        variant = cell.labels["variant"] and before["labels"]["variant"]
-        cells[cell.cell] = {
-            "labels": cell.labels | {"variant": variant},
-            "lanes": lanes,
+    new = {
+        cell.cell: {
+            "labels": cell.labels,
+            "lanes": {lane.name: lane.values for lane in cell.lanes},
             "revision": cell.study.revision,
         }
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_json(path, {"scale": scale, "command": sys.argv[1:], "written": now, "cells": cells})
+        for cell in specs
+    }
+    manifest.write(folder, scale, manifest.merged(manifest.asked(folder, scale), new))
 
 
 def _report(study: str, scale: str, outputs: str) -> None:
     # Imported here: a run needs no tables or figures until it has ended.
-    from pcexp import report
-
+    try:
+        from pcexp import report
+    except ModuleNotFoundError as error:  # a node that only runs
+        print(f"no report: {error.name} is not installed here; python -m pcexp.report {study} makes it elsewhere")
+        return
     report.main([study, "--outputs", outputs, "--scale", scale])

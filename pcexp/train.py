@@ -5,6 +5,7 @@ is therefore the initial network. Everything a lane needs to go on is in `TrainS
 of (key, iteration) alone, so a checkpoint carries no permutation.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,30 +17,35 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pcexp.data.batches import batch_indices, epoch_permutation
-from pcexp.learning import AbstractLearning
-from pcexp.network import Network
+from pcexp.learning import AbstractLearning, WeightGradient
+from pcexp.network import Network, Precision
 
 
 class Training(eqx.Module):
     """How long a lane trains, on what batches, and how often it is measured: `epochs`, or `max_iterations` if that is less.
 
     `stop_improvement` ends a lane when the epoch-mean training error (mean squared error over batch and outputs) improves
-    by less than that over one epoch; `stop_error` when the epoch mean falls below it. Neither is needed.
+    by less than that over one epoch; `stop_error` when the epoch mean falls below it. Neither is needed. With `test_every`
+    n the test set is evaluated at iterations 0, n, 2n, ... and at the end, in rows of their own.
     """
 
     batch_size: int
     epochs: int
     record_every: int
     max_iterations: int | None = None
+    test_every: int | None = None
     stop_improvement: float | None = None
     stop_error: float | None = None
+    precision: Precision = "float32"
 
     def __check_init__(self) -> None:
         for name in ("batch_size", "epochs", "record_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_iterations is not None and self.max_iterations < 1:
-            raise ValueError(f"max_iterations must be at least 1, not {self.max_iterations}")
+        for name in ("max_iterations", "test_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 class TrainState(eqx.Module):
@@ -79,9 +85,10 @@ Measure = Callable[[Observation], dict[str, Array]]
 
 
 class Rows(NamedTuple):
-    """Rows that one call recorded: the first `n_rows` entries of each array are valid."""
+    """Rows that one call recorded: the first `n_rows` entries, of those lanes (a second axis, in a pack) that were `due`."""
 
     n_rows: Int[Array, ""]
+    due: Bool[Array, "capacity ..."]
     values: dict[str, Array]
 
 
@@ -124,38 +131,44 @@ def _advance(
     measure: Measure,
     capacity: int,
     n_iterations: Int[Array, ""],
+    *,
+    over: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> tuple[TrainState, Rows]:
-    """State after at most `n_iterations` more iterations, and the rows recorded on the way (at most `capacity`)."""
+    """State after at most `n_iterations` more iterations, and the rows recorded on the way (at most `capacity`).
+
+    `over` makes a function of one lane into one of all lanes. Only the work on a lane goes through it: the loop, its
+    counter and what depends on the counter are shared, so that a row or a new order is computed when it is due. Under a
+    vmap of the loop as a whole every condition would be a choice between two results, both computed in every iteration.
+    """
     n_examples, batch_size = data.x.shape[0], training.batch_size
     per_epoch = n_examples // batch_size
-    limit = jnp.minimum(state.iteration + n_iterations, iterations(training, n_examples))
+    # Lanes of a pack stand at one iteration, but for those that have ended before.
+    start = jnp.max(state.iteration)
+    limit = jnp.minimum(start + n_iterations, iterations(training, n_examples))
     d_out = data.y.shape[1]
 
-    def permutation(iteration: Array) -> Array:
-        return epoch_permutation(state.key, iteration // per_epoch, n_examples)
+    def active(state: TrainState) -> Array:
+        return ~state.stopped & ~state.diverged
 
-    start = state.iteration
-
-    def unfinished(carry: tuple[TrainState, Array, Rows]) -> Array:
-        state, _, rows = carry
-        return (state.iteration < limit) & (rows.n_rows < capacity) & ~state.stopped & ~state.diverged
-
-    def iterate(carry: tuple[TrainState, Array, Rows]) -> tuple[TrainState, Array, Rows]:
-        state, order, rows = carry
-        t = state.iteration
-        # The order is no part of the state: drawn at the start of a call and of an epoch.
-        order = lax.cond((t == start) | (t % per_epoch == 0), permutation, lambda _: order, t)
+    def gradient(state: TrainState, order: Array, learning: AbstractLearning, t: Array) -> tuple[WeightGradient, Array]:
         index = batch_indices(order, t % per_epoch, batch_size)
         x, y = batch_layout(state.network, data.x[index]), data.y[index].T
-        out = learning.gradient(state.network, x, y, key=jax.random.fold_in(jax.random.fold_in(state.key, 1), t))
-        finite = jnp.isfinite(out.loss) & jnp.isfinite(jnp.sum(weight_norms(out.gradient)))
+        key = jax.random.fold_in(jax.random.fold_in(state.key, 1), t)
+        out = learning.gradient(state.network, x, y, precision=training.precision, key=key)
+        return out, jnp.isfinite(out.loss) & jnp.isfinite(jnp.sum(weight_norms(out.gradient)))
 
-        seen = Observation(state.network, out.gradient, out.loss, out.diagnostics, data)
-        record = (t % training.record_every == 0) | ~finite
-        rows = lax.cond(record, lambda rows: _append(rows, {"iteration": t, **measure(seen)}), lambda rows: rows, rows)
+    def see(state: TrainState, out: WeightGradient, t: Array) -> dict[str, Array]:
+        return {"iteration": t, **measure(Observation(state.network, *out, data))}
 
+    def update(
+        state: TrainState,
+        out: WeightGradient,
+        finite: Array,
+        optimiser: Callable[[], optax.GradientTransformation],
+        *,
+        t: Array,
+    ) -> TrainState:
         updates, optimiser_state = optimiser().update(out.gradient, state.optimiser_state, state.network)
-        network = eqx.apply_updates(state.network, updates)
         error = state.epoch_error + 2 * out.loss / d_out / per_epoch
         ends_epoch = (t + 1) % per_epoch == 0
         stopped = jnp.array(False)
@@ -164,7 +177,7 @@ def _advance(
         if training.stop_error is not None:
             stopped = stopped | (error < training.stop_error)
         new = TrainState(
-            network=network,
+            network=eqx.apply_updates(state.network, updates),
             optimiser_state=optimiser_state,
             key=state.key,
             iteration=t + 1,
@@ -173,37 +186,60 @@ def _advance(
             stopped=stopped & ends_epoch,
             diverged=~finite,
         )
-        return new, order, rows
+        if over is _one_lane:
+            return new
+        here = active(state)  # of a pack, those that have ended stay as they were
+        return jax.tree.map(lambda old, now: jnp.where(here, now, old) if eqx.is_array(now) else now, state, new)
 
-    seen = eqx.filter_eval_shape(_first_observation, state, learning, data, training)
-    shapes = {"iteration": state.iteration, **eqx.filter_eval_shape(measure, seen)}
+    def unfinished(carry: tuple[Array, TrainState, Array, Rows]) -> Array:
+        t, state, _, rows = carry
+        return (t < limit) & (rows.n_rows < capacity) & jnp.any(active(state))
+
+    def iterate(carry: tuple[Array, TrainState, Array, Rows]) -> tuple[Array, TrainState, Array, Rows]:
+        t, state, order, rows = carry
+        # The order is no part of the state: drawn at the start of a call and of an epoch.
+        shuffled = over(lambda key: epoch_permutation(key, t // per_epoch, n_examples))
+        order = lax.cond((t == start) | (t % per_epoch == 0), lambda: shuffled(state.key), lambda: order)
+        out, finite = over(lambda state, order, learning: gradient(state, order, learning, t))(state, order, learning)
+        here = active(state)
+        due = here & ((t % training.record_every == 0) | ~finite)
+
+        def record() -> Rows:
+            return _append(rows, due, over(lambda state, out: see(state, out, t))(state, out))
+
+        rows = lax.cond(jnp.any(due), record, lambda: rows)
+        state = over(functools.partial(update, t=t))(state, out, finite, optimiser)
+        return t + 1, state, order, rows
+
+    order = over(lambda key: jnp.zeros(n_examples, int))(state.key)
+    shapes = eqx.filter_eval_shape(
+        lambda state, order, learning: over(
+            lambda state, order, learning: see(state, gradient(state, order, learning, start)[0], start)
+        )(state, order, learning),
+        state,
+        order,
+        learning,
+    )
     values = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
-    order = jnp.zeros(n_examples, int)
-    rows = Rows(jnp.zeros((), jnp.int32), values)
-    state, _, rows = lax.while_loop(unfinished, iterate, (state, order, rows))
+    rows = Rows(jnp.zeros((), jnp.int32), jnp.zeros((capacity, *state.iteration.shape), bool), values)
+    _, state, _, rows = lax.while_loop(unfinished, iterate, (start, state, order, rows))
     return state, rows
 
 
-advance = eqx.filter_jit(_advance)
+def _one_lane(f: Callable[..., Any]) -> Callable[..., Any]:
+    return f
+
+
+advance = eqx.filter_jit(functools.partial(_advance, over=_one_lane))
 """`_advance` compiled, for one lane."""
 
-advance_pack = eqx.filter_jit(
-    eqx.filter_vmap(_advance, in_axes=(eqx.if_array(0), eqx.if_array(0), eqx.if_array(0), None, None, None, None, None))
-)
-"""`_advance` compiled for lanes stacked along a first axis of state, learning and optimiser."""
+advance_pack = eqx.filter_jit(functools.partial(_advance, over=eqx.filter_vmap))
+"""`_advance` compiled for lanes at one iteration, stacked along a first axis of state, learning and optimiser."""
 
 
-def _first_observation(
-    state: TrainState, learning: AbstractLearning, data: TrainingSet, training: Training
-) -> Observation:
-    x, y = batch_layout(state.network, data.x[: training.batch_size]), data.y[: training.batch_size].T
-    out = learning.gradient(state.network, x, y, key=state.key)
-    return Observation(state.network, out.gradient, out.loss, out.diagnostics, data)
-
-
-def _append(rows: Rows, values: dict[str, Any]) -> Rows:
+def _append(rows: Rows, due: Array, values: dict[str, Any]) -> Rows:
     stored = {name: buffer.at[rows.n_rows].set(values[name]) for name, buffer in rows.values.items()}
-    return Rows(rows.n_rows + 1, stored)
+    return Rows(rows.n_rows + 1, rows.due.at[rows.n_rows].set(due), stored)
 
 
 def iterations(training: Training, n_examples: int) -> int:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pcexp.energy import ForwardPass, deviation_errors, forward_pass, prediction_errors, segment_errors, summed_energy
-from pcexp.network import Activities, Network
+from pcexp.network import Activities, Network, Precision
 
 Form = Literal["activities", "deviations"]
 """The variables of inference: z itself (as published) or d = z - zhat (no cancellation near the forward pass)."""
@@ -24,9 +24,16 @@ class InferenceProblem(eqx.Module):
     at: ForwardPass
 
     @classmethod
-    def from_batch(cls, network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> "InferenceProblem":
+    def from_batch(
+        cls,
+        network: Network,
+        x: Float[Array, "..."],
+        y: Float[Array, "d_out batch"],
+        *,
+        precision: Precision = "float32",
+    ) -> "InferenceProblem":
         """The problem of one batch, with its forward pass."""
-        return cls(network, x, y, forward_pass(network, x))
+        return cls(network.in_products(precision), x, y, forward_pass(network, x))
 
     def start(self, form: Form) -> Activities:
         """Free variables at the forward pass: zhat, or deviations of exactly zero."""

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.network import Network
+from pcexp.network import Network, Precision
 
 GradientScale = Literal["batch_mean", "batch_sum", "mean_squared_error"]
 """Units of a weight gradient: of F (the mean over the batch); B F (summed); or 2F/K, the mean over batch and outputs."""
@@ -36,6 +36,7 @@ class AbstractLearning(eqx.Module):
         x: Float[Array, "..."],
         y: Float[Array, "d_out batch"],
         *,
+        precision: Precision = "float32",
         key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
         """Weight gradient of one batch."""

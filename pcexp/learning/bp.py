@@ -1,19 +1,28 @@
 """Backpropagation."""
 
-import equinox as eqx
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import loss
+from pcexp.energy import backpropagated, energy_gradient, forward_pass
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
-from pcexp.network import Network
+from pcexp.network import Network, Precision
 
 
 class BP(AbstractLearning):
-    """Backpropagation: the gradient of the loss 1/(2B) sum ||y - f(x)||^2, times an explicit scale."""
+    """Backpropagation: the gradient of the loss 1/(2B) sum ||y - f(x)||^2, times an explicit scale.
+
+    With `last_layers` k only the last k weight matrices learn; the gradient of the others is exactly zero.
+    """
 
     gradient_scale: GradientScale
+    last_layers: int | None = None
+
+    def __check_init__(self) -> None:
+        if self.last_layers is not None and self.last_layers < 1:
+            raise ValueError(f"last_layers must be at least 1, or null for all, not {self.last_layers}")
 
     def gradient(
         self,
@@ -21,13 +30,35 @@ class BP(AbstractLearning):
         x: Float[Array, "..."],
         y: Float[Array, "d_out batch"],
         *,
+        precision: Precision = "float32",
         key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
-        value, gradient = eqx.filter_value_and_grad(loss)(network, x, y)
-        factor = gradient_factor(self.gradient_scale, y)
+        at = forward_pass(network, x)
+        error = y - at.activities[-1][0]
+        low = network.in_products(precision)
+        gradient = energy_gradient(low, x, at.activities, backpropagated(low, at, error))
+        if self.last_layers is not None:
+            gradient = last_layers_of(gradient, self.last_layers)
+        factor, loss = gradient_factor(self.gradient_scale, y), jnp.sum(jnp.square(error)) / (2 * y.shape[-1])
         return WeightGradient(
-            jax.tree.map(lambda g: factor * g, gradient), value, {"gradient_factor": jnp.asarray(factor)}
+            jax.tree.map(lambda g: factor * g, gradient), loss, {"gradient_factor": jnp.asarray(factor)}
         )
 
     def forward_passes(self) -> float:
         return 3.0
+
+    def check(self, network: Network) -> None:
+        if self.last_layers is not None and self.last_layers > network.depth:
+            raise ValueError(f"last_layers={self.last_layers}: the network has {network.depth} weight matrices")
+
+
+def last_layers_of(gradient: Network, k: int) -> Network:
+    """A gradient with all but the last k weight matrices (and their biases) set to zero."""
+    first, segments = 0, []
+    for segment in gradient.segments:
+        frozen = min(max(gradient.depth - k - first, 0), segment.depth)
+        weight = segment.weight.at[:frozen].set(0)
+        bias = None if segment.bias is None else segment.bias.at[:frozen].set(0)
+        segments.append(dataclasses.replace(segment, weight=weight, bias=bias))
+        first += segment.depth
+    return Network(tuple(segments))

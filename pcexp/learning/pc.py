@@ -1,26 +1,13 @@
 """Predictive coding."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import batched_predictions
+from pcexp.energy import energy_gradient
 from pcexp.inference.base import AbstractInference, InferenceProblem
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
-from pcexp.network import Activities, Network
-
-
-def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activities, errors: Activities) -> Network:
-    """Gradient of the energy with respect to the weights at fixed activities: dF/dtheta = -1/B sum_b J_b^T e_b.
-
-    J_b is the derivative of the predictions with respect to the weights; the errors come from the solver, which may have
-    them to higher relative accuracy than activities minus predictions would.
-    """
-    batch = activities[-1].shape[-1]
-    parameters, static = eqx.partition(network, eqx.is_inexact_array)
-    _, pullback = jax.vjp(lambda p: batched_predictions(eqx.combine(p, static), x, activities), parameters)
-    return pullback(jax.tree.map(lambda e: -e / batch, errors))[0]
+from pcexp.network import Network, Precision
 
 
 class PC(AbstractLearning):
@@ -35,11 +22,12 @@ class PC(AbstractLearning):
         x: Float[Array, "..."],
         y: Float[Array, "d_out batch"],
         *,
+        precision: Precision = "float32",
         key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
-        problem = InferenceProblem.from_batch(network, x, y)
+        problem = InferenceProblem.from_batch(network, x, y, precision=precision)
         equilibrium = self.inference.solve(problem, key=key)
-        gradient = energy_gradient(network, x, equilibrium.activities, equilibrium.errors)
+        gradient = energy_gradient(problem.network, x, equilibrium.activities, equilibrium.errors)
         factor = gradient_factor(self.gradient_scale, y)
         loss = jnp.sum(jnp.square(y - problem.at.activities[-1][0])) / (2 * y.shape[-1])
         diagnostics = {

@@ -58,7 +58,7 @@ import os, sys, time
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
 import pcexp.cell, pcexp.lanes, pcexp.sweep
 pcexp.sweep._report = lambda *_: None
-pcexp.lanes.LaneTraining._call_size = lambda _: 20
+pcexp.lanes.LaneTraining._call_size = lambda *_: 20
 append, pause = pcexp.cell.Cell.append, float(sys.argv.pop(1))
 pcexp.cell.Cell.append = lambda cell, rows: (append(cell, rows), time.sleep(pause))[0]
 from pcexp.__main__ import main

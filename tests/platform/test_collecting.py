@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from experiments import saddle_escape
 from pcexp import records as module
 from pcexp import report
-from pcexp.records import POINTS_A_LANE, collect, read_outputs, read_results, thinned
+from pcexp.collecting import POINTS_A_LANE, collect, thinned
+from pcexp.records import read_outputs, read_results
 from pcexp.spec import Spec
 
 

@@ -20,6 +20,7 @@ EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.y
 BASE = quick.composed()
 LEAVES = sorted(key for key, _ in flat({key: BASE[key] for key in SCIENCE}))
 OTHER = {
+    "training.precision": "float64",
     "learning.inference.form": "activities",
     "learning.gradient_scale": "batch_mean",
     "network.activation": "tanh",

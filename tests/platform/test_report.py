@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from experiments import saddle_escape
 from pcexp import plotting, report
 from pcexp.claims import Claim, Verdict
-from pcexp.records import Records, collect, read_outputs
+from pcexp.collecting import collect
+from pcexp.records import Records, read_outputs
 from pcexp.spec import Lane, Spec
 
 Fates = Callable[[Spec, Lane], Fate | None]
