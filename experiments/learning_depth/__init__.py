@@ -7,7 +7,7 @@ With T = n_hidden steps of beta from the forward pass the error k layers below t
     pc_activities    as published: the steps in the activities z, whose float32 round-off may be larger than their change
     pc               the same steps in deviations d = z - zhat, free of round-off; Adam's eps down to 1e-30
     pc_float64       the same in float64, eps down to 1e-100: squares of gradients below 1e-19 underflow in float32
-    pc_equilibrium   inference by error descent until a step lowers the energy by less than a thousandth
+    pc_equilibrium   inference by error descent until a step lowers the energy by less than a thousandth, 25 steps at most
     bp               all layers; bp_last_layers: the last k alone, k as many as get a gradient above round-off as published
 
 Definitions, all on one probe batch and the weights at hand. Above round-off: the gradient in activities is within a tenth, in

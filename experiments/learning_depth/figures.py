@@ -38,7 +38,7 @@ COLOURS = {
     "bp_last_layers": "#8fb8de",
     "pc_activities": "#c1272d",
     "pc": "#f0a202",
-    "pc_float64": "#7a4b00",
+    "pc_float64": "#d01c8b",
     "pc_equilibrium": "#3a9b35",
 }
 """BP and PC as published in the colours that they have everywhere."""
