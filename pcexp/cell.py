@@ -167,12 +167,10 @@ class Cell:
         """Rows of one lane as they were written, sorted by iteration."""
         return sorted((r for r in read_lines(self._rows_path) if r["lane"] == lane), key=lambda r: r["iteration"])
 
-    def rows(self, lane: str) -> dict[str, np.ndarray]:
-        """Rows of one lane, one array a column, sorted by iteration; NaN where a row lacks a column."""
-        lines = self.lines(lane)
-        known = {name: value for row in lines for name, value in row.items() if name != "lane"}
-        missing = {name: np.full(np.shape(value), np.nan) for name, value in known.items()}
-        return {name: np.array([row.get(name, missing[name]) for row in lines]) for name in known}
+    def rows(self, lane: str, without: str | None = None) -> dict[str, np.ndarray]:
+        """Rows of one lane that lack the column `without`, one array a column, sorted by iteration."""
+        lines = [row for row in self.lines(lane) if without not in row]
+        return {name: np.array([row[name] for row in lines]) for name in (lines[0] if lines else {}) if name != "lane"}
 
 
 def _failed(outcome: str) -> bool:

@@ -22,9 +22,19 @@ POINTS_A_LANE = 60
 
 
 def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
-    """At most `points` rows a lane: first and last, and between them evenly in log iteration and in iteration by halves."""
+    """At most `points` rows a lane: first and last, and between them evenly in log iteration and in iteration by halves.
+
+    Rows of the test set are few and of another kind: they are thinned by themselves.
+    """
 
     def thin(lane: pl.DataFrame) -> pl.DataFrame:
+        if "test_accuracy" in lane.columns:
+            tested = pl.col("test_accuracy").is_not_null()
+            kinds = one_kind(lane.filter(~tested)), one_kind(lane.filter(tested))
+            return pl.concat(kinds).sort("iteration", maintain_order=True)
+        return one_kind(lane)
+
+    def one_kind(lane: pl.DataFrame) -> pl.DataFrame:
         lane = lane.sort("iteration")
         if len(lane) <= points:
             return lane

@@ -25,7 +25,7 @@ from pcexp import checkpoint
 from pcexp.architecture import AbstractArchitecture
 from pcexp.cell import read_lines
 from pcexp.network import Network
-from pcexp.pack import ROWS_A_CALL, Pack, arithmetic, components, evaluate, initial_network, lane_key
+from pcexp.pack import ROWS_A_CALL, Pack, arithmetic, components, evaluate, in_floats, initial_network, lane_key
 from pcexp.runner import AtEnd, Job, Stopped
 from pcexp.spec import Lane, insert
 from pcexp.targets import ALLOWED_TARGETS, build
@@ -64,7 +64,9 @@ def trained_network(folder: Path, lane: str) -> Network:
     architecture: AbstractArchitecture = build(science["network"], "network", ALLOWED_TARGETS)
     parameterisation = build(science["parameterisation"], "parameterisation", ALLOWED_TARGETS)
     shape = tuple(about["input_shape"])
-    network, _ = checkpoint.load(path, architecture.build(parameterisation, shape, about["d_out"], key=jr.key(0)))
+    drawn = architecture.build(parameterisation, shape, about["d_out"], key=jr.key(0))
+    with arithmetic(science["training"].get("precision", "float32")):
+        network, _ = checkpoint.load(path, in_floats(drawn))
     return network
 
 
@@ -211,12 +213,12 @@ class LaneTraining:
         except jax.errors.JaxRuntimeError as error:
             return self._compiled(self._halves(pack, error))
         self.seconds_an_iteration[len(pack.lanes)] = seconds
-        self.cell.append(
+        tested = (
             {"lane": lane.name, "iteration": tested_at, **found}
             for lane, found in zip(pack.lanes, tests, strict=False)
             if not pack.written[lane.name]
         )
-        self.cell.append(pack.rows(rows))
+        self.cell.append(itertools.chain(tested, pack.rows(rows)))
         reached, stopped, diverged = pack.flags("iteration"), pack.flags("stopped"), pack.flags("diverged")
         self.session.progress.advance(
             self.spec,
@@ -266,7 +268,7 @@ class LaneTraining:
             initial = initial_network(self.spec, lane, self.dataset)
             columns = {name: np.asarray(value) for name, value in self.at_end(initial, state.network).items()}
             summary |= {name: value.tolist() for name, value in columns.items()}
-        summary |= self.spec.study.summary(self.cell.rows(lane.name))
+        summary |= self.spec.study.summary(self.cell.rows(lane.name, without="test_accuracy"))
         if self.session.execution.save_networks:
             folder = self.cell.folder / "networks"
             folder.mkdir(exist_ok=True)

@@ -50,9 +50,17 @@ def lane_key(spec: Spec, lane: Lane, purpose: int) -> jax.Array:
 
 
 def initial_network(spec: Spec, lane: Lane, dataset: Dataset) -> Network:
-    """The network that a lane starts from."""
-    parameterisation, _, _ = components(spec, lane)
-    return spec.network.build(parameterisation, dataset.input_shape, dataset.d_out, key=lane_key(spec, lane, 0))
+    """The network that a lane starts from: the same draw in every precision."""
+    with jax.enable_x64(False):
+        parameterisation, _, _ = components(spec, lane)
+        network = spec.network.build(parameterisation, dataset.input_shape, dataset.d_out, key=lane_key(spec, lane, 0))
+    return in_floats(network)
+
+
+def in_floats(network: Network) -> Network:
+    """The network in the type of floats that holds here."""
+    floats = jnp.result_type(float)
+    return jax.tree.map(lambda leaf: leaf.astype(floats) if eqx.is_inexact_array(leaf) else leaf, network)
 
 
 @contextmanager

@@ -25,5 +25,5 @@ class AbstractStudy(eqx.Module):
         """Run the lanes of the job's cell that are not finished, appending rows and outcomes as they come."""
 
     def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Numbers of one finished lane, from all its recorded rows (sorted by iteration, one array a column)."""
+        """Numbers of one finished lane, from all rows that the study measured (sorted by iteration, one array a column)."""
         return {}
