@@ -15,12 +15,12 @@ LOCK := $(UV) pip compile --universal --generate-hashes --no-emit-index-url --no
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check data report records figures claims bench mutants env lock clean
+.PHONY: help run test check data report records figures claims bench bench-peers mutants env lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make VERB [NAME=study] [DATA=image set] [ARGS='passed on'] [CUDA=13]"
-	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | while read -r verb text; do printf '  %-9s%s\n' "$$verb" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/  \1 \2/p' $(MAKEFILE_LIST) | while read -r verb text; do printf '  %-13s%s\n' "$$verb" "$$text"; done
 
 run: $(STAMP) ## run saddle escape on the bundled digits, print its claims, draw its figures (ARGS='data=mnist')
 	$(BIN)/python -m pcexp +experiment=saddle_escape $(ARGS)
@@ -50,9 +50,13 @@ figures: $(STAMP) ## draw the figures of results/ again from the committed recor
 claims: $(STAMP) ## judge the committed records again and print the table of claims; the same command as figures
 	$(BIN)/python -m pcexp.report $(NAME) --results results $(ARGS)
 
-bench: $(STAMP) ## speed as ratios, against peers and against measured ceilings
+bench: $(STAMP) ## speed as ratios, against measured ceilings, and of whole grids
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/depth.py $(ARGS)
+	$(BIN)/python benchmarks/grids.py
+
+bench-peers: $(STAMP) .venv/peers/made ## speed against other libraries, a quarter of an hour (ARGS='128 32 --network residual')
+	$(BIN)/python benchmarks/peers.py --fabricpc-path .venv/peers/fabricpc --pcx-python .venv/peers/pcx/bin/python $(ARGS)
 
 mutants: $(STAMP) ## plant known defects one at a time and expect the tests to fail
 	$(BIN)/python tests/mutants/run.py $(ARGS)
@@ -93,6 +97,13 @@ $(STAMP): $(REQUIREMENTS) pyproject.toml
 # TensorFlow, which downloads and prepares image sets; reading them never needs it.
 .venv/made-prepare: $(STAMP) requirements/prepare.txt
 	$(PIP) --require-hashes --no-build-isolation --use-pep517 -r requirements/prepare.txt
+	@touch $@
+
+# Libraries to compare with: no requirement of this one, and pcx needs an older JAX, so an environment of its own.
+.venv/peers/made: $(STAMP)
+	$(PIP) --no-deps --target .venv/peers/fabricpc fabricpc==0.6.0
+	$(PYTHON) -m venv --clear .venv/peers/pcx
+	.venv/peers/pcx/bin/python -m pip install -q --disable-pip-version-check pcx==0.6.3
 	@touch $@
 
 requirements/%.txt:

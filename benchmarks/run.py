@@ -6,18 +6,13 @@ The ceiling: the matrix products of the same training step, in the same order, s
 loop. Medians of alternating runs; the machine's rate for a 2048^3 product and every version are kept with the numbers.
 """
 
-import os
-
-os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
-
-import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+
+# First, before JAX is imported.
+from timing import about_here, medians, observe, product_rate, remember, seconds  # isort: split
 
 import equinox as eqx
 import jax
@@ -31,11 +26,10 @@ from pcexp.architecture import FullyConnected
 from pcexp.inference import GradientDescent
 from pcexp.learning import BP, PC, AbstractLearning
 from pcexp.parameterisation import NearOrigin
-from pcexp.provenance import provenance
-from pcexp.train import Observation, Training, TrainingSet, advance, initial_state
+from pcexp.train import Training, TrainingSet, advance, initial_state
 
 WIDTH, N_HIDDEN, D_IN, D_OUT, BATCH, STEPS = 100, 4, 64, 10, 64, 20  # the digits job
-ITERATIONS, REPEATS = 100, 7
+ITERATIONS = 100
 
 
 def bare_products(inference: bool) -> Callable[[], None]:
@@ -73,11 +67,6 @@ def bare_products(inference: bool) -> Callable[[], None]:
     return lambda: jax.block_until_ready(run(first, hidden, last))
 
 
-def observe(seen: Observation) -> dict[str, Array]:
-    """The batch's loss: what every run records at the least."""
-    return {"loss": seen.loss}
-
-
 def training_loop(learning: AbstractLearning, activation: str) -> Callable[[], None]:
     """The platform's own training loop on data of the digits job's shape: batches drawn, loss recorded, weights updated."""
     network = FullyConnected(WIDTH, N_HIDDEN, activation).build(NearOrigin(0.011), (D_IN,), D_OUT, key=jr.key(0))
@@ -89,46 +78,12 @@ def training_loop(learning: AbstractLearning, activation: str) -> Callable[[], N
     return lambda: jax.block_until_ready(advance(state, learning, optimiser, data, training, observe, 256, count))
 
 
-def medians(
-    candidates: dict[str, Callable[[], None]], repeats: int = REPEATS
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of the first call (compile and run) and of the median later call, candidates alternating."""
-    first, later = {}, {name: [] for name in candidates}
-    for name, call in candidates.items():
-        start = time.perf_counter()
-        call()
-        first[name] = time.perf_counter() - start
-    for _ in range(repeats):
-        for name, call in candidates.items():
-            start = time.perf_counter()
-            call()
-            later[name].append(time.perf_counter() - start)
-    return first, {name: statistics.median(times) for name, times in later.items()}
-
-
-def product_rate() -> float:
-    """GFLOP/s of a 2048^3 float32 product."""
-    a = jr.normal(jr.key(0), (2048, 2048))
-    product = jax.jit(lambda a: a @ a)
-    _, seconds = medians({"product": lambda: jax.block_until_ready(product(a))})
-    return 2 * 2048**3 / seconds["product"] / 1e9
-
-
-def about_here() -> dict[str, Any]:
-    """What a number was measured with: versions, machine, date, commit."""
-    about = provenance()
-    kept = ("date", "commit", "dirty", "cpu_model", "cpu_count", "device_kind")
-    return {key: value for key, value in about.items() if key.endswith("version") or key in kept}
-
-
 def help_seconds() -> float:
     """Seconds of `python -m pcexp --help`, the median of three."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "pcexp", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    command = [sys.executable, "-m", "pcexp", "--help"]
+    return statistics.median(
+        seconds(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(3)
+    )
 
 
 def main() -> None:
@@ -141,27 +96,26 @@ def main() -> None:
                 PC(GradientDescent(lr, STEPS, form), "batch_sum"), activation
             )
         candidates[f"BP {activation}"] = training_loop(BP("batch_sum"), activation)
-    first, seconds = medians(candidates)
+    first, later = medians(candidates)
     about = about_here()
     record = {
         "about": about,
         "gflops_2048": product_rate(),
         "help_seconds": help_seconds(),
-        "iteration_us": {name: 1e6 * s / ITERATIONS for name, s in seconds.items()},
+        "iteration_us": {name: 1e6 * s / ITERATIONS for name, s in later.items()},
         "ratio_to_products": {
-            name: s / seconds[f"bare products, {name[:2]}"] for name, s in seconds.items() if name[:2] in ("PC", "BP")
+            name: s / later[f"bare products, {name[:2]}"] for name, s in later.items() if name[:2] in ("PC", "BP")
         },
-        "compile_seconds": {name: first[name] - seconds[name] for name in seconds},
+        "compile_seconds": {name: first[name] - later[name] for name in later},
     }
     print(f"{about['cpu_model']}, {about['cpu_count']} cores, jax {about['jax_version']}, {about['date']}")
     print(f"2048^3 product {record['gflops_2048']:.0f} GFLOP/s; --help {record['help_seconds']:.2f} s")
     print(f"{'':24}{'us/iteration':>14}{'x products':>12}{'compile s':>11}")
-    for name in seconds:
+    for name in later:
         ratio = record["ratio_to_products"].get(name)
         shown = "" if ratio is None else f"{ratio:.2f}"
         print(f"{name:24}{record['iteration_us'][name]:14.0f}{shown:>12}{record['compile_seconds'][name]:11.2f}")
-    with open(Path(__file__).with_name("history.jsonl"), "a") as file:
-        file.write(json.dumps(record) + "\n")
+    remember(record)
 
 
 if __name__ == "__main__":

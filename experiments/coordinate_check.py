@@ -71,6 +71,8 @@ class CoordinateCheck(AbstractStudy):
     The control's rate is the optimiser's own where width times depth is `reference`.
     """
 
+    precisions = ("float32", "float64")
+
     probe_size: int
     reference: int
 

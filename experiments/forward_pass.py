@@ -64,6 +64,8 @@ FLAT_FACTOR = 2
 class ForwardPass(AbstractStudy):
     """The forward pass of freshly drawn networks on the first `n_inputs` training inputs."""
 
+    precisions = ("float32", "float64")
+
     n_inputs: int
 
     def run(self, job: Job) -> None:

@@ -7,6 +7,7 @@ a cell are vmapped in packs.
 
 import itertools
 import json
+import math
 import os
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from pcexp.architecture import AbstractArchitecture
 from pcexp.cell import read_lines
 from pcexp.network import Network
 from pcexp.pack import ROWS_A_CALL, Pack, arithmetic, components, evaluate, in_floats, initial_network, lane_key
+from pcexp.progress import duration
 from pcexp.runner import AtEnd, Job, Stopped
 from pcexp.spec import Lane, insert
 from pcexp.targets import ALLOWED_TARGETS, build
@@ -212,6 +214,7 @@ class LaneTraining:
             tests, tested_at, rows, seconds = future.result()
         except jax.errors.JaxRuntimeError as error:
             return self._compiled(self._halves(pack, error))
+        twice = self.seconds_an_iteration.get(2 * len(pack.lanes), math.inf)
         self.seconds_an_iteration[len(pack.lanes)] = seconds
         tested = (
             {"lane": lane.name, "iteration": tested_at, **found}
@@ -238,6 +241,13 @@ class LaneTraining:
         if time.monotonic() - pack.saved_at > max(self.session.execution.checkpoint_s, 20 * pack.seconds_to_save):
             self._save(pack)
         left = (self.total - max(reached)) * seconds
+        minutes = self.session.execution.max_minutes
+        # What was not finished in the budget does not travel. Halves help where lanes share the device's time.
+        if minutes is not None and left > 30 * minutes and len(pack.lanes) > 1 and seconds < 0.75 * twice:
+            self.session.progress.say(
+                f"{len(pack.lanes)} lanes would take {duration(left)} of {minutes:g} min: in halves"
+            )
+            return self._compiled(pack.halves())
         if 2 * len(over) >= len(pack.lanes) and left / 2 > self.seconds_compile:
             return self._compiled([pack.part([i for i in range(len(pack.lanes)) if i not in over])])
         return (pack,)

@@ -130,6 +130,8 @@ class Job:
 
         For studies that do not train for long: lanes follow one another, and one that was cut off starts again.
         """
+        from pcexp.pack import arithmetic
+
         dataset = self.session.datasets(self.spec)
         self.cell.rewind({})
         for lane in self.lanes():
@@ -137,7 +139,8 @@ class Job:
                 raise Stopped
             start = time.perf_counter()
             try:
-                found = [{name: np.asarray(value) for name, value in row.items()} for row in rows(lane, dataset)]
+                with arithmetic(self.spec.training.precision):
+                    found = [{name: np.asarray(value) for name, value in row.items()} for row in rows(lane, dataset)]
             except jax.errors.JaxRuntimeError as error:  # out of memory, above all: other lanes and cells go on
                 reason = str(error).splitlines()[0][:300]
                 self.finish(lane, f"failed: {reason}", {})

@@ -98,6 +98,8 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
     if isinstance(parts["root_seed"], bool) or not isinstance(parts["root_seed"], int):
         raise SpecError(f"root_seed={parts['root_seed']!r}: a whole number is needed")
     study = built["study"]
+    if built["training"].precision not in study.precisions:
+        raise SpecError(f"precision={built['training'].precision}: this study takes {', '.join(study.precisions)}")
     identity = json.dumps(without_defaults(science) | {"revision": study.revision}, sort_keys=True)
     return Spec(
         **built,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import numpy as np
 
+from pcexp.network import Precision
+
 if TYPE_CHECKING:
     from pcexp.runner import Job
 
@@ -19,6 +21,8 @@ class AbstractStudy(eqx.Module):
     """
 
     revision: ClassVar[int] = 1
+    precisions: ClassVar[tuple[Precision, ...]] = ("float32", "bfloat16", "float64")
+    """Valid ones: bfloat16 is a way to train, and nothing to a study that computes otherwise."""
 
     @abc.abstractmethod
     def run(self, job: "Job") -> None:

@@ -15,6 +15,7 @@ from pcexp import lanes
 from pcexp.cell import Cell, read_lines
 from pcexp.collecting import thinned
 from pcexp.runner import Job, Session
+from pcexp.targets import SpecError
 
 Run = Callable[..., int]
 SEEDS = "lanes.seed=[0,1,2]"
@@ -53,6 +54,24 @@ def test_a_pack_that_the_memory_does_not_hold_runs_in_halves_and_says_so(
     single = rows(outputs.parent / "single", "train_error")
     assert losses.keys() == single.keys()
     np.testing.assert_allclose(list(losses.values()), [single[key] for key in losses], rtol=1e-4)
+
+
+def test_a_pack_that_would_take_more_than_half_of_the_budget_is_halved(
+    outputs: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call, sizes = lanes.Pack.call, set()
+
+    def slow(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
+        sizes.add(len(pack.lanes))
+        rows, _ = call(pack, data, spec, measure, n)
+        return rows, len(pack.lanes) * 120.0 / 300  # 300 iterations: two minutes a lane
+
+    monkeypatch.setattr(lanes.Pack, "call", slow)
+    monkeypatch.setattr(lanes.LaneTraining, "_call_size", lambda *_: 20)
+    asked = (*quick.LONG, "lanes.seed=[0,1,2,3]", "execution.pack_size=4")
+    assert run(*asked, "execution.max_minutes=8.5") == 0
+    assert sizes == {4, 2}
+    assert "4 lanes would take 7 min 28 s of 8.5 min: in halves" in capsys.readouterr().out
 
 
 def test_lanes_that_stand_at_different_iterations_do_not_share_a_pack(
@@ -171,6 +190,18 @@ def test_bfloat16_products_change_the_numbers_a_little_and_the_weights_stay_in_f
     (exact,) = quick.entries(other).values()
     assert entry["summary"]["test_loss"] == pytest.approx(exact["summary"]["test_loss"], rel=3e-2)
     assert entry["summary"]["test_loss"] != exact["summary"]["test_loss"]
+
+
+def test_a_study_that_does_not_train_refuses_bfloat16_before_anything_is_compiled() -> None:
+    base = (
+        "+experiment=forward_pass",
+        "scale=smoke",
+        "network.n_hidden=8",
+        "network.activation=tanh",
+        "protocol=published",
+    )
+    with pytest.raises(SpecError, match="precision=bfloat16: this study takes float32, float64"):
+        quick.cell("precision=bfloat16", base=base)
 
 
 def test_thinning_keeps_every_row_of_the_test_set() -> None:
