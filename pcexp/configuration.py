@@ -23,7 +23,7 @@ def by_scale(*values: Any, _root_: DictConfig) -> Any:
     return values[min(SCALES.index(scale), len(values) - 1)]
 
 
-def by_choice(group: str, options: Mapping[str | int, Any], *, _root_: DictConfig) -> Any:
+def by_choice(group: str, options: Mapping[Any, Any], *, _root_: DictConfig) -> Any:
     """The value that belongs to the chosen option of a config group, or to the value of a dotted key (`study.arm`).
 
     `default` stands for options that are not named. Under `hydra.sweeper.params` too, where the choices are Hydra's own.

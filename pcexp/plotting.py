@@ -82,9 +82,9 @@ def note(axis: Axes, text: str) -> None:
     )
 
 
-def legend(figure: Figure, handles: Sequence[Any]) -> None:
-    """One legend below all panels."""
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=min(len(handles), 6))
+def legend(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
+    """One legend below all panels, in so many columns at most."""
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=min(len(handles), columns))
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

@@ -1,0 +1,297 @@
+"""Figures of the study: columns are networks, seeds are shown one by one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from experiments.learning_depth.runs import (
+    BEST_BP,
+    BEST_EXACT,
+    EPS,
+    EQUILIBRIUM,
+    EXACT,
+    LAST_K,
+    MOVED,
+    PUBLISHED,
+    ROUND_OFF,
+    Arm,
+    Run,
+    Size,
+    ended,
+    layers,
+    moved,
+    published,
+)
+
+if TYPE_CHECKING:  # figures are imported when a run has ended, not before
+    from matplotlib.figure import Figure
+
+    from pcexp.records import Records
+
+COLOURS = {
+    "bp": "#3b6ea5",
+    "bp_last_layers": "#8fb8de",
+    "pc_activities": "#c1272d",
+    "pc": "#f0a202",
+    "pc_float64": "#d01c8b",
+    "pc_equilibrium": "#3a9b35",
+}
+"""BP and PC as published in the colours that they have everywhere."""
+
+
+class Shown(NamedTuple):
+    """An arm as a figure draws it."""
+
+    label: str
+    arm: Arm
+
+
+SHOWN = (
+    Shown("BP, best rate", BEST_BP),
+    Shown("BP, last k layers, published rates", LAST_K),
+    Shown("PC as published", PUBLISHED),
+    Shown("PC in deviations, published rates", Arm("pc", published)),
+    Shown(r"PC in float64, $\epsilon$ near 0, best rate", BEST_EXACT),
+    Shown("PC at equilibrium, best rate", EQUILIBRIUM),
+)
+
+
+def sizes_of(records: Records) -> list[Size]:
+    """All networks that some rule has runs of."""
+    return sorted({size for rule in COLOURS for size in ended(records, rule)}) or [Size("relu", 0, 0)]
+
+
+def done(records: Records, size: Size, arm: Arm) -> list[Run]:
+    """Runs of an arm at a size that ended with numbers."""
+    return [run for run in arm.choice(ended(records, arm.rule).get(size, {})) if run["outcome"] == "done"]
+
+
+def _line(axis: Any, y: np.ndarray, colour: str, marked: np.ndarray | None = None) -> None:
+    """A vector over layers; filled marks where `marked`, crosses elsewhere."""
+    x = np.arange(1, len(y) + 1)
+    axis.plot(x, y, "-", color=colour, lw=0.9, alpha=0.8)
+    if marked is not None:
+        axis.plot(x[marked], y[marked], "o", color=colour, ms=3.5)
+        axis.plot(x[~marked], y[~marked], "x", color=colour, ms=3.5, alpha=0.6)
+
+
+def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm]], at: int) -> Figure:
+    """Rows are norms and cosines, columns networks; lines are (form, colour, arm), in the first or the last row of a run."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    sizes = sizes_of(records)
+    figure, panels = plotting.panels(2, len(sizes), title, width=3.6)
+    for j, size in enumerate(sizes):
+        norm, cosine = panels[0, j], panels[1, j]
+        n = 0
+        for form, colour, arm in lines:
+            for run in done(records, size, arm):
+                row = records.lane(run["cell"], run["lane"]).row(at, named=True)
+                y = layers(run, f"{form}_norm", row)
+                marked = layers(run, "activities_error", row) < ROUND_OFF if form == "activities" else None
+                _line(norm, np.where(y > 0, y, math.nan), COLOURS[colour], marked)
+                if form != "bp":
+                    _line(cosine, layers(run, f"{form}_cosine", row), COLOURS[colour], marked)
+                n += 1
+        norm.set_title(str(size), loc="left")
+        if norm.lines:
+            norm.set_yscale("log")
+        else:
+            plotting.note(norm, "no runs yet")
+        plotting.caption(norm, records.about, n)
+        cosine.set_ylim(-0.45, 1.05)
+        cosine.set_xlabel("layer (1: input side)")
+    panels[0, 0].set_ylabel("norm of the layer's gradient")
+    panels[1, 0].set_ylabel("cosine with BP's")
+    names = {"bp": "BP", "pc_activities": "PC as published (activities)", "pc": "PC, deviations"}
+    names |= {"pc_float64": "PC, deviations, float64", "pc_equilibrium": "PC, equilibrium"}
+    marks = [Line2D([], [], color=COLOURS[colour], label=names[colour]) for _, colour, _ in lines]
+    for marker, label in (("o", "above round-off"), ("x", "round-off")):
+        marks.append(Line2D([], [], color=COLOURS["pc_activities"], marker=marker, ls="", ms=4, label=label))
+    plotting.legend(figure, marks, columns=2 * len(sizes))
+    return figure
+
+
+def figure_start(records: Records) -> Figure:
+    """Gradient of every layer on the initial weights: its norm, and its cosine with BP's; one line a seed."""
+    lines = [("bp", "bp", PUBLISHED), ("equilibrium", "pc_equilibrium", PUBLISHED), ("deviations", "pc_float64", EXACT)]
+    lines += [("deviations", "pc", PUBLISHED), ("activities", "pc_activities", PUBLISHED)]
+    return _gradients(records, "Gradients on the initial weights", lines, 0)
+
+
+def figure_end(records: Records) -> Figure:
+    """The same on the weights that each rule ended with (BP's norm on its own); one line a seed."""
+    lines = [("bp", "bp", BEST_BP), ("equilibrium", "pc_equilibrium", EQUILIBRIUM)]
+    lines += [("deviations", "pc_float64", BEST_EXACT), ("activities", "pc_activities", PUBLISHED)]
+    return _gradients(records, "Gradients on the weights that each rule ends with", lines, -1)
+
+
+GRIDS = {
+    "grid_above": "layers above round-off\n(activities, float32)",
+    "grid_alive": "layers with a gradient\n(deviations, float32)",
+    "grid_cosine": "mean cosine with BP's\n(deviations)",
+    "grid_closed": "closed fraction\nof the energy gap",
+}
+
+
+def figure_grid(records: Records) -> Figure:
+    """Inference by T and beta on the initial weights: layers reached, cosine, closed fraction; means over seeds."""
+    from pcexp import plotting
+
+    sizes = sizes_of(records)
+    figure, panels = plotting.panels(len(GRIDS), len(sizes), "Reach of inference on the initial weights", width=3.2)
+    for j, size in enumerate(sizes):
+        runs = done(records, size, LAST_K)
+        for i, (name, label) in enumerate(GRIDS.items()):
+            axis, most = panels[i, j], size.n_hidden + 1 if name in ("grid_above", "grid_alive") else 1
+            plotting.caption(axis, records.about, len(runs))
+            axis.grid(False)
+            if j == 0:
+                axis.set_ylabel(f"{label}\n\nsteps T")
+            if i == 0:
+                axis.set_title(str(size), loc="left", pad=12)
+            if i == len(GRIDS) - 1:
+                axis.set_xlabel(r"$\beta$ per sample (published: 0.0078)")
+            if not runs:
+                plotting.note(axis, "no runs yet")
+                continue
+            about = runs[0]
+            horizons, betas = (json.loads(about[f"config.study.{key}"]) for key in ("horizons", "activity_lrs"))
+            shape = (len(horizons), len(betas))
+            cells = [[run.get(f"{name}_{k + 1}") for k in range(len(horizons) * len(betas))] for run in runs]
+            values = np.mean(np.array(cells, float), axis=0).reshape(shape)
+            axis.imshow(values, vmin=0, vmax=most, cmap="viridis", aspect="auto")
+            for (row, column), value in np.ndenumerate(values):
+                text = (
+                    f"{value:.3g}"
+                    if most > 1
+                    else f"{value:.2f}"
+                    if value >= 0
+                    else "n.a."
+                    if math.isnan(value)
+                    else "< 0"
+                )
+                shade = "white" if not value > 0.6 * most else "black"
+                axis.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
+            axis.set_xticks(range(len(betas)), [f"{beta:.2g}" for beta in betas])
+            steps = [max(1, round(multiple * about["config.study.max_steps"])) for multiple in horizons]
+            axis.set_yticks(range(len(steps)), [str(t) for t in steps])
+    return figure
+
+
+def figure_movement(records: Records) -> Figure:
+    """How far each layer's weights moved in training, by rule; one line a seed."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    sizes = sizes_of(records)
+    shown = [one for one in SHOWN if one.arm.rule != "pc" or one.arm.choice is not published]
+    figure, panels = plotting.panels(1, len(sizes), "Movement of the weights in training", width=3.6, height=2.8)
+    for j, size in enumerate(sizes):
+        axis, n = panels[0, j], 0
+        for one in shown:
+            for run in done(records, size, one.arm):
+                y = layers(run, "movement", run)
+                _line(axis, np.where(y > 0, y, math.nan), COLOURS[one.arm.rule])
+                n += 1
+        axis.axhline(MOVED, color="#555555", lw=0.7, ls=":")
+        axis.set_yscale("log")
+        axis.set_title(str(size), loc="left")
+        axis.set_xlabel("layer (1: input side)")
+        plotting.caption(axis, records.about, n)
+        if not n:
+            plotting.note(axis, "no runs yet")
+    panels[0, 0].set_ylabel(r"$\|W - W_0\| / \|W_0\|$")
+    marks = [Line2D([], [], color=COLOURS[one.arm.rule], label=one.label) for one in shown]
+    marks.append(Line2D([], [], color="#555555", lw=0.7, ls=":", label=f"has moved ({MOVED})"))
+    plotting.legend(figure, marks, columns=max(1, 3 * len(sizes) // 2))
+    return figure
+
+
+def figure_accuracy(records: Records) -> Figure:
+    """Test accuracy by rule and rates: one point a seed."""
+    from pcexp import plotting
+
+    sizes = sizes_of(records)
+    figure, panels = plotting.panels(1, len(sizes), "Test accuracy by rule", width=3.4, height=2.6)
+    for j, size in enumerate(sizes):
+        axis, n = panels[0, j], 0
+        for i, one in enumerate(SHOWN):
+            runs = one.arm.choice(ended(records, one.arm.rule).get(size, {}))
+            values = [100 * run["test_accuracy"] for run in runs if run["outcome"] == "done"]
+            axis.plot(values, [i] * len(values), "o", color=COLOURS[one.arm.rule], ms=5, alpha=0.7)
+            if len(values) < len(runs):
+                axis.text(0.02, i, "diverged", transform=axis.get_yaxis_transform(), va="center", fontsize=7)
+            n += len(runs)
+        axis.set_ylim(len(SHOWN) - 0.5, -0.5)
+        axis.set_yticks(range(len(SHOWN)), [one.label for one in SHOWN] if j == 0 else [""] * len(SHOWN))
+        axis.set_xlabel("test accuracy (%)")
+        axis.set_title(str(size), loc="left")
+        plotting.caption(axis, records.about, n)
+    return figure
+
+
+def figure_eps(records: Records) -> Figure:
+    """Accuracy and the number of layers that moved against Adam's eps, gradients in deviations: one point a seed."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    sizes = sizes_of(records)
+    curves = [("pc", 0.1, "^"), ("pc", 0.01, "o"), ("pc_float64", 0.01, "s")]
+    figure, panels = plotting.panels(2, len(sizes), "Adam's eps, with gradients free of round-off", width=3.4)
+    for j, size in enumerate(sizes):
+        top, bottom = panels[:, j]
+        n = 0
+        for rule, eta, marker in curves:
+            runs = [
+                run for rates, found in ended(records, rule).get(size, {}).items() if rates.eta == eta for run in found
+            ]
+            for run in runs:
+                style = {"color": COLOURS[rule], "ms": 4, "alpha": 0.7, "mec": "white", "mew": 0.3}
+                if run["outcome"] == "done":
+                    top.plot(run[EPS], 100 * run["test_accuracy"], marker, **style)
+                    bottom.plot(run[EPS], moved(run), marker, **style)
+                else:
+                    top.plot(run[EPS], 0.03, "x", color=COLOURS[rule], transform=top.get_xaxis_transform())
+            n += len(runs)
+        best_bp = [100 * run["test_accuracy"] for run in done(records, size, BEST_BP)]
+        for value in best_bp:
+            top.axhline(value, color=COLOURS["bp"], lw=0.8)
+        bottom.axhline(size.n_hidden + 1, color="#555555", lw=0.7, ls=":")
+        for axis in (top, bottom):
+            axis.set_xscale("log")
+            axis.invert_xaxis()
+        bottom.set_ylim(0, 1.1 * (size.n_hidden + 1))
+        bottom.set_xlabel(r"Adam's $\epsilon$")
+        top.set_title(str(size), loc="left")
+        plotting.caption(top, records.about, n)
+    panels[0, 0].set_ylabel("test accuracy (%)")
+    panels[1, 0].set_ylabel(f"layers that moved by > {MOVED}")
+    marks = [
+        Line2D([], [], color=COLOURS[rule], marker=marker, ls="", ms=4, label=rf"{'float64' if '64' in rule else 'float32'}, $\eta$ = {eta}")
+        for rule, eta, marker in curves
+    ]  # fmt: skip
+    marks += [Line2D([], [], color=COLOURS["bp"], lw=0.8, label="BP, best rate")]
+    marks += [Line2D([], [], color="#555555", lw=0.7, ls=":", label="all layers")]
+    marks += [Line2D([], [], color="#555555", marker="x", ls="", ms=5, label="diverged")]
+    plotting.legend(figure, marks, columns=2 * len(sizes))
+    return figure
+
+
+FIGURES = {
+    "start": figure_start,
+    "end": figure_end,
+    "grid": figure_grid,
+    "movement": figure_movement,
+    "accuracy": figure_accuracy,
+    "eps": figure_eps,
+}
