@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
-from pcexp.activation import Activation
+from pcexp.activation import Activation, Output
 from pcexp.network import AbstractSegment, Convolution, Dense, Network
 from pcexp.parameterisation import AbstractParameterisation, LayerPosition, default_bias
 
@@ -55,6 +55,7 @@ class FullyConnected(AbstractArchitecture):
     biases: bool = False
     skips: bool = False
     segment_size: int | None = None
+    output: Output = "linear"
     flat_inputs = True
 
     def __check_init__(self) -> None:
@@ -73,7 +74,7 @@ class FullyConnected(AbstractArchitecture):
         key: PRNGKeyArray,
     ) -> Network:
         depth = self.n_hidden + 1
-        draw = _Draw(parameterisation, depth, self.activation, self.form, self.biases, self.skips, key)
+        draw = _Draw(parameterisation, depth, self.activation, self.form, self.biases, self.skips, self.output, key)
         hidden = [
             draw.segment(layers, self.width, self.width)
             for layers in _cut(range(2, depth), self.segment_size or default_segment_size(depth - 2))
@@ -93,6 +94,7 @@ class Convolutional(AbstractArchitecture):
     activation: Activation
     kernel_size: int = 3
     pool: int = 2
+    output: Output = "linear"
     flat_inputs = False
 
     def build(
@@ -118,7 +120,7 @@ class Convolutional(AbstractArchitecture):
             segments.append(Convolution(weight, bias, a, False, "linear", self.activation, self.pool))
             height, width, c_in = height // self.pool, width // self.pool, c_out
         sizes = [height * width * c_in, *self.widths, d_out]
-        draw = _Draw(parameterisation, depth, self.activation, "post", False, False, key)
+        draw = _Draw(parameterisation, depth, self.activation, "post", False, False, self.output, key)
         for index, (d_in, d) in enumerate(itertools.pairwise(sizes), start=len(self.channels) + 1):
             segments.append(draw.segment(range(index, index + 1), d_in, d))
         return Network(tuple(segments))
@@ -133,10 +135,11 @@ class _Draw(NamedTuple):
     form: Form
     biases: bool
     skips: bool
+    output: Output
     key: PRNGKeyArray
 
     def segment(self, layers: range, d_in: int, d_out: int) -> Dense:
-        """Layers of equal shape as one segment. phi never acts on x, the output is linear, the ends have no skip."""
+        """Layers of equal shape as one segment. phi never acts on x nor on the output, the ends have no skip."""
         positions = [LayerPosition(index, self.depth, d_in, self.skips, self.activation) for index in layers]
         weights, biases = [], []
         for at in positions:
@@ -151,7 +154,7 @@ class _Draw(NamedTuple):
             self.parameterisation.premultiplier(positions[0]),
             skip=self.skips and 1 < layers[0] < self.depth,
             before=self.activation if self.form == "pre" and layers[0] > 1 else "linear",
-            after=self.activation if self.form == "post" and layers[0] < self.depth else "linear",
+            after=self.output if layers[0] == self.depth else self.activation if self.form == "post" else "linear",
         )
 
 

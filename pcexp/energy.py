@@ -137,6 +137,8 @@ def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activi
 
 def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:
     """Energies F_l = 1/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
+    if network.output == "softmax":
+        raise ValueError("the energy of a softmax output is no function of its error: choose network.output=linear")
     axes, _ = batch_axes_of(network)
     return jnp.concatenate(
         [
@@ -162,8 +164,18 @@ def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out bat
 
 
 def loss(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:
-    """Loss 1/(2B) sum_b ||y - f(x)||^2: the energy at the forward pass, on one scale for PC and BP."""
-    return jnp.sum(jnp.square(y - outputs(network, x))) / (2 * y.shape[-1])
+    """Loss 1/(2B) sum_b ||y - f(x)||^2: the energy at the forward pass, on one scale for PC and BP.
+
+    Of a softmax output the cross-entropy -1/B sum_b sum_k y log f(x).
+    """
+    return loss_at(network, forward_pass(network, x), y)
+
+
+def loss_at(network: Network, at: ForwardPass, y: Float[Array, "d_out batch"]) -> Float[Array, ""]:
+    """The loss, of a forward pass that is known."""
+    if network.output == "softmax":
+        return -jnp.sum(y * jax.nn.log_softmax(at.references[-1].linear[0], axis=0)) / y.shape[-1]
+    return jnp.sum(jnp.square(y - at.activities[-1][0])) / (2 * y.shape[-1])
 
 
 def accuracy(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.activation import Activation, activate, activation_difference, max_pool, max_pool_difference
+from pcexp.activation import Activation, Output, activate, activation_difference, max_pool, max_pool_difference
 
 Precision = Literal["float32", "bfloat16", "float64"]
 """How products are computed. With bfloat16 their factors are rounded, but for those of the forward pass, where a rounding
@@ -46,7 +46,7 @@ class AbstractSegment(eqx.Module):
     premultiplier: eqx.AbstractVar[float]
     skip: eqx.AbstractVar[bool]
     before: eqx.AbstractVar[Activation]
-    after: eqx.AbstractVar[Activation]
+    after: eqx.AbstractVar[Activation | Output]
     batch_axis: eqx.AbstractClassVar[int]
 
     @property
@@ -155,7 +155,7 @@ class Dense(AbstractSegment):
     premultiplier: float = eqx.field(static=True)
     skip: bool = eqx.field(static=True)
     before: Activation = eqx.field(static=True)
-    after: Activation = eqx.field(static=True)
+    after: Activation | Output = eqx.field(static=True)
     batch_axis = -1  # feature-major: W @ Z with the batch as columns was the fastest layout
 
     def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth d_out"]:
@@ -292,6 +292,11 @@ class Network(eqx.Module):
     def input_batch_axis(self) -> int:
         """Position of the batch axis in the inputs x."""
         return self.segments[0].batch_axis
+
+    @property
+    def output(self) -> Output:
+        """What the output layer ends in; with softmax its energy is the cross-entropy."""
+        return "softmax" if self.segments[-1].after == "softmax" else "linear"
 
     @property
     def is_linear(self) -> bool:

@@ -153,8 +153,11 @@ class Pack:
 
 
 def evaluate(network: Network, dataset: Dataset, *, stacked: bool = False, examples: int = 1000) -> dict[str, Any]:
-    """Test loss 1/(2n) sum ||y - f(x)||^2 and test accuracy over all test examples; of each lane of a `stacked` network."""
-    n, right, squared = len(dataset.test.x), 0.0, 0.0
+    """Test loss and test accuracy over all test examples; of each lane of a `stacked` network.
+
+    The loss is 1/(2n) sum ||y - f(x)||^2, or -1/n sum y log f(x) of a softmax output.
+    """
+    n, right, total = len(dataset.test.x), 0.0, 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # of a lane that diverged
         for i in range(0, n, examples):
             x, y = (
@@ -163,8 +166,12 @@ def evaluate(network: Network, dataset: Dataset, *, stacked: bool = False, examp
             )
             f = np.asarray((_outputs_of_lanes if stacked else _outputs)(network, x))
             right = right + np.sum(np.argmax(f, axis=-2) == np.argmax(y, axis=0), axis=-1)
-            squared = squared + np.sum((y - f) ** 2, axis=(-2, -1), dtype=float)
-    return {"test_loss": np.asarray(squared / (2 * n)).tolist(), "test_accuracy": np.asarray(right / n).tolist()}
+            if network.output == "softmax":
+                losses = -y * np.log(np.maximum(f, np.finfo(f.dtype).tiny))
+            else:
+                losses = (y - f) ** 2 / 2
+            total = total + np.sum(losses, axis=(-2, -1), dtype=float)
+    return {"test_loss": np.asarray(total / n).tolist(), "test_accuracy": np.asarray(right / n).tolist()}
 
 
 def _test_outputs(network: Network, x: jax.Array) -> jax.Array:

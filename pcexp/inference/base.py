@@ -108,6 +108,11 @@ class AbstractInference(eqx.Module):
 
     def check(self, network: Network) -> None:
         """Raise ValueError where this solver cannot work on a network; called before anything is compiled."""
+        if network.output == "softmax":
+            raise ValueError(
+                "inference: this solver is for squared errors; with network.output=softmax choose gradient_descent, "
+                "with max_halvings=0"
+            )
 
 
 def segment_gradient(errors: Array, pull: Array | None, above: Float[Array, "..."]) -> Float[Array, "depth ..."]:

@@ -16,7 +16,7 @@ from pcexp.inference.base import (
     root_mean_square,
     segment_gradient,
 )
-from pcexp.network import Activities
+from pcexp.network import Activities, Network
 
 
 class GradientDescent(AbstractInference):
@@ -61,6 +61,10 @@ class GradientDescent(AbstractInference):
 
     def forward_passes(self) -> float:
         return 2.0 * (self.max_steps + 1)
+
+    def check(self, network: Network) -> None:
+        if self.max_halvings:  # they look at the energy
+            super().check(network)
 
     def _fixed(self, problem: InferenceProblem, start: Activities) -> tuple[Activities, Int[Array, ""], Int[Array, ""]]:
         tops = list(itertools.accumulate(segment.depth for segment in problem.network.segments))

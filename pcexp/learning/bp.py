@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import backpropagated, energy_gradient, forward_pass
+from pcexp.energy import backpropagated, energy_gradient, forward_pass, loss_at
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
 from pcexp.network import Network, Precision
 
 
 class BP(AbstractLearning):
-    """Backpropagation: the gradient of the loss 1/(2B) sum ||y - f(x)||^2, times an explicit scale.
+    """Backpropagation: the gradient of the loss, 1/(2B) sum ||y - f(x)||^2 or cross-entropy, times an explicit scale.
 
     With `last_layers` k only the last k weight matrices learn; the gradient of the others is exactly zero.
     """
@@ -39,7 +39,7 @@ class BP(AbstractLearning):
         gradient = energy_gradient(low, x, at.activities, backpropagated(low, at, error))
         if self.last_layers is not None:
             gradient = last_layers_of(gradient, self.last_layers)
-        factor, loss = gradient_factor(self.gradient_scale, y), jnp.sum(jnp.square(error)) / (2 * y.shape[-1])
+        factor, loss = gradient_factor(self.gradient_scale, y), loss_at(network, at, y)
         return WeightGradient(
             jax.tree.map(lambda g: factor * g, gradient), loss, {"gradient_factor": jnp.asarray(factor)}
         )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import energy_gradient
+from pcexp.energy import energy_gradient, loss_at
 from pcexp.inference.base import AbstractInference, InferenceProblem
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
 from pcexp.network import Network, Precision
@@ -29,7 +29,7 @@ class PC(AbstractLearning):
         equilibrium = self.inference.solve(problem, key=key)
         gradient = energy_gradient(problem.network, x, equilibrium.activities, equilibrium.errors)
         factor = gradient_factor(self.gradient_scale, y)
-        loss = jnp.sum(jnp.square(y - problem.at.activities[-1][0])) / (2 * y.shape[-1])
+        loss = loss_at(problem.network, problem.at, y)
         diagnostics = {
             "gradient_factor": jnp.asarray(factor),
             "inference_residual": equilibrium.residual,

@@ -25,6 +25,7 @@ OTHER = {
     "learning.gradient_scale": "batch_mean",
     "network.activation": "tanh",
     "network.form": "pre",
+    "network.output": "softmax",
 }
 """Another valid word for leaves that are words."""
 TARGETS = {
