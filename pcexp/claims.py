@@ -6,13 +6,15 @@ left out silently, and a verdict at less than thesis scale never closes a thesis
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from pcexp.records import Records
 
+Run = Mapping[str, Any]
+"""One row of the table of runs."""
 Status = Literal["reproduced", "not_reproduced", "insufficient"]
 
 
@@ -79,6 +81,11 @@ def spread(values: Sequence[float | Ratio]) -> str:
     ratios = [v if isinstance(v, Ratio) else Ratio(v, "exact") for v in values]
     known = [str(r) for r in sorted((r for r in ratios if np.isfinite(r.value)), key=lambda r: r.value)]
     return ", ".join(known) if len(known) <= 3 else f"{known[0]} to {known[-1]}"
+
+
+def ended(records: "Records") -> list[Run]:
+    """Runs that ended, with numbers or diverged; not those that failed."""
+    return [run for run in records.runs.iter_rows(named=True) if run["outcome"] in ("done", "diverged")]
 
 
 def insufficient(records: "Records", expected: str, why: str) -> Verdict:
