@@ -5,7 +5,8 @@
 
 One step: batch 64, T = H inference steps in deviations, Adam. The ceiling is the same products in one jitted loop, in the same
 order, shapes, layout and precision and with the same segments skipped: forward pass, inference, errors at its end, weight
-gradients. Nothing else of the step is in it. One line a size goes to benchmarks/history.jsonl.
+gradients. Nothing else of the step is in it. Beside it the same step of a linear net, which has no tanh (what is left to the
+ceiling there is memory traffic and additions), and the step in bfloat16. One line a size goes to benchmarks/history.jsonl.
 """
 
 import json
@@ -22,10 +23,11 @@ from jax import lax
 from jaxtyping import Array
 from run import about_here, medians, observe, product_rate
 
+from pcexp.activation import Activation
 from pcexp.architecture import FullyConnected
 from pcexp.inference import GradientDescent
 from pcexp.learning import PC
-from pcexp.network import Network
+from pcexp.network import Network, Precision
 from pcexp.parameterisation import MuPC
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
@@ -33,9 +35,9 @@ SIZES = ((128, 8), (128, 32), (128, 128), (512, 8), (512, 32))
 D_IN, D_OUT, BATCH = 784, 10, 64
 
 
-def network(width: int, n_hidden: int) -> Network:
+def network(width: int, n_hidden: int, activation: Activation = "tanh") -> Network:
     """The residual net of chapter 5."""
-    architecture = FullyConnected(width, n_hidden, "tanh", form="pre", skips=True)
+    architecture = FullyConnected(width, n_hidden, activation, form="pre", skips=True)
     return architecture.build(MuPC(), (D_IN,), D_OUT, key=jr.key(0))
 
 
@@ -86,7 +88,7 @@ def bare_products(net: Network, steps: int, iterations: int) -> Callable[[], Non
     return lambda: jax.block_until_ready(run(first, tuple(hidden), last))
 
 
-def training_step(net: Network, steps: int, iterations: int) -> Callable[[], None]:
+def training_step(net: Network, steps: int, iterations: int, precision: Precision = "float32") -> Callable[[], None]:
     """The platform's training loop, with the loss recorded every tenth iteration."""
     x, y = jr.normal(jr.key(1), (1280, D_IN)), jr.normal(jr.key(2), (1280, D_OUT))
     data = TrainingSet(x, y, x[:BATCH].T, y[:BATCH].T)
@@ -94,7 +96,8 @@ def training_step(net: Network, steps: int, iterations: int) -> Callable[[], Non
     learning = eqx.tree_at(lambda rule: rule.inference.activity_lr, learning, jnp.float32(0.5 / BATCH))
     optimiser = eqx.Partial(optax.adam, learning_rate=jnp.float32(1e-6))
     state = initial_state(net, optimiser, key=jr.key(3))
-    training, count = Training(BATCH, 10**6, 10), jnp.asarray(iterations, jnp.int32)
+    training = Training(BATCH, 10**6, 10, precision=precision)
+    count = jnp.asarray(iterations, jnp.int32)
     return lambda: jax.block_until_ready(advance(state, learning, optimiser, data, training, observe, 256, count))
 
 
@@ -110,19 +113,29 @@ def main() -> None:
     sizes = [(asked[0], asked[1])] if asked else SIZES
     record = {"benchmark": "depth", "about": about_here(), "gflops_2048": product_rate(), "sizes": {}}
     print(f"2048^3 product {record['gflops_2048']:.0f} GFLOP/s")
-    print(f"{'N':>5}{'H':>5}{'ms/step':>10}{'products':>10}{'fraction':>10}{'GFLOP/s':>9}{'compile s':>11}")
+    print(
+        f"{'N':>5}{'H':>5}{'ms/step':>10}{'products':>10}{'fraction':>10}{'linear':>8}{'bf16 ms':>9}{'GFLOP/s':>9}{'compile s':>11}"
+    )
     for width, n_hidden in sizes:
         net = network(width, n_hidden)
         # Enough iterations for a second or so.
         n = max(2, min(100, int(5e10 / products_flops(width, n_hidden))))
-        step, bare = "training step", "bare products"
+        step, bare, linear, low = "training step", "bare products", "linear", "bfloat16"
         first, seconds = medians(
-            {step: training_step(net, n_hidden, n), bare: bare_products(net, n_hidden, n)}, repeats=5
+            {
+                step: training_step(net, n_hidden, n),
+                bare: bare_products(net, n_hidden, n),
+                linear: training_step(network(width, n_hidden, "linear"), n_hidden, n),
+                low: training_step(net, n_hidden, n, "bfloat16"),
+            },
+            repeats=5,
         )
         found = {
             "step_ms": 1e3 * seconds[step] / n,
             "products_ms": 1e3 * seconds[bare] / n,
             "fraction_of_ceiling": seconds[bare] / seconds[step],
+            "linear_fraction": seconds[bare] / seconds[linear],
+            "bfloat16_ms": 1e3 * seconds[low] / n,
             # As if nothing were skipped: work that is not done counts as done.
             "gflops_unskipped": products_flops(width, n_hidden) / (seconds[step] / n) / 1e9,
             "compile_s": first[step] - seconds[step],
@@ -130,7 +143,7 @@ def main() -> None:
         record["sizes"][f"{width},{n_hidden}"] = found
         print(
             f"{width:5}{n_hidden:5}{found['step_ms']:10.2f}{found['products_ms']:10.2f}{found['fraction_of_ceiling']:10.2f}"
-            f"{found['gflops_unskipped']:9.0f}{found['compile_s']:11.2f}"
+            f"{found['linear_fraction']:8.2f}{found['bfloat16_ms']:9.2f}{found['gflops_unskipped']:9.0f}{found['compile_s']:11.2f}"
         )
     with open(Path(__file__).with_name("history.jsonl"), "a") as file:
         file.write(json.dumps(record) + "\n")

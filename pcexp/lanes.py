@@ -94,7 +94,8 @@ class LaneTraining:
             network = initial_network(self.spec, lane, self.dataset)
             if not states:
                 self.spec.learning.check(network)
-                self.data = TrainingSet(x, y, batch_layout(network, x[:probe_size]), y[:probe_size].T)
+                probe = batch_layout(network, x[:probe_size])
+                self.data = TrainingSet(x, y, probe, y[:probe_size].T, self.dataset.augment)
             _, learning, optimiser = components(self.spec, lane)
             fresh = initial_state(network, optimiser, key=lane_key(self.spec, lane, 1))
             state, self.seconds_before[lane.name] = self._resume(lane, fresh)

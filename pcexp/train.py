@@ -16,6 +16,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from pcexp.data.augmentation import Augment
 from pcexp.data.batches import batch_indices, epoch_permutation
 from pcexp.learning import AbstractLearning, WeightGradient
 from pcexp.network import Network, Precision
@@ -62,12 +63,16 @@ class TrainState(eqx.Module):
 
 
 class TrainingSet(eqx.Module):
-    """Training examples on the device (examples first) and a fixed probe batch in the network's batch layout."""
+    """Training examples on the device (examples first) and a fixed probe batch in the network's batch layout.
+
+    `augment` changes the examples of a batch as it is drawn.
+    """
 
     x: Float[Array, "examples ..."]
     y: Float[Array, "examples d_out"]
     probe_x: Float[Array, "..."]
     probe_y: Float[Array, "d_out probe"]
+    augment: Augment | None = None
 
 
 class Observation(NamedTuple):
@@ -152,7 +157,10 @@ def _advance(
 
     def gradient(state: TrainState, order: Array, learning: AbstractLearning, t: Array) -> tuple[WeightGradient, Array]:
         index = batch_indices(order, t % per_epoch, batch_size)
-        x, y = batch_layout(state.network, data.x[index]), data.y[index].T
+        examples = data.x[index]
+        if data.augment is not None:
+            examples = data.augment(examples, key=jax.random.fold_in(jax.random.fold_in(state.key, 2), t))
+        x, y = batch_layout(state.network, examples), data.y[index].T
         key = jax.random.fold_in(jax.random.fold_in(state.key, 1), t)
         out = learning.gradient(state.network, x, y, precision=training.precision, key=key)
         return out, jnp.isfinite(out.loss) & jnp.isfinite(jnp.sum(weight_norms(out.gradient)))

@@ -1,5 +1,6 @@
 """Data: generated tasks, bundled data sets and image sets from prepared copies, as splits of host arrays."""
 
+from pcexp.data.augmentation import Augment, Augmentation
 from pcexp.data.batches import batch_indices, epoch_permutation, n_batches
 from pcexp.data.bundled import Digits, Mnist1D
 from pcexp.data.dataset import AbstractData, DataError, Dataset, Split
@@ -9,6 +10,8 @@ from pcexp.data.tfds import Published, Tfds
 
 __all__ = [
     "AbstractData",
+    "Augment",
+    "Augmentation",
     "DataError",
     "Dataset",
     "Digits",

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int
 
+from pcexp.data.augmentation import Augment
+
 
 class DataError(Exception):
     """Data that are absent or unusable: what was looked for, where, and what to run."""
@@ -41,6 +43,8 @@ class Dataset:
     """Why results are not comparable with published ones; empty where they are."""
     checksum: str
     """sha256 of the raw arrays (training images, labels, test images, labels): of the source, whatever the split."""
+    augment: Augment | None = None
+    """What happens to the images of a training batch; the splits hold them unchanged."""
 
     def __post_init__(self) -> None:
         for split in (self.train, self.validation, self.test):
@@ -62,6 +66,7 @@ class Dataset:
             train=self.train.flattened(),
             validation=self.validation.flattened(),
             test=self.test.flattened(),
+            augment=self.augment and replace(self.augment, flat=True),
         )
 
 

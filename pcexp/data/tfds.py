@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int, UInt8
 
 from pcexp.data import cache, copies
+from pcexp.data.augmentation import Augment, Augmentation
 from pcexp.data.copies import RawImages
 from pcexp.data.dataset import AbstractData, Dataset, Split, check_splitting, holdout, one_hot
 
@@ -59,6 +60,8 @@ class Tfds(AbstractData):
     split_seed: int
     limit: int | None
     """Training examples kept, the first after the split; null keeps all."""
+    augmentation: Augmentation | None = None
+    """Of training batches; null changes nothing."""
 
     def __post_init__(self) -> None:
         check_splitting(validation_fraction=self.validation_fraction, limit=self.limit)
@@ -81,7 +84,13 @@ class Tfds(AbstractData):
             test=Split(self.normalised(raw.x_test, np.arange(len(raw.x_test))), y_test),
             caveat=self.published.caveat(raw, checksum),
             checksum=checksum,
+            augment=None if self.augmentation is None else self._augment(self.augmentation, raw),
         )
+
+    def _augment(self, augmentation: Augmentation, raw: RawImages) -> Augment:
+        black = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        height, width, channels = raw.x_train.shape[1:]
+        return Augment(augmentation, (height, width, channels), black)
 
     def normalised(
         self, images: UInt8[np.ndarray, "n height width channels"], examples: Int[np.ndarray, " m"]
