@@ -4,6 +4,7 @@ A rule is total: it answers on any records. Runs that were asked for and are mis
 left out silently, and a verdict at less than thesis scale never closes a thesis-scale claim (its scale is printed with it).
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -88,9 +89,15 @@ def ended(records: "Records") -> list[Run]:
     return [run for run in records.runs.iter_rows(named=True) if run["outcome"] in ("done", "diverged")]
 
 
-def insufficient(records: "Records", expected: str, why: str) -> Verdict:
-    """The verdict where records cannot decide, with the command that would settle it."""
-    return Verdict("insufficient", why, f"run {records.command}", expected, 0, records.scale)
+def insufficient(
+    records: "Records", expected: str, why: str, *, data: str | None = None, scale: str | None = None
+) -> Verdict:
+    """The verdict where records cannot decide, with the command that would settle it: of other data or another scale, perhaps."""
+    command = records.command
+    for key, value in (("data", data), ("scale", scale)):
+        if value is not None:
+            command = re.sub(rf" {key}=\S+", "", command) + f" {key}={value}"
+    return Verdict("insufficient", why, f"run {command}", expected, 0, records.scale)
 
 
 class Case(NamedTuple):

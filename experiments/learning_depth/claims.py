@@ -90,8 +90,7 @@ def _all_of_a_hundred(records: Records) -> Verdict:
     expected = f"one rule whose layers all move by > {MOVED}, every seed, with an accuracy within 2 points of BP's best"
     deep = {size: found for size, found in by_network(records, "bp").items() if size.n_hidden >= 100}
     if not deep:
-        answer = insufficient(records, expected, "no networks of 100 layers or more were trained at this scale")
-        return dataclasses.replace(answer, interval="run " + records.command.replace("scale=small", "scale=thesis"))
+        return insufficient(records, expected, "no networks of 100 layers or more were trained here", scale="thesis")
     cases, observed, n = {}, [], 0
     for size, by_rates in deep.items():
         values, shown = [], False

@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # figures are imported when a run has ended, not before
 
     from pcexp.records import Records
 
+CLOSE_UP = 60
 Curves = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 
 
@@ -124,6 +125,9 @@ def _shaded(records: Records, arm: str, size: Callable[[Run], int], letter: str,
                 _draw(panels[i, j], curves, [run for run in depth if size(run) == value], colour, ls=":", lw=0.9)
             title = f"{protocol}, {plotting.written(activation)}"
             _finish(panels[i, j], records, title, [*own, *depth], last=i == len(PROTOCOLS) - 1, first=j == 0)
+            ends = [percent(run) for run in (*own, *depth)]
+            if ends and min(ends) > CLOSE_UP and not any(map(failed, (*own, *depth))):
+                panels[i, j].set_ylim(CLOSE_UP, 100)  # curves lie close, and they all begin at chance
     dotted = [("dotted: T = H", "#555555", ":")] if arm == "one_step" else []
     plotting.legend(
         figure, _marks(*((f"{letter} = {value}", colour, "-") for value, colour in colours.items()), *dotted)

@@ -50,7 +50,7 @@ def _judged(records: Records, expected: str, cases: Kinds, used: Iterable[Record
     n = sum(len(runs_of(part)) for part in used)
     missing = sum(len(part.asked) for part in used) - n
     if not any(cases.values()) and not missing:
-        return insufficient(records, expected, why)
+        return insufficient(records, expected, why, scale="thesis")
     found = verdict(records, expected, cases, n=n, missing=missing)
     lost = sum(not math.isfinite(case.value) for kind in cases.values() for case in kind)
     observed = ", ".join(
@@ -164,7 +164,7 @@ def one_step_rule(protocol: str, data: str) -> Rule:
 
     def rule(records: Records) -> Verdict:
         if (why := _other_data(records, data)) is not None:
-            return insufficient(records, expected, why)
+            return insufficient(records, expected, why, data=data, scale="thesis")
         cases: Kinds = defaultdict(list)
         used = []
         for activation in ACTIVATIONS:
@@ -200,7 +200,7 @@ def long_rule(protocol: str, data: str, iterations: int, expected: str, holds: C
 
     def rule(records: Records) -> Verdict:
         if (why := _other_data(records, data)) is not None:
-            return insufficient(records, expected, why)
+            return insufficient(records, expected, why, data=data, scale="thesis")
         part, rival = mupc(records, protocol, "relu", "long"), bp(records, "relu", "long")
         rivals, curves = by_seed(runs_of(rival), depth_of), tests(records)
         cases: Kinds = defaultdict(list)
@@ -223,7 +223,7 @@ def anchor_rule(protocol: str) -> Rule:
 
     def rule(records: Records) -> Verdict:
         if (why := _other_data(records, "mnist")) is not None:
-            return insufficient(records, expected, why)
+            return insufficient(records, expected, why, data="mnist")
         part, curves = mupc(records, protocol, "relu", "anchor"), tests(records)
         runs = [run for run in runs_of(part) if (width_of(run), depth_of(run)) == (128, 29)]
         cases: Kinds = {}
