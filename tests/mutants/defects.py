@@ -343,7 +343,7 @@ DEFECTS = (
         "inference/base.py",
         "forward_pass(network, x))",
         "forward_pass(network.in_products(precision), x))",
-        (f"{PRECISION}test_128_layers_have_the_gradient_of_float64_as_closely_as_each_precision_promises[PC-relu]",),
+        (f"{PRECISION}test_with_bfloat16_the_forward_pass_and_the_loss_are_those_of_float32[PC]",),
     ),
     Defect(
         "weight gradients ignore the premultiplier",
