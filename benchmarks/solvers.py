@@ -93,9 +93,8 @@ class Problem(NamedTuple):
 
 def problem_of(about: dict[str, Any]) -> Problem:
     """The first examples of the digits' training split, before a freshly drawn net."""
-    architecture = FullyConnected(
-        about["width"], about["n_hidden"], about["activation"], form="pre", skips=about["skips"]
-    )
+    shape = about["width"], about["n_hidden"], about["activation"]
+    architecture = FullyConnected(*shape, form="pre", skips=about["skips"])
     drawn = getattr(parameterisation, about["parameterisation"])()
     network = architecture.build(drawn, (64,), 10, key=jr.key(0))
     train = Digits(test_fraction=0.2, validation_fraction=0.1, split_seed=0, limit=about["batch"]).load().train
@@ -130,7 +129,6 @@ def with_fields(solver: AbstractInference, **values: float) -> AbstractInference
 def solved(solver: AbstractInference, problem: Problem) -> dict[str, Any]:
     """One solve from the forward pass, which is in its seconds; compiled before."""
     traced = jax.tree.map(lambda v: jnp.asarray(v, problem.x.dtype) if isinstance(v, float) else v, solver)
-    timed = [traced]
     if hasattr(solver, "max_steps"):  # traced too: one program for all caps
         timed = [with_fields(traced, max_steps=jnp.asarray(steps)) for steps in (1, solver.max_steps)]
     else:
@@ -206,7 +204,7 @@ def asked(arguments: argparse.Namespace) -> Iterator[tuple[float, dict[str, Any]
         cell(net, activation, width, n_hidden, arguments.batch, "float64")
         for width, n_hidden, net, activation in itertools.product(arguments.widths, arguments.depths, NETS, ACTIVATIONS)
     ]
-    # One net in float32: deviations are free of the round-off that would end this table at 1e-3 or so.
+    # One net in float32, whose round-off ends what float64 goes on with.
     cells.append(cell(NETS[0], "tanh", 64, 8, arguments.batch, "float32"))
     for about in cells:
         for slow in (False, True):

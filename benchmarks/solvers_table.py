@@ -17,8 +17,8 @@ Step sizes: `momentum` and `error_descent` by their own estimates; gradient_desc
 eigenvalue of the activity Hessian (worst sample, at the forward pass); adam .01, .03 or .1. The one that is first at 1e-2, or
 nearest to it after 500 steps, is kept; `of grid` says which.
 
-`> n`: not there after n steps. `energy`: the solve ended where its energy stood still (1e-6, looked for with relu only), and did not
-converge: relu's kinks leave no small residual. *Residual* and *above lowest* are those where the last solve ended: the energy's
+`> n`: not there after n steps. `energy`: the solve ended where its energy stood still (energy_tol 1e-6, asked for with relu only), and did
+not converge: relu's kinks leave no small residual. Nothing in a column: not there either. *Residual* and *above lowest* are those where the last solve ended: the energy's
 distance to the lowest that any solver of that net ended at, over that energy. *above lowest* is fair only between solves of one target.
 
 """
@@ -81,7 +81,7 @@ def _lines(cell: dict[str, Any], solvers: dict[str, dict[str, Any]], targets: Se
                 name + shown,
                 str(entry["setting"].get("of_grid", "")),
                 *(_reached(entry, target) for target in targets),
-                end["why"],
+                end["why"] + f": {_price(end)}" * (end["why"] == "energy"),
                 "" if end["residual"] is None else f"{end['residual']:.0e}",
                 above,
             ]
@@ -91,8 +91,12 @@ def _lines(cell: dict[str, Any], solvers: dict[str, dict[str, Any]], targets: Se
 
 def _reached(entry: dict[str, Any], target: str) -> str:
     found = entry["targets"].get(target)
-    if found is None:
-        return f"> {entry['cap']:,}" if entry["end"]["why"] == "cap" else entry["end"]["why"]
+    if found is not None:
+        return _price(found)
+    return f"> {entry['cap']:,}" if entry["end"]["why"] == "cap" else ""
+
+
+def _price(found: dict[str, Any]) -> str:
     return f"{found['steps']:,} / {found['forward_passes']:,.0f} / {found['seconds']:.2g}"
 
 
