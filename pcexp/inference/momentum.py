@@ -101,7 +101,9 @@ def extreme_eigenvalues(problem: InferenceProblem, n_products: int) -> tuple[Per
 
     _, hessian = jax.linearize(gradient, start)
     _, largest = largest_eigenvalue(network, hessian, start, n_products)
-    _, rebuilt = jax.linearize(lambda e: perturbed_pass(problem, e)[1], start)
+    # One after the other: XLA:CPU (jax 0.10.2, two cores) ran the two loops at once, and each waited for the other's threads.
+    after = jax.tree.map(lambda leaf: leaf + 0 * jnp.nan_to_num(jnp.max(largest)), start)
+    _, rebuilt = jax.linearize(lambda e: perturbed_pass(problem, e)[1], after)
     pull = jax.linear_transpose(rebuilt, start)
     inverse, _ = largest_eigenvalue(network, lambda v: rebuilt(pull(v)[0]), start, n_products)
     smallest = 1 / inverse
