@@ -213,7 +213,8 @@ def asked(arguments: argparse.Namespace) -> Iterator[tuple[float, dict[str, Any]
                 entry = known.get((json.dumps(about, sort_keys=True), name))
                 done = entry and (entry["end"]["why"] != "cap" or entry["cap"] >= arguments.cap)
                 linear = about["activation"] == "linear"
-                if candidate.slow == slow and not done and (linear or name != "closed_form"):
+                fits = linear or name != "closed_form"
+                if candidate.slow == slow and name in arguments.solvers and fits and not done:
                     missing.append(name)
             if missing:
                 steps = 2 * arguments.cap if slow else 300
@@ -225,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depths", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--widths", type=int, nargs="+", default=[64])
+    parser.add_argument("--solvers", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--cap", type=int, default=30_000, help="steps after which a solve is given up")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no other net after so long")
