@@ -250,23 +250,41 @@ DEFECTS = (
     Defect(
         "the step is never halved",
         "inference/gradient_descent.py",
-        "halvings = halvings + (energy > last_energy)",
-        "halvings = halvings + (energy > jnp.inf)",
+        "self.halvings + (energy > self.last_energy)",
+        "self.halvings + (energy > jnp.inf)",
         HALVING,
     ),
     Defect(
         "a halved step is forgotten",
         "inference/gradient_descent.py",
-        "self.activity_lr * jnp.exp2(-halvings.astype(energy.dtype))",
-        "self.activity_lr * jnp.where(energy > last_energy, 0.5, 1.0)",
+        "schedule = schedule.seen(at.energy)\n            # 2^-halvings keeps the step size itself a traced constant of the solve.\n"
+        "            step_size = self.activity_lr * jnp.exp2(-schedule.halvings.astype(at.energy.dtype))",
+        "step_size = self.activity_lr * jnp.where(at.energy > schedule.last_energy, 0.5, 1.0)\n"
+        "            schedule = schedule.seen(at.energy)",
         HALVING,
     ),
     Defect(
         "the tolerance is on the square",
-        "inference/gradient_descent.py",
-        "(root_mean_square(gradient) <= self.tol)",
-        "(root_mean_square(gradient) ** 2 <= self.tol)",
+        "inference/steps.py",
+        "(root_mean_square(at.gradient) <= tol)",
+        "(root_mean_square(at.gradient) ** 2 <= tol)",
         (f"{INFERENCE}test_a_tolerance_ends_inference_at_the_first_residual_below_it",),
+    ),
+    Defect(
+        "a solve that ends on its energy has converged",
+        "inference/steps.py",
+        "converged=residual <= (0.0 if tol is None else tol)",
+        "converged=residual <= (jnp.inf if tol is None else tol)",
+        (
+            f"{NUMERICS}test_energy_tolerance.py::test_a_solve_ends_where_the_second_half_of_its_steps_has_gained_too_little",
+        ),
+    ),
+    Defect(
+        "the energy is looked at before it was seen to fall",
+        "inference/steps.py",
+        "self.before - lowest <= tol * self.before",
+        "self.before - energy <= tol * self.before",
+        (f"{NUMERICS}test_energy_tolerance.py::test_a_climb_on_the_way_down_does_not_end_a_solve",),
     ),
     Defect(
         "the summed gradient is a mean",
