@@ -89,7 +89,7 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     committed = asked_for(merged)
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    committed.rows.write_parquet(buffer, compression="zstd", compression_level=19)
+    committed.rows.write_parquet(buffer, compression="zstd", compression_level=19, statistics=False)
     replace_bytes(folder / "records.parquet", buffer.getvalue())
     shared = _shared(merged.runs)
     replace_bytes(folder / "runs.csv", merged.runs.drop(shared["values"]).write_csv(float_precision=None).encode())
