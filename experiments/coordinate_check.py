@@ -43,7 +43,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from pcexp.claims import Case, Claim, Verdict, verdict
+from pcexp.claims import Case, Claim, Run, Verdict, ended, verdict
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
 from pcexp.network import Network
@@ -148,17 +148,11 @@ def movement(network: Network, start: Network, x: Float[Array, "d_in batch"]) ->
 # Claims
 
 ACTIVATIONS = ("linear", "tanh", "relu")
-Run = Mapping[str, Any]
 
 
 def size_of(run: Run, axis: str) -> int:
     """Width N, or depth L."""
     return run["config.network.width"] if axis == "width" else run["config.network.n_hidden"] + 1
-
-
-def ended(records: Records) -> list[Run]:
-    """Runs that ended, with numbers or diverged; not those that failed."""
-    return [run for run in records.runs.iter_rows(named=True) if run["outcome"] in ("done", "diverged")]
 
 
 def arm(records: Records, axis: str) -> list[Run]:
@@ -293,12 +287,6 @@ def _scale(panel: Any, sizes: Sequence[int]) -> None:
         panel.set_ylim(min(0.7 * low, middle / 10), max(1.4 * high, middle * 10))
 
 
-def _diverged() -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color="#555555", marker="x", ls="", ms=5, label="diverged")
-
-
 def _change(axis: str, learning: str) -> Callable[[Records], Figure]:
     def figure(records: Records) -> Figure:
         from matplotlib.lines import Line2D
@@ -311,7 +299,7 @@ def _change(axis: str, learning: str) -> Callable[[Records], Figure]:
         made = _grid(records, axis, title, curves)
         marks = [Line2D([], [], color=colour, label=name) for name, colour in zip(LAYERS, colours, strict=True)]
         plotting.legend(
-            made, [*marks, _diverged(), Line2D([], [], ls="", label=f"(not drawn below {SMALLEST_SHOWN:g})")]
+            made, [*marks, plotting.diverged(), Line2D([], [], ls="", label=f"(not drawn below {SMALLEST_SHOWN:g})")]
         )
         return made
 
@@ -333,7 +321,9 @@ def _size(axis: str) -> Callable[[Records], Figure]:
         names = {"at initialisation": start} | {
             f"updated by {plotting.written(r)}": plotting.COLOURS[r] for r in ("pc", "bp")
         }
-        plotting.legend(made, [*(Line2D([], [], color=c, label=name) for name, c in names.items()), _diverged()])
+        plotting.legend(
+            made, [*(Line2D([], [], color=c, label=name) for name, c in names.items()), plotting.diverged()]
+        )
         return made
 
     figure.__doc__ = f"Mean absolute activity of the last hidden layer against {axis}: one line a seed."

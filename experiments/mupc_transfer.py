@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Array
 
-from pcexp.claims import Case, Claim, Verdict, insufficient, verdict
+from pcexp.claims import Case, Claim, Verdict, ended, insufficient, verdict
 from pcexp.runner import Job
 from pcexp.study import AbstractStudy
 from pcexp.train import Observation
@@ -91,10 +91,9 @@ class Grid(NamedTuple):
 def grids(records: Records) -> list[Grid]:
     """One grid a size, from the runs that ended or diverged; a pair whose seeds are not all there is left out."""
     seeds: dict[Size, dict[Pair, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in records.runs.iter_rows(named=True):
-        if run["outcome"] in ("done", "diverged"):
-            size = Size(run["config.network.width"], run["config.network.n_hidden"])
-            seeds[size][run[ETA], run[BETA]].append(run["lowest_loss"] if run["outcome"] == "done" else math.inf)
+    for run in ended(records):
+        size = Size(run["config.network.width"], run["config.network.n_hidden"])
+        seeds[size][run[ETA], run[BETA]].append(run["lowest_loss"] if run["outcome"] == "done" else math.inf)
     found = []
     for size, pairs in sorted(seeds.items()):
         whole = max(len(values) for values in pairs.values())

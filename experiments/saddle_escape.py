@@ -292,7 +292,7 @@ def _curves(
         Line2D([], [], color="#555555", marker="^", ls="", ms=4, label="< 0.97 of the best constant map's"),
     ]
     if len(records.runs) and (records.runs["outcome"] != "done").any():
-        marks.append(Line2D([], [], color="#555555", marker="x", ls="", ms=5, label="diverged"))
+        marks.append(plotting.diverged())
     plotting.legend(figure, marks)
     return figure
 

@@ -4,15 +4,18 @@ A rule is total: it answers on any records. Runs that were asked for and are mis
 left out silently, and a verdict at less than thesis scale never closes a thesis-scale claim (its scale is printed with it).
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from pcexp.records import Records
 
+Run = Mapping[str, Any]
+"""One row of the table of runs."""
 Status = Literal["reproduced", "not_reproduced", "insufficient"]
 
 
@@ -81,9 +84,20 @@ def spread(values: Sequence[float | Ratio]) -> str:
     return ", ".join(known) if len(known) <= 3 else f"{known[0]} to {known[-1]}"
 
 
-def insufficient(records: "Records", expected: str, why: str) -> Verdict:
-    """The verdict where records cannot decide, with the command that would settle it."""
-    return Verdict("insufficient", why, f"run {records.command}", expected, 0, records.scale)
+def ended(records: "Records") -> list[Run]:
+    """Runs that ended, with numbers or diverged; not those that failed."""
+    return [run for run in records.runs.iter_rows(named=True) if run["outcome"] in ("done", "diverged")]
+
+
+def insufficient(
+    records: "Records", expected: str, why: str, *, data: str | None = None, scale: str | None = None
+) -> Verdict:
+    """The verdict where records cannot decide, with the command that would settle it: of other data or another scale, perhaps."""
+    command = records.command
+    for key, value in (("data", data), ("scale", scale)):
+        if value is not None:
+            command = re.sub(rf" {key}=\S+", "", command) + f" {key}={value}"
+    return Verdict("insufficient", why, f"run {command}", expected, 0, records.scale)
 
 
 class Case(NamedTuple):

@@ -11,6 +11,7 @@ mpl.use("agg")  # no display: figures are files
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 COLOURS = {
@@ -80,6 +81,11 @@ def note(axis: Axes, text: str) -> None:
     axis.text(
         0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", fontsize=8, color="#777777", wrap=True
     )
+
+
+def diverged() -> Line2D:
+    """The mark of runs that diverged, for a legend."""
+    return Line2D([], [], color="#555555", marker="x", ls="", ms=5, label="diverged")
 
 
 def legend(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:

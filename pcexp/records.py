@@ -183,7 +183,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
             "--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)"
         )
     for verb in ("collect", "pack"):
-        verbs.choices[verb].add_argument("study", metavar="NAME", help="name of a study, as in experiments/NAME.py")
+        verbs.choices[verb].add_argument("study", metavar="NAME", help="name of a study, as in experiments.NAME")
     verbs.choices["collect"].add_argument("--results", type=Path, default=Path("results"))
     verbs.choices["pack"].add_argument("--to", type=Path, help="folder of the archives (default: OUTPUTS/archives)")
     verbs.choices["unpack"].add_argument("files", type=Path, nargs="+", metavar="FILE")

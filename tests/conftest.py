@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +13,16 @@ sys.path.append(str(Path(__file__).parent / "numerics"))  # by_hand and typechec
 
 import jax
 import pytest
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Never uninstalled: modules of pcexp are imported whenever a test first needs them.
 install_import_hook("pcexp", "typechecker.checked")
+with warnings.catch_warnings():
+    # The hook looks into OmegaConf's DictConfig, whose bases are written the old way.
+    warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
+    import pcexp.__main__  # noqa: F401
 
 # Deadlines would measure compilation; a derandomised run fails on every machine or on none.
 settings.register_profile("pcexp", deadline=None, derandomize=True, database=None)

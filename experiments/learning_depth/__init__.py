@@ -159,7 +159,7 @@ def grid(
     @eqx.filter_jit
     def at(beta: Array, steps: int) -> dict[str, Array]:
         activities, deviations = (
-            seen_by(eqx.tree_at(lambda s: s.activity_lr, GradientDescent(0.0, steps, form), beta), network, x, y)
+            seen_by(eqx.tree_at(lambda s: s.activity_lr, GradientDescent(1.0, steps, form), beta), network, x, y)
             for form in ("activities", "deviations")
         )
         finite = jnp.isfinite(deviations.energy)

@@ -19,16 +19,15 @@ from experiments.learning_depth.runs import (
     PUBLISHED,
     Arm,
     Choice,
-    Run,
     Size,
     best,
-    ended,
+    by_network,
     mean,
     missing,
     moved,
     published,
 )
-from pcexp.claims import Case, Claim, Verdict, insufficient, verdict
+from pcexp.claims import Case, Claim, Run, Verdict, insufficient, verdict
 
 if TYPE_CHECKING:
     from pcexp.records import Records
@@ -39,7 +38,7 @@ def _each(rule: str, choice: Choice, expected: str, value: Callable[[Run], float
 
     def judge(records: Records) -> Verdict:
         cases, n = {}, 0
-        for size, by_rates in ended(records, rule).items():
+        for size, by_rates in by_network(records, rule).items():
             runs = choice(by_rates)
             values = [(run, value(run) if run["outcome"] == "done" else math.nan) for run in runs]
             cases[str(size)] = [Case(run["outcome"] == "done" and holds(v, size), v) for run, v in values]
@@ -51,7 +50,7 @@ def _each(rule: str, choice: Choice, expected: str, value: Callable[[Run], float
 
 def difference(records: Records, size: Size, one: Arm, other: Arm) -> float:
     """Mean test accuracy of one arm less that of the other at a size, in points; NaN where either has no runs."""
-    runs = [arm.choice(ended(records, arm.rule).get(size, {})) for arm in (one, other)]
+    runs = [arm.choice(by_network(records, arm.rule).get(size, {})) for arm in (one, other)]
     if not all(runs):
         return math.nan
     a, b = (max(mean(r, "test_accuracy"), 0.0) for r in runs)
@@ -69,7 +68,7 @@ def _compared(
 
     def judge(records: Records) -> Verdict:
         cases, n, lost = {}, 0, missing(records, one.rule, other.rule)
-        there = [ended(records, arm.rule) for arm in (one, other)]
+        there = [by_network(records, arm.rule) for arm in (one, other)]
         for size in sorted(set(there[0]) | set(there[1])):
             if not sizes(size):
                 continue
@@ -89,15 +88,14 @@ def _compared(
 def _all_of_a_hundred(records: Records) -> Verdict:
     """Some rule of PC's own gradient moves every layer of every net of 100 layers and is close to BP there."""
     expected = f"one rule whose layers all move by > {MOVED}, every seed, with an accuracy within 2 points of BP's best"
-    deep = {size: found for size, found in ended(records, "bp").items() if size.n_hidden >= 100}
+    deep = {size: found for size, found in by_network(records, "bp").items() if size.n_hidden >= 100}
     if not deep:
-        answer = insufficient(records, expected, "no networks of 100 layers or more were trained at this scale")
-        return dataclasses.replace(answer, interval="run " + records.command.replace("scale=small", "scale=thesis"))
+        return insufficient(records, expected, "no networks of 100 layers or more were trained here", scale="thesis")
     cases, observed, n = {}, [], 0
     for size, by_rates in deep.items():
         values, shown = [], False
         for rule in PC_RULES:
-            runs = best(ended(records, rule).get(size, {}))
+            runs = best(by_network(records, rule).get(size, {}))
             if mean(runs, "test_accuracy") == -math.inf or not best(by_rates):
                 continue
             least = min(moved(run) for run in runs)

@@ -20,13 +20,13 @@ from experiments.learning_depth.runs import (
     PUBLISHED,
     ROUND_OFF,
     Arm,
-    Run,
     Size,
-    ended,
+    by_network,
     layers,
     moved,
     published,
 )
+from pcexp.claims import Run
 
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
@@ -63,12 +63,12 @@ SHOWN = (
 
 def sizes_of(records: Records) -> list[Size]:
     """All networks that some rule has runs of."""
-    return sorted({size for rule in COLOURS for size in ended(records, rule)}) or [Size("relu", 0, 0)]
+    return sorted({size for rule in COLOURS for size in by_network(records, rule)}) or [Size("relu", 0, 0)]
 
 
 def done(records: Records, size: Size, arm: Arm) -> list[Run]:
     """Runs of an arm at a size that ended with numbers."""
-    return [run for run in arm.choice(ended(records, arm.rule).get(size, {})) if run["outcome"] == "done"]
+    return [run for run in arm.choice(by_network(records, arm.rule).get(size, {})) if run["outcome"] == "done"]
 
 
 def _line(axis: Any, y: np.ndarray, colour: str, marked: np.ndarray | None = None) -> None:
@@ -225,7 +225,7 @@ def figure_accuracy(records: Records) -> Figure:
     for j, size in enumerate(sizes):
         axis, n = panels[0, j], 0
         for i, one in enumerate(SHOWN):
-            runs = one.arm.choice(ended(records, one.arm.rule).get(size, {}))
+            runs = one.arm.choice(by_network(records, one.arm.rule).get(size, {}))
             values = [100 * run["test_accuracy"] for run in runs if run["outcome"] == "done"]
             axis.plot(values, [i] * len(values), "o", color=COLOURS[one.arm.rule], ms=5, alpha=0.7)
             if len(values) < len(runs):
@@ -253,7 +253,10 @@ def figure_eps(records: Records) -> Figure:
         n = 0
         for rule, eta, marker in curves:
             runs = [
-                run for rates, found in ended(records, rule).get(size, {}).items() if rates.eta == eta for run in found
+                run
+                for rates, found in by_network(records, rule).get(size, {}).items()
+                if rates.eta == eta
+                for run in found
             ]
             for run in runs:
                 style = {"color": COLOURS[rule], "ms": 4, "alpha": 0.7, "mec": "white", "mew": 0.3}
@@ -282,7 +285,7 @@ def figure_eps(records: Records) -> Figure:
     ]  # fmt: skip
     marks += [Line2D([], [], color=COLOURS["bp"], lw=0.8, label="BP, best rate")]
     marks += [Line2D([], [], color="#555555", lw=0.7, ls=":", label="all layers")]
-    marks += [Line2D([], [], color="#555555", marker="x", ls="", ms=5, label="diverged")]
+    marks += [plotting.diverged()]
     plotting.legend(figure, marks, columns=2 * len(sizes))
     return figure
 

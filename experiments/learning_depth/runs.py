@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pcexp.claims import Run, ended
+
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
     from pcexp.records import Records
 
@@ -16,7 +18,6 @@ ROUND_OFF = 0.1
 MOVED = 0.05
 POINT = 0.01
 ETA, EPS = "optimiser.learning_rate", "optimiser.eps"
-Run = Mapping[str, Any]
 PC_RULES = ("pc", "pc_float64", "pc_equilibrium")
 """PC with its own gradient, free of round-off."""
 
@@ -39,22 +40,18 @@ class Rates(NamedTuple):
     eps: float
 
 
-def ended(records: Records, rule: str) -> dict[Size, dict[Rates, list[Run]]]:
+def by_network(records: Records, rule: str) -> dict[Size, dict[Rates, list[Run]]]:
     """Runs of a rule that ended or diverged, by network and rates, in the order of seeds."""
     found: dict[Size, dict[Rates, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in sorted(records.select(learning=rule).runs.iter_rows(named=True), key=lambda run: run["seed"]):
-        if run["outcome"] in ("done", "diverged"):
-            size = Size(run["activation"], run["config.network.width"], run["config.network.n_hidden"])
-            found[size][Rates(run[ETA], run[EPS])].append(run)
+    for run in sorted(ended(records.select(learning=rule)), key=lambda run: run["seed"]):
+        size = Size(run["activation"], run["config.network.width"], run["config.network.n_hidden"])
+        found[size][Rates(run[ETA], run[EPS])].append(run)
     return dict(sorted(found.items()))
 
 
 def missing(records: Records, *rules: str) -> int:
     """Runs of these rules that were asked for and have no numbers."""
-    part = [records.select(learning=rule) for rule in rules]
-    return sum(len(p.asked) for p in part) - sum(
-        len(runs) for rule in rules for by_rates in ended(records, rule).values() for runs in by_rates.values()
-    )
+    return sum(len(part.asked) - len(ended(part)) for part in (records.select(learning=rule) for rule in rules))
 
 
 def mean(runs: Sequence[Run], column: str) -> float:

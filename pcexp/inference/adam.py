@@ -4,7 +4,7 @@ import optax
 from jaxtyping import PRNGKeyArray
 
 from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem
-from pcexp.inference.steps import stepped
+from pcexp.inference.steps import Point, stepped
 from pcexp.network import Activities
 
 
@@ -21,17 +21,14 @@ class AdamInference(AbstractInference):
     max_steps: int
     form: Form = "deviations"
     tol: float | None = None
+    energy_tol: float | None = None
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
 
     def __check_init__(self) -> None:
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative, not {self.max_steps}")
-        for name in ("activity_lr", "eps", "tol"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, not {value}")
+        if not self.eps > 0:
+            raise ValueError(f"eps must be positive, not {self.eps}")
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
@@ -39,12 +36,14 @@ class AdamInference(AbstractInference):
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
         adam = optax.adam(self.activity_lr, b1=self.b1, b2=self.b2, eps=self.eps)
 
-        def step(hidden: Activities, gradient: Activities, memory: optax.OptState) -> tuple[Activities, optax.OptState]:
-            updates, memory = adam.update(gradient, memory)
-            return optax.apply_updates(hidden, updates), memory
+        def step(at: Point, memory: optax.OptState) -> tuple[Activities, optax.OptState]:
+            updates, memory = adam.update(at.gradient, memory)
+            return optax.apply_updates(at.hidden, updates), memory
 
         memory = adam.init(problem.start(self.form))
-        return stepped(problem, self.form, step, memory, max_steps=self.max_steps, tol=self.tol)[0]
+        return stepped(
+            problem, self.form, step, memory, max_steps=self.max_steps, tol=self.tol, energy_tol=self.energy_tol
+        )[0]
 
     def forward_passes(self) -> float:
         return 2.0 * (self.max_steps + 1)

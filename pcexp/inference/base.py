@@ -1,6 +1,7 @@
 """What every inference solver is given and what it returns."""
 
 import abc
+import dataclasses
 from typing import Literal
 
 import equinox as eqx
@@ -85,7 +86,10 @@ class InferenceProblem(eqx.Module):
 
 
 class Equilibrium(eqx.Module):
-    """Where a solver stopped. `residual` is the root mean square of dF_b/dz over hidden units and samples."""
+    """Where a solver stopped. `residual` is the root mean square of dF_b/dz over hidden units and samples.
+
+    `converged`: it is not above the solver's `tol`; never where a solve ended on its energy or its steps only.
+    """
 
     activities: Activities
     errors: Activities
@@ -96,7 +100,22 @@ class Equilibrium(eqx.Module):
 
 
 class AbstractInference(eqx.Module):
-    """A solver; its fields are its hyperparameters."""
+    """A solver; its fields are its hyperparameters. Fields of one name mean the same in all of them, and are checked here.
+
+    `tol` ends a solve on the residual: it has converged. `energy_tol` ends it where the energy has stopped falling, for
+    networks with kinks (relu), where no gradient gets small: it has converged only if the residual is not above `tol`.
+    Solvers that step in activities look at 64, 128, 256, ... steps, at what the second half of them has gained (`stepped`).
+    """
+
+    def __check_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, null = getattr(self, field.name), " or null" if field.default is None else ""
+            if field.name in ("max_steps", "max_halvings") and value < 0:
+                raise ValueError(f"{field.name} must not be negative, not {value}")
+            if field.name == "n_eigen_steps" and value < 1:
+                raise ValueError(f"{field.name} must be at least 1, not {value}")
+            if field.name in ("activity_lr", "tol", "energy_tol") and value is not None and not value > 0:  # NaN is not
+                raise ValueError(f"{field.name} must be positive{null}, not {value}")
 
     @abc.abstractmethod
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:

@@ -99,16 +99,6 @@ class ErrorDescent(AbstractInference):
     energy_tol: float | None = None
     n_eigen_steps: int = 8
 
-    def __check_init__(self) -> None:
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative, not {self.max_steps}")
-        if self.n_eigen_steps < 1:
-            raise ValueError(f"n_eigen_steps must be at least 1, not {self.n_eigen_steps}")
-        for name in ("tol", "energy_tol"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive or null, not {value}")
-
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
         def unfinished(search: _Search) -> Array:
             return (search.n_steps < self.max_steps) & ~search.finished

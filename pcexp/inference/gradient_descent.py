@@ -2,21 +2,27 @@
 
 import functools
 import itertools
+from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from pcexp.inference.base import (
-    AbstractInference,
-    Equilibrium,
-    Form,
-    InferenceProblem,
-    root_mean_square,
-    segment_gradient,
-)
+from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem, segment_gradient
+from pcexp.inference.steps import Point, stepped, stopped
 from pcexp.network import Activities, Network
+
+
+class _Schedule(NamedTuple):
+    """The batch's energy before the last step, and how often it has risen."""
+
+    last_energy: Float[Array, ""]
+    halvings: Int[Array, ""]
+
+    def seen(self, energy: Float[Array, ""]) -> "_Schedule":
+        return _Schedule(energy, self.halvings + (energy > self.last_energy))
 
 
 class GradientDescent(AbstractInference):
@@ -24,7 +30,7 @@ class GradientDescent(AbstractInference):
 
     `activity_lr` is per sample: results do not depend on the batch size. With `max_halvings` h > 0 the published
     schedule of chapter 4 holds: beta is halved when the batch's energy rises, the halved step stays for the rest of this
-    inference, and rise h + 1 ends it. `tol` > 0 (on the residual) ends inference early.
+    inference, and rise h + 1 ends it. `tol` (on the residual) and `energy_tol` end inference early.
 
     With `wavefront`, descent in deviations skips the segments that no signal has reached yet.
     """
@@ -34,39 +40,38 @@ class GradientDescent(AbstractInference):
     form: Form = "deviations"
     max_halvings: int = 0
     tol: float | None = None
+    energy_tol: float | None = None
     wavefront: bool = True
 
-    def __check_init__(self) -> None:
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative, not {self.max_steps}")
-        if self.max_halvings < 0:
-            raise ValueError(f"max_halvings must not be negative, not {self.max_halvings}")
-
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        start = problem.start(self.form)
-        if self.max_halvings == 0 and self.tol is None:
-            hidden, n_steps, halvings = self._fixed(problem, start)
-        else:
-            hidden, n_steps, halvings = self._adaptive(problem, start)
-        errors, gradient = problem.errors_and_gradient(self.form, hidden)
-        residual = root_mean_square(gradient)
-        return Equilibrium(
-            activities=problem.activities(self.form, hidden),
-            errors=errors,
-            n_steps=n_steps,
-            residual=residual,
-            converged=residual <= (0.0 if self.tol is None else self.tol),
-            halvings=jnp.minimum(halvings, self.max_halvings),  # the last rise ended inference, it halved nothing
+        if self.max_halvings == 0 and self.tol is None and self.energy_tol is None:
+            hidden = self._fixed(problem, problem.start(self.form))
+            return stopped(problem, self.form, hidden, n_steps=jnp.array(self.max_steps), tol=None)
+        equilibrium, schedule = stepped(
+            problem,
+            self.form,
+            self._descended,
+            _Schedule(jnp.full((), jnp.inf, problem.y.dtype), jnp.array(0)) if self.max_halvings else None,
+            max_steps=self.max_steps,
+            tol=self.tol,
+            energy_tol=self.energy_tol,
+            given_up=(lambda schedule: schedule.halvings > self.max_halvings) if self.max_halvings else None,
         )
+        if schedule is None:
+            return equilibrium
+        # The last rise ended inference, it halved nothing.
+        halvings = jnp.minimum(schedule.halvings, self.max_halvings)
+        return eqx.tree_at(lambda found: found.halvings, equilibrium, halvings)
 
     def forward_passes(self) -> float:
         return 2.0 * (self.max_steps + 1)
 
     def check(self, network: Network) -> None:
-        if self.max_halvings:  # they look at the energy
+        if self.max_halvings or self.energy_tol is not None:  # they look at the energy
             super().check(network)
 
-    def _fixed(self, problem: InferenceProblem, start: Activities) -> tuple[Activities, Int[Array, ""], Int[Array, ""]]:
+    def _fixed(self, problem: InferenceProblem, start: Activities) -> Activities:
+        """Free variables after `max_steps` steps of one size."""
         tops = list(itertools.accumulate(segment.depth for segment in problem.network.segments))
         # Before step t only the last t hidden layers have left the forward pass: a segment below them has no error and no
         # pull, exactly. In activities there is round-off instead, and every segment works on it, as in the published runs.
@@ -86,7 +91,7 @@ class GradientDescent(AbstractInference):
                 moved.append(new)
             return tuple(reversed(moved))
 
-        return lax.fori_loop(0, self.max_steps, step, start), jnp.array(self.max_steps), jnp.array(0)
+        return lax.fori_loop(0, self.max_steps, step, start)
 
     def _step(
         self, problem: InferenceProblem, hidden: Activities, index: int, above: Float[Array, "..."]
@@ -101,33 +106,12 @@ class GradientDescent(AbstractInference):
         pull = jnp.zeros((still.shape[0], *below.shape), below.dtype)
         return still.at[-1].set(still[-1] - self.activity_lr * -above), pull
 
-    def _adaptive(
-        self, problem: InferenceProblem, start: Activities
-    ) -> tuple[Activities, Int[Array, ""], Int[Array, ""]]:
-        State = tuple[Activities, Array, Array, Array, Array]
-
-        def unfinished(state: State) -> Array:
-            _, n_steps, _, halvings, stop = state
-            return (n_steps < self.max_steps) & (halvings <= self.max_halvings) & ~stop
-
-        def step(state: State) -> State:
-            hidden, n_steps, last_energy, halvings, _ = state
-            energy, gradient = problem.energy_and_gradient(self.form, hidden)
-            if self.max_halvings:
-                halvings = halvings + (energy > last_energy)
-            stop = halvings > self.max_halvings if self.max_halvings else jnp.array(False)
-            if self.tol is not None:
-                stop = stop | (root_mean_square(gradient) <= self.tol)
+    def _descended(self, at: Point, schedule: _Schedule | None) -> tuple[Activities, _Schedule | None]:
+        """One step of all layers, halved as often as the energy has risen."""
+        if schedule is None:
+            step_size: Float[Array, ""] | float = self.activity_lr
+        else:
+            schedule = schedule.seen(at.energy)
             # 2^-halvings keeps the step size itself a traced constant of the solve.
-            moved = _descend(hidden, gradient, self.activity_lr * jnp.exp2(-halvings.astype(energy.dtype)))
-            hidden = jax.tree.map(lambda old, new: jnp.where(stop, old, new), hidden, moved)
-            return hidden, n_steps + ~stop, energy, halvings, stop
-
-        infinite = jnp.full((), jnp.inf, start[0].dtype)
-        state = (start, jnp.array(0), infinite, jnp.array(0), jnp.array(False))
-        hidden, n_steps, _, halvings, _ = lax.while_loop(unfinished, step, state)
-        return hidden, n_steps, halvings
-
-
-def _descend(hidden: Activities, gradient: Activities, step_size: Float[Array, ""] | float) -> Activities:
-    return jax.tree.map(lambda z, g: z - step_size * g, hidden, gradient)
+            step_size = self.activity_lr * jnp.exp2(-schedule.halvings.astype(at.energy.dtype))
+        return jax.tree.map(lambda z, g: z - step_size * g, at.hidden, at.gradient), schedule

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem
 from pcexp.inference.error_descent import perturbed_pass
 from pcexp.inference.per_sample import inner, largest_eigenvalue, ratio, scaled
-from pcexp.inference.steps import stepped
+from pcexp.inference.steps import Point, stepped
 from pcexp.network import Activities
 
 PerSample = Float[Array, " batch"]
@@ -36,19 +36,12 @@ class Momentum(AbstractInference):
     max_steps: int
     form: Form = "deviations"
     tol: float | None = None
+    energy_tol: float | None = None
     n_eigen_steps: int = 16
     activity_lr: float | None = None
     momentum: float | None = None
 
     def __check_init__(self) -> None:
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative, not {self.max_steps}")
-        if self.n_eigen_steps < 1:
-            raise ValueError(f"n_eigen_steps must be at least 1, not {self.n_eigen_steps}")
-        for name in ("tol", "activity_lr"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive or null, not {value}")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be at least 0 and below 1, or null, not {self.momentum}")
 
@@ -59,19 +52,21 @@ class Momentum(AbstractInference):
         else:
             smallest = largest = jnp.ones_like(problem.y[0])
 
-        def step(hidden: Activities, gradient: Activities, last: _Memory) -> tuple[Activities, _Memory]:
+        def step(at: Point, last: _Memory) -> tuple[Activities, _Memory]:
             largest = last.largest
             if self._estimates:
-                change = jax.tree.map(jnp.subtract, gradient, last.gradient)
+                change = jax.tree.map(jnp.subtract, at.gradient, last.gradient)
                 met = ratio(inner(network, change, change), inner(network, last.move, last.move))
                 largest = jnp.maximum(largest, jnp.sqrt(met))
             beta, mu = self._settings(last.smallest, largest)
-            move = jax.tree.map(jnp.subtract, scaled(network, mu, last.move), scaled(network, beta, gradient))
-            return jax.tree.map(jnp.add, hidden, move), _Memory(move, gradient, last.smallest, largest)
+            move = jax.tree.map(jnp.subtract, scaled(network, mu, last.move), scaled(network, beta, at.gradient))
+            return jax.tree.map(jnp.add, at.hidden, move), _Memory(move, at.gradient, last.smallest, largest)
 
         nothing = jax.tree.map(jnp.zeros_like, problem.start(self.form))
         memory = _Memory(nothing, nothing, smallest, largest)
-        return stepped(problem, self.form, step, memory, max_steps=self.max_steps, tol=self.tol)[0]
+        return stepped(
+            problem, self.form, step, memory, max_steps=self.max_steps, tol=self.tol, energy_tol=self.energy_tol
+        )[0]
 
     def forward_passes(self) -> float:
         # A product with the Hessian is the tangent of a gradient; one with the inverse a linear pass down and one up.
@@ -106,7 +101,9 @@ def extreme_eigenvalues(problem: InferenceProblem, n_products: int) -> tuple[Per
 
     _, hessian = jax.linearize(gradient, start)
     _, largest = largest_eigenvalue(network, hessian, start, n_products)
-    _, rebuilt = jax.linearize(lambda e: perturbed_pass(problem, e)[1], start)
+    # One after the other: XLA:CPU (jax 0.10.2, two cores) ran the two loops at once, and each waited for the other's threads.
+    after = jax.tree.map(lambda leaf: leaf + 0 * jnp.nan_to_num(jnp.max(largest)), start)
+    _, rebuilt = jax.linearize(lambda e: perturbed_pass(problem, e)[1], after)
     pull = jax.linear_transpose(rebuilt, start)
     inverse, _ = largest_eigenvalue(network, lambda v: rebuilt(pull(v)[0]), start, n_products)
     smallest = 1 / inverse

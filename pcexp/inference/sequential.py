@@ -6,7 +6,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from pcexp.energy import batch_axes_of
 from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem
-from pcexp.inference.steps import stepped
+from pcexp.inference.steps import Point, stepped
 from pcexp.network import AbstractSegment, Activities
 
 
@@ -24,20 +24,15 @@ class Sequential(AbstractInference):
     max_steps: int
     form: Form = "deviations"
     tol: float | None = None
-
-    def __check_init__(self) -> None:
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps must not be negative, not {self.max_steps}")
-        for name in ("activity_lr", "tol"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, not {value}")
+    energy_tol: float | None = None
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        def step(hidden: Activities, gradient: Activities, memory: None) -> tuple[Activities, None]:
-            return self._swept(problem, hidden), None
+        def step(at: Point, memory: None) -> tuple[Activities, None]:
+            return self._swept(problem, at.hidden), None
 
-        return stepped(problem, self.form, step, None, max_steps=self.max_steps, tol=self.tol)[0]
+        return stepped(
+            problem, self.form, step, None, max_steps=self.max_steps, tol=self.tol, energy_tol=self.energy_tol
+        )[0]
 
     def forward_passes(self) -> float:
         return (3.0 if self.tol is None else 5.0) * self.max_steps + 2.0

@@ -1,65 +1,132 @@
 """The loop of the solvers that move the free variables step by step until a tolerance."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from pcexp.energy import summed_energy
 from pcexp.inference.base import Equilibrium, Form, InferenceProblem, root_mean_square
 from pcexp.network import Activities
 
+FIRST_LOOK = 64
+"""`energy_tol` looks at the energy after this many steps, and whenever their number has doubled."""
 
-def stepped(
+
+class Point(NamedTuple):
+    """Where a solve is: its free variables, the prediction errors there, and the per-sample gradient dF_b/dz."""
+
+    hidden: Activities
+    errors: Activities
+    gradient: Activities
+
+    @property
+    def energy(self) -> Float[Array, ""]:
+        """Energy summed over the batch."""
+        return summed_energy(self.errors)
+
+
+def point_at(problem: InferenceProblem, form: Form, hidden: Activities) -> Point:
+    """The point at free variables."""
+    return Point(hidden, *problem.errors_and_gradient(form, hidden))
+
+
+class _Fall(NamedTuple):
+    """Lowest energy met so far, and what it was when the energy was last looked at."""
+
+    lowest: Float[Array, ""]
+    before: Float[Array, ""]
+
+    def seen(
+        self, energy: Float[Array, ""], n_steps: Int[Array, ""], tol: float | Array
+    ) -> tuple["_Fall", Bool[Array, ""]]:
+        """With one more energy, and whether the steps since the last look lowered it by less than that fraction.
+
+        The lowest, because heavy ball and Adam may climb on their way. Looks at 64, 128, 256, ... steps, because what one
+        step gains says how small the step is: that a solve gains nothing in as many steps as it took to come so far means
+        that it stands still, whatever the step. An energy that is not finite is no lower one: divergence ends here too.
+        """
+        lowest = jnp.fmin(self.lowest, energy)
+        doubled = (n_steps & (n_steps - 1)) == 0
+        ended = doubled & (n_steps >= FIRST_LOOK) & (self.before - lowest <= tol * self.before)
+        return _Fall(lowest, jnp.where(doubled, lowest, self.before)), ended
+
+
+def stopped(
     problem: InferenceProblem,
     form: Form,
-    step: Callable[[Activities, Activities, Any], tuple[Activities, Any]],
-    memory: Any,
+    hidden: Activities,
     *,
-    max_steps: int,
+    n_steps: Int[Array, ""],
     tol: float | Float[Array, ""] | None,
-) -> tuple[Equilibrium, Any]:
-    """Where step(hidden, dF_b/dz, memory) -> (hidden, memory) leads from the forward pass, and the memory it ends with.
-
-    With `tol` the loop ends at the first residual that is not above it, and the gradient that the residual is taken of is
-    the one that the next step gets: none is evaluated twice. Without, a step that does not use its gradient pays none.
-    """
-
-    def gradient_at(hidden: Activities) -> Activities:
-        return problem.energy_and_gradient(form, hidden)[1]
-
-    start = problem.start(form)
-    if tol is None:
-
-        def fixed(_: Array, state: tuple[Activities, Any]) -> tuple[Activities, Any]:
-            hidden, memory = state
-            return step(hidden, gradient_at(hidden), memory)
-
-        hidden, memory = lax.fori_loop(0, max_steps, fixed, (start, memory))
-        gradient, n_steps = gradient_at(hidden), jnp.array(max_steps)
-    else:
-        State = tuple[Activities, Activities, Any, Array]
-
-        def unfinished(state: State) -> Array:
-            _, gradient, _, n_steps = state
-            # Not `residual > tol`: NaN would end the loop as if it had arrived.
-            return (n_steps < max_steps) & ~(root_mean_square(gradient) <= tol)
-
-        def moved(state: State) -> State:
-            hidden, gradient, memory, n_steps = state
-            hidden, memory = step(hidden, gradient, memory)
-            return hidden, gradient_at(hidden), memory, n_steps + 1
-
-        state = (start, gradient_at(start), memory, jnp.array(0))
-        hidden, gradient, memory, n_steps = lax.while_loop(unfinished, moved, state)
-    residual = root_mean_square(gradient)
-    equilibrium = Equilibrium(
+) -> Equilibrium:
+    """What a solver returns that ends at `hidden`, with the residual there."""
+    at = point_at(problem, form, hidden)
+    residual = root_mean_square(at.gradient)
+    return Equilibrium(
         activities=problem.activities(form, hidden),
-        errors=problem.errors(form, hidden),
+        errors=at.errors,
         n_steps=n_steps,
         residual=residual,
         converged=residual <= (0.0 if tol is None else tol),
         halvings=jnp.array(0),
     )
-    return equilibrium, memory
+
+
+def stepped(
+    problem: InferenceProblem,
+    form: Form,
+    step: Callable[[Point, Any], tuple[Activities, Any]],
+    memory: Any,
+    *,
+    max_steps: int,
+    tol: float | Float[Array, ""] | None,
+    energy_tol: float | Float[Array, ""] | None = None,
+    given_up: Callable[[Any], Bool[Array, ""]] | None = None,
+) -> tuple[Equilibrium, Any]:
+    """Where step(point, memory) -> (hidden, memory) leads from the forward pass, and the memory it ends with.
+
+    A solve ends at the first point whose residual is not above `tol`, or where the energy has stopped falling
+    (`energy_tol`), or where a step leaves a memory that is `given_up`: that step is not taken. Where none of them is
+    given, a step pays only for what it uses of its point.
+    """
+    start = problem.start(form)
+    if tol is None and energy_tol is None and given_up is None:
+
+        def fixed(_: Array, state: tuple[Activities, Any]) -> tuple[Activities, Any]:
+            hidden, memory = state
+            return step(point_at(problem, form, hidden), memory)
+
+        hidden, memory = lax.fori_loop(0, max_steps, fixed, (start, memory))
+        return stopped(problem, form, hidden, n_steps=jnp.array(max_steps), tol=tol), memory
+
+    State = tuple[Activities, Any, _Fall | None, Array, Array]
+
+    def unfinished(state: State) -> Array:
+        *_, n_steps, ended = state
+        return (n_steps < max_steps) & ~ended
+
+    def moved(state: State) -> State:
+        hidden, memory, fall, n_steps, ended = state
+        at = point_at(problem, form, hidden)
+        new, memory = step(at, memory)
+        if given_up is not None:
+            ended = ended | given_up(memory)
+        if tol is not None:
+            # Not `~(residual > tol)`: NaN would end the loop as if it had arrived.
+            ended = ended | (root_mean_square(at.gradient) <= tol)
+        if fall is not None:
+            assert energy_tol is not None
+            fall, flat = fall.seen(at.energy, n_steps, energy_tol)
+            ended = ended | flat
+        hidden = jax.tree.map(lambda old, new: jnp.where(ended, old, new), hidden, new)
+        return hidden, memory, fall, n_steps + ~ended, ended
+
+    infinite = jnp.full((), jnp.inf, start[0].dtype)
+    fall = None if energy_tol is None else _Fall(infinite, infinite)
+    state = (start, memory, fall, jnp.array(0), jnp.array(False))
+    hidden, memory, _, n_steps, _ = lax.while_loop(unfinished, moved, state)
+    return stopped(problem, form, hidden, n_steps=n_steps, tol=tol), memory

@@ -134,3 +134,26 @@ def test_a_rule_refuses_the_network_that_its_solver_refuses(network):
         PC(ClosedForm(), gradient_scale="batch_mean").check(network)
     PC(GradientDescent(activity_lr=0.1, max_steps=1), gradient_scale="batch_mean").check(network)
     BP(gradient_scale="batch_mean").check(network)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+@pytest.mark.parametrize("k", [1, 3, 6, 7])
+def test_with_last_layers_the_others_have_a_gradient_of_exactly_zero(batch, size, k):
+    architecture = FullyConnected(WIDTH, 6, "tanh", biases=True, segment_size=size)
+    network = architecture.build(Standard(), (D_IN,), D_OUT, key=jax.random.key(2))
+    whole, last = (BP("batch_mean", k).gradient(network, *batch).gradient for k in (None, k))
+
+    def layers(gradient):
+        return [(w, b) for s in gradient.segments for w, b in zip(s.weight, s.bias, strict=True)]
+
+    for layer, (ours, full) in enumerate(zip(layers(last), layers(whole), strict=True), start=1):
+        for g, expected in zip(ours, full, strict=True):
+            np.testing.assert_array_equal(g, expected if layer > 7 - k else jnp.zeros_like(expected))
+            assert np.any(expected)
+
+
+def test_last_layers_beyond_the_network_are_refused_with_its_depth(network):
+    with pytest.raises(ValueError, match="the network has 3 weight matrices"):
+        BP("batch_mean", last_layers=4).check(network)
+    with pytest.raises(ValueError, match="at least 1"):
+        BP("batch_mean", last_layers=0)

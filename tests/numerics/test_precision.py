@@ -73,9 +73,10 @@ def test_layers_that_no_signal_has_reached_have_a_gradient_of_exactly_zero_in_ev
         assert moved == [False] * (N_HIDDEN - steps) + [True] * (steps + 1)
 
 
-def test_with_bfloat16_the_forward_pass_and_the_loss_are_those_of_float32():
+@pytest.mark.parametrize("rule", [PC(GradientDescent(0.1, 6), "batch_mean"), BP("batch_mean")], ids=["PC", "BP"])
+def test_with_bfloat16_the_forward_pass_and_the_loss_are_those_of_float32(rule):
     network, x, y = problem("relu", 8)
-    losses = [gradient(BP("batch_mean"), network, x, y, p).loss for p in ("float32", "bfloat16")]
+    losses = [gradient(rule, network, x, y, precision).loss for precision in ("float32", "bfloat16")]
     assert losses[0] == losses[1]
 
 

@@ -13,7 +13,15 @@ from omegaconf import OmegaConf
 
 import pcexp.inference
 from pcexp.architecture import Convolutional, FullyConnected
-from pcexp.inference import AdamInference, ClosedForm, ErrorDescent, InferenceProblem, Momentum, Sequential
+from pcexp.inference import (
+    AdamInference,
+    ClosedForm,
+    ErrorDescent,
+    GradientDescent,
+    InferenceProblem,
+    Momentum,
+    Sequential,
+)
 from pcexp.inference.error_descent import perturbed_pass
 from pcexp.inference.momentum import extreme_eigenvalues
 from pcexp.parameterisation import NTK, MuPC, Standard
@@ -325,12 +333,26 @@ def test_lanes_with_networks_and_tolerances_of_their_own_are_solved_as_they_are_
 # What is refused
 
 
+def test_asking_for_the_closed_form_in_a_nonlinear_network_names_exactly_the_solvers_that_work():
+    network, _ = build("tanh")
+    with pytest.raises(ValueError, match="inference=closed_form") as refused:
+        ClosedForm().check(network)
+    named = str(refused.value).rpartition("a solver that works here: inference=")[2].replace(" or ", ", ")
+    # Options of conf/inference that take the network and reach an equilibrium of it, the way `patient` asks them to.
+    works = {name for name in NODES if "," not in name and name != "closed_form"}
+    assert {name.strip() for name in named.split(",")} == works
+    x, y = batch()
+    for name in sorted(works):
+        patient(name).check(network)
+        assert float(solved(patient(name), network, x, y).residual) < 1e-8, name
+
+
 @pytest.mark.parametrize(
     ("solver", "field", "value"),
     [
-        *[(solver, "max_steps", -1) for solver in (Momentum, AdamInference, Sequential, ErrorDescent)],
-        *[(solver, "tol", 0.0) for solver in (Momentum, AdamInference, Sequential, ErrorDescent)],
-        *[(solver, "activity_lr", -0.1) for solver in (Momentum, AdamInference, Sequential)],
+        *[(solver, "max_steps", -1) for solver in (GradientDescent, Momentum, AdamInference, Sequential, ErrorDescent)],
+        *[(solver, "tol", 0.0) for solver in (GradientDescent, Momentum, AdamInference, Sequential, ErrorDescent)],
+        *[(solver, "activity_lr", -0.1) for solver in (GradientDescent, Momentum, AdamInference, Sequential)],
         *[(solver, "n_eigen_steps", 0) for solver in (Momentum, ErrorDescent)],
         (Momentum, "momentum", 1.0),
         (AdamInference, "b1", 1.0),
@@ -340,7 +362,7 @@ def test_lanes_with_networks_and_tolerances_of_their_own_are_solved_as_they_are_
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(solver, field, value):
-    valid = {"max_steps": 3} | ({"activity_lr": 0.1} if solver in (AdamInference, Sequential) else {})
+    valid = {"max_steps": 3} | ({"activity_lr": 0.1} if solver not in (Momentum, ErrorDescent) else {})
     solver(**valid)
     with pytest.raises(ValueError, match=f"^{field} must .*{value}$"):
         solver(**valid | {field: value})

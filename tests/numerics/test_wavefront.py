@@ -92,12 +92,12 @@ def test_segments_that_no_signal_has_reached_are_not_computed():
     at = problem()
     assert [segment.depth for segment in at.network.segments] == [1, 3, 4, 4, 1]
     solver = GradientDescent(0.2, 4)
-    hidden, _, _ = eqx.filter_jit(lambda p: solver._fixed(p, p.start("deviations")))(poisoned(at, 3))
-    clean, _, _ = eqx.filter_jit(lambda p: solver._fixed(p, p.start("deviations")))(at)
+    hidden = eqx.filter_jit(lambda p: solver._fixed(p, p.start("deviations")))(poisoned(at, 3))
+    clean = eqx.filter_jit(lambda p: solver._fixed(p, p.start("deviations")))(at)
     for ours, theirs in zip(hidden, clean, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     full = dataclasses.replace(solver, wavefront=False)
-    spoilt, _, _ = eqx.filter_jit(lambda p: full._fixed(p, p.start("deviations")))(poisoned(at, 3))
+    spoilt = eqx.filter_jit(lambda p: full._fixed(p, p.start("deviations")))(poisoned(at, 3))
     assert np.isnan(spoilt[1]).any()
 
 

@@ -23,6 +23,17 @@ def outputs(tmp_path: Path) -> Path:
     return tmp_path / "outputs"
 
 
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    """The outputs of another machine."""
+    return tmp_path / "there"
+
+
+@pytest.fixture
+def archives(tmp_path: Path) -> Path:
+    return tmp_path / "archives"
+
+
 @pytest.fixture(scope="module")
 def small() -> list[Spec]:
     """Cells at scale small, three seeds each: linear networks only."""

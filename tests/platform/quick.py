@@ -5,25 +5,19 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from pcexp.__main__ import CONF, register
 from pcexp.cell import read_lines
-
-with warnings.catch_warnings():
-    # The import hook of the tests looks into OmegaConf's DictConfig, whose bases are written the old way.
-    warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
-    from pcexp.__main__ import CONF, register
-    from pcexp.configuration import resolved, split_lanes
-    from pcexp.spec import Spec
-    from pcexp.sweep import plans
+from pcexp.configuration import resolved, split_lanes
+from pcexp.spec import Spec
+from pcexp.sweep import plans
 
 STUDY = "saddle_escape"
 QUICK = (
