@@ -52,6 +52,7 @@ claims: $(STAMP) ## judge the committed records again and print the table of cla
 
 bench: $(STAMP) ## speed as ratios, against measured ceilings, and of whole grids
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/equilibrated.py
 	$(BIN)/python benchmarks/depth.py $(ARGS)
 	$(BIN)/python benchmarks/grids.py
 

@@ -1,11 +1,11 @@
 """The exact equilibrium of a linear network."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from pcexp.inference.base import AbstractInference, Equilibrium, InferenceProblem, root_mean_square
 from pcexp.network import Network
-from pcexp.theory.equilibrated import outer_products, sensitivities
+from pcexp.theory.equilibrated import equilibrium
 
 
 class ClosedForm(AbstractInference):
@@ -20,24 +20,8 @@ class ClosedForm(AbstractInference):
             )
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        network = problem.network
-        gs = sensitivities(network)
-        s = outer_products(gs)
-        r = problem.y - problem.at.activities[-1][0]
-        pulled = jnp.linalg.solve(s, r)
-        errors = tuple(jnp.einsum("lki,kb->lib", g, pulled) for g in gs)
-        deviations, last = [], None
-        for segment, e in zip(network.segments[:-1], errors[:-1], strict=True):
-            moved = []
-            for layer in range(segment.depth):  # a perturbed forward pass: d_l = J_l d_{l-1} + e_l
-                d = e[layer]
-                if last is not None:
-                    product: Array = segment.premultiplier * (segment.weight[layer] @ last)
-                    d = d + product + (last if segment.skip else 0)
-                moved.append(d)
-                last = d
-            deviations.append(jnp.stack(moved))
-        hidden = tuple(deviations)
+        found = equilibrium(problem.network, problem.at, problem.y)
+        hidden, errors = found.deviations, found.errors
         _, gradient = problem.energy_and_gradient("deviations", hidden)
         residual = root_mean_square(gradient)
         return Equilibrium(

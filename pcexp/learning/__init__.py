@@ -2,6 +2,7 @@
 
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient
 from pcexp.learning.bp import BP
+from pcexp.learning.equilibrated import Equilibrated
 from pcexp.learning.pc import PC
 
-__all__ = ["BP", "PC", "AbstractLearning", "GradientScale", "WeightGradient"]
+__all__ = ["BP", "PC", "AbstractLearning", "Equilibrated", "GradientScale", "WeightGradient"]

@@ -1,16 +1,36 @@
-"""Equilibrium of a linear network in closed form: the rescaling S, the equilibrated energy F* (thesis theorem 3.1).
+"""Equilibrium of a linear network in closed form: rescaling S, equilibrated energy F*, activities, gradient (theorem 3.1).
 
 In error variables the activities are a perturbed forward pass, z_l = mu_l(z_{l-1}) + e_l, and the output constraint reads
-y - yhat = sum_l G_l e_l with G_L = I and G_{l-1} = G_l J_l, J_l = a_l W_l + tau_l I. Minimising 1/2 sum ||e_l||^2 gives
-e_l = G_l^T S^-1 r with S = sum_l G_l G_l^T (identity included) and r = y - yhat, so F* = r^T S^-1 r / 2B.
+r = y - yhat = sum_l G_l e_l with G_L = I and G_{l-1} = G_l J_l, J_l = a_l W_l + tau_l I. With precisions p_l, minimising
+F_b = 1/2 sum_l p_l ||e_l||^2 under it gives
+
+    e_l = G_l^T q / p_l,   q = S^-1 r,   S = sum_l G_l G_l^T / p_l,   F* = 1/(2B) sum_b r_b^T S^-1 r_b.
+
+Biases move r and nothing else. As q is the multiplier of the constraint, F* changes with the weights as F does at fixed
+activities: dF*/dW_l = -a_l/B sum_b (G_l^T q_b) z*_{l-1,b}^T, the backpropagation of q at the activities of the equilibrium.
 """
+
+import itertools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pcexp.energy import forward_pass
-from pcexp.network import Dense, Network
+from pcexp.energy import ForwardPass, energy_gradient, forward_pass, outputs
+from pcexp.network import Activities, Dense, Network
+
+Precisions = Float[Array, " depth"] | None
+"""Precisions p_1..p_L of the layers' errors; None where all are 1."""
+
+
+class LinearEquilibrium(NamedTuple):
+    """Equilibrium of a batch: deviations z* - zhat of the hidden layers, errors e* of all, q = S^-1 r, and F*."""
+
+    deviations: Activities
+    errors: Activities
+    pulled: Float[Array, "d_out batch"]
+    energy: Float[Array, ""]
 
 
 def sensitivities(network: Network) -> tuple[Float[Array, "_ d_out _"], ...]:
@@ -18,7 +38,9 @@ def sensitivities(network: Network) -> tuple[Float[Array, "_ d_out _"], ...]:
     if not network.is_linear:
         raise ValueError("the closed form holds for linear networks only: choose network.activation=linear")
     stacks = []
-    last = jnp.eye(network.segments[-1].weight.shape[1], dtype=network.segments[-1].weight.dtype)
+    weight = network.segments[-1].weight
+    # Of weights in bfloat16 too: S is solved with.
+    last = jnp.eye(weight.shape[1], dtype=jnp.promote_types(weight.dtype, jnp.float32))
     for segment in reversed(network.segments):
         assert isinstance(segment, Dense)
 
@@ -35,19 +57,86 @@ def sensitivities(network: Network) -> tuple[Float[Array, "_ d_out _"], ...]:
     return tuple(reversed(stacks))
 
 
-def rescaling(network: Network) -> Float[Array, "d_out d_out"]:
-    """Rescaling S = I + sum_{l=1}^{H} G_l G_l^T of the loss by inference (theorem 3.1)."""
-    return outer_products(sensitivities(network))
+def outer_products(
+    gs: tuple[Float[Array, "_ d_out _"], ...], precisions: Precisions = None
+) -> Float[Array, "d_out d_out"]:
+    """Sum of G_l G_l^T / p_l over all layers: S."""
+    weights = by_segment(gs, precisions)
+    return jnp.sum(jnp.stack([jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in zip(weights, gs, strict=True)]), 0)
 
 
-def outer_products(gs: tuple[Float[Array, "_ d_out _"], ...]) -> Float[Array, "d_out d_out"]:
-    """Sum of G_l G_l^T over all layers: S."""
-    return jnp.sum(jnp.stack([jnp.einsum("lki,lmi->km", g, g) for g in gs]), axis=0)
+def by_segment(stacks: tuple[Array, ...], precisions: Precisions) -> list[Float[Array, " _"]]:
+    """Precisions of the layers of each stack."""
+    depths = [len(stack) for stack in stacks]
+    if precisions is None:
+        return [jnp.ones(depth, stacks[0].dtype) for depth in depths]
+    if len(precisions) != sum(depths):
+        raise ValueError(f"precisions: one for each of the {sum(depths)} layers, not {len(precisions)}")
+    ends = list(itertools.accumulate(depths, initial=0))
+    return [precisions[start:stop] for start, stop in itertools.pairwise(ends)]
+
+
+def rescaling(network: Network, *, precisions: Precisions = None) -> Float[Array, "d_out d_out"]:
+    """Rescaling S = I + sum_{l=1}^{H} G_l G_l^T of the loss by inference (theorem 3.1); sum_l G_l G_l^T / p_l."""
+    return outer_products(sensitivities(network), precisions)
 
 
 def equilibrated_energy(
-    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]
+    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"], *, precisions: Precisions = None
 ) -> Float[Array, ""]:
     """Equilibrated energy F* = 1/(2B) sum_b r_b^T S^-1 r_b with r = y - yhat (theorem 3.1)."""
-    r = y - forward_pass(network, x).activities[-1][0]
-    return jnp.sum(r * jnp.linalg.solve(rescaling(network), r)) / (2 * y.shape[-1])
+    r = y - outputs(network, x)
+    return jnp.sum(r * jnp.linalg.solve(rescaling(network, precisions=precisions), r)) / (2 * y.shape[-1])
+
+
+def equilibrium(
+    network: Network, at: ForwardPass, y: Float[Array, "d_out batch"], *, precisions: Precisions = None
+) -> LinearEquilibrium:
+    """Equilibrium of a linear network: errors e_l = G_l^T S^-1 r / p_l and the forward pass that they perturb.
+
+    One product with K columns a layer for S, one with B columns for the errors and one for the deviations
+    d_l = J_l d_{l-1} + e_l.
+    """
+    gs = sensitivities(network)
+    weights = by_segment(gs, precisions)
+    r = y - at.activities[-1][0]
+    pulled = jnp.linalg.solve(outer_products(gs, precisions), r)
+    errors = tuple(jnp.einsum("l,lki,kb->lib", 1 / p, g, pulled) for p, g in zip(weights, gs, strict=True))
+    deviations: list[Array] = []
+    below = jnp.zeros_like(at.references[0].inputs[0])
+    for segment, stack in zip(network.segments[:-1], errors[:-1], strict=True):
+
+        def up(d: Array, one: tuple[Array, Array], segment: Any = segment) -> tuple[Array, Array]:
+            weight, e = one
+            moved = segment.premultiplier * (weight @ d) + e
+            moved = moved + d if segment.skip else moved
+            return moved, moved
+
+        if segment.depth > 1:
+            _, moved = jax.lax.scan(up, below, (segment.weight, stack))
+        elif not deviations:  # x does not move: d_1 = e_1 without a product
+            moved = stack
+        else:
+            moved = up(below, (segment.weight[0], stack[0]))[0][None]
+        deviations.append(moved)
+        below = moved[-1]
+    energy = jnp.sum(r * pulled) / (2 * y.shape[-1])
+    return LinearEquilibrium(tuple(deviations), errors, pulled, energy)
+
+
+def equilibrated_gradient(
+    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"], *, precisions: Precisions = None
+) -> Network:
+    """Gradient of F* with respect to weights and biases: dF*/dW_l = -a_l/B sum_b (G_l^T S^-1 r_b) z*_{l-1,b}^T (B.21-22)."""
+    at = forward_pass(network, x)
+    found = equilibrium(network, at, y, precisions=precisions)
+    weighted = found.errors
+    if precisions is not None:
+        ps = by_segment(found.errors, precisions)
+        weighted = tuple(jnp.einsum("l,lib->lib", p, e) for p, e in zip(ps, found.errors, strict=True))
+    return energy_gradient(network, x, activities(at, found, y), weighted)
+
+
+def activities(at: ForwardPass, found: LinearEquilibrium, y: Float[Array, "d_out batch"]) -> Activities:
+    """Activities z*_1..z*_L of the equilibrium, its clamped output included."""
+    return (*jax.tree.map(jnp.add, at.activities[:-1], found.deviations), y[None])

@@ -43,6 +43,7 @@ THEOREM = (
     f"{EQUILIBRIUM}test_the_equilibrated_energy_is_that_of_theorem_3_1_and_of_the_dense_solution"
     "[muPC with skips and biases]",
 )
+HESSIAN = "tests/theory/test_hessian.py::"
 
 DEFECTS = (
     Defect("the energy without its half", "energy.py", "/ (2 * e.shape[axis])", "/ e.shape[axis]", POST),
@@ -303,23 +304,65 @@ DEFECTS = (
     Defect(
         "the rescaling without its identity",
         "theory/equilibrated.py",
-        'jnp.einsum("lki,lmi->km", g, g) for g in gs]',
-        'jnp.einsum("lki,lmi->km", g, g) for g in gs[:-1]]',
+        'jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in zip(weights, gs, strict=True)]',
+        'jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in zip(weights[:-1], gs[:-1], strict=True)]',
         THEOREM,
     ),
     Defect(
         "the equilibrated energy without its half",
         "theory/equilibrated.py",
-        "/ (2 * y.shape[-1])",
-        "/ y.shape[-1]",
+        "precisions=precisions), r)) / (2 * y.shape[-1])",
+        "precisions=precisions), r)) / y.shape[-1]",
         THEOREM,
     ),
     Defect(
         "the closed form transposes its weights",
-        "inference/closed_form.py",
-        "segment.weight[layer] @ last",
-        "segment.weight[layer].T @ last",
+        "theory/equilibrated.py",
+        "moved = segment.premultiplier * (weight @ d) + e",
+        "moved = segment.premultiplier * (weight.T @ d) + e",
         DENSE,
+    ),
+    Defect(
+        "the gradient of the equilibrated energy without precisions",
+        "theory/equilibrated.py",
+        'jnp.einsum("l,lib->lib", p, e)',
+        'jnp.einsum("l,lib->lib", p / p, e)',
+        (
+            "tests/theory/test_equilibrated.py::"
+            "test_the_gradient_is_that_of_the_dense_systems_energy_and_of_the_formula_differentiated"
+            "[NTK with biases and precisions]",
+        ),
+    ),
+    Defect(
+        "the closed Hessian at a zero output without the hidden layers below the last",
+        "theory/hessian.py",
+        "for p, m in zip(weights[:-1], maps, strict=True)]",
+        "for p, m in zip(weights[-2:-1], maps[-1:], strict=True)]",
+        (f"{HESSIAN}test_where_the_output_is_zero_hessians_are_those_of_the_closed_form[only the output is zero]",),
+    ),
+    Defect(
+        "the ends of a net of one hidden layer do not couple at the origin",
+        "theory/hessian.py",
+        "if all(skips) else 0.0",
+        "if skips and all(skips) else 0.0",
+        (f"{HESSIAN}test_spectra_at_the_origin_are_those_of_the_dense_hessians_and_read_no_weights[origin, H=1]",),
+    ),
+    Defect(
+        "Lanczos that does not start anew in an invariant subspace",
+        "theory/eigenpairs.py",
+        "w = jnp.where(exhausted, fresh, w)",
+        "w = jnp.where(exhausted, w, w)",
+        (
+            "tests/theory/test_eigenpairs.py::"
+            "test_with_as_many_steps_as_rows_every_eigenvalue_is_found_as_often_as_it_is_there[zero]",
+        ),
+    ),
+    Defect(
+        "negative curvature along hidden units that are active",
+        "theory/saddles.py",
+        "free = rows[seen:].T",
+        "free = rows.T",
+        ("tests/theory/test_saddles.py::test_hidden_activities_need_only_be_uncorrelated_with_the_target",),
     ),
     Defect(
         "the order of batches is that of the first epoch",

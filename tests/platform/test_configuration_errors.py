@@ -227,6 +227,13 @@ def test_an_exact_solver_on_a_network_that_is_not_linear_is_refused_with_what_wo
     assert "network.activation=linear" in message and "inference=gradient_descent" in message
 
 
+def test_learning_on_the_equilibrated_energy_is_refused_where_it_is_not_known(refusal: Refusal) -> None:
+    base = (*PLAIN, "learning=equilibrated", "network.activation=tanh")
+    message = refusal(base=base)
+    assert "learning=equilibrated" in message
+    assert "network.activation=linear" in message and "learning=pc" in message
+
+
 def test_an_experiment_can_be_asked_for_another_solver_and_hears_whether_it_works(refusal: Refusal) -> None:
     message = refusal("inference=closed_form", "network.activation=tanh", base=WITHOUT_INFERENCE)
     assert "network.activation=linear" in message and "inference=gradient_descent" in message

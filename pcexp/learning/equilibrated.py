@@ -1,0 +1,47 @@
+"""Learning on the equilibrated energy."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from pcexp.energy import energy_gradient, forward_pass, loss_at
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
+from pcexp.network import Network, Precision
+from pcexp.theory.equilibrated import activities, equilibrium
+
+
+class Equilibrated(AbstractLearning):
+    """Predictive coding with perfect inference: the gradient of the equilibrated energy F* of a linear network, times a scale.
+
+    Two passes and a solve of the size of the output (theorem 3.1): the price of backpropagation. The equilibrium itself is
+    never rounded to bfloat16, only the product of errors and activities is.
+    """
+
+    gradient_scale: GradientScale
+
+    def gradient(
+        self,
+        network: Network,
+        x: Float[Array, "..."],
+        y: Float[Array, "d_out batch"],
+        *,
+        precision: Precision = "float32",
+        key: PRNGKeyArray | None = None,
+    ) -> WeightGradient:
+        at = forward_pass(network, x)
+        found = equilibrium(network, at, y)
+        gradient = energy_gradient(network.in_products(precision), x, activities(at, found, y), found.errors)
+        factor = gradient_factor(self.gradient_scale, y)
+        diagnostics = {"gradient_factor": jnp.asarray(factor), "equilibrated_energy": found.energy}
+        return WeightGradient(jax.tree.map(lambda g: factor * g, gradient), loss_at(network, at, y), diagnostics)
+
+    def forward_passes(self) -> float:
+        return 4.0
+
+    def check(self, network: Network) -> None:
+        if not network.is_linear:
+            raise ValueError(
+                "learning=equilibrated descends the equilibrated energy of linear networks, and this network is not linear. "
+                "Choose network.activation=linear and a linear output, or learning=pc with inference=error_descent, "
+                "whose residual says how near the equilibrium is"
+            )
