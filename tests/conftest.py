@@ -34,3 +34,10 @@ def x64() -> Iterator[None]:
     """float64 throughout, as for all theory."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs() -> Iterator[None]:
+    """No compiled program outlives its module: each holds memory maps, and a process that has too many crashes in XLA."""
+    yield
+    jax.clear_caches()
