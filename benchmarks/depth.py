@@ -27,8 +27,9 @@ from pcexp.activation import Activation
 from pcexp.architecture import FullyConnected
 from pcexp.inference import GradientDescent
 from pcexp.learning import PC
-from pcexp.network import Network, Precision
+from pcexp.network import Network
 from pcexp.parameterisation import MuPC
+from pcexp.segments import Precision
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
 SIZES = ((128, 8), (128, 32), (128, 128), (512, 8), (512, 32))

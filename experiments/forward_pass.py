@@ -43,9 +43,10 @@ from jaxtyping import Array, Float
 from pcexp.claims import Case, Claim, Verdict, verdict
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
-from pcexp.network import AbstractSegment, Network
+from pcexp.network import Network
 from pcexp.pack import initial_network
 from pcexp.runner import Job
+from pcexp.segments import AbstractSegment
 from pcexp.spec import Lane
 from pcexp.study import AbstractStudy
 from pcexp.train import batch_layout

@@ -13,8 +13,10 @@ import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
 from pcexp.activation import Activation, Output
-from pcexp.network import AbstractSegment, Convolution, Dense, Network
+from pcexp.convolution import Convolution
+from pcexp.network import Network
 from pcexp.parameterisation import AbstractParameterisation, LayerPosition, default_bias
+from pcexp.segments import AbstractSegment, Dense
 
 Form = Literal["pre", "post"]
 """Pre-activation: mu = a W phi(z) (chapter 5). Post-activation: mu = phi(a W z) (chapters 3, 4, 6.2)."""

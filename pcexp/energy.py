@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.network import AbstractSegment, Activities, Network, Reference
+from pcexp.network import Activities, Network
+from pcexp.segments import AbstractSegment, Reference
 
 
 class ForwardPass(NamedTuple):

@@ -13,7 +13,8 @@ import numpy as np
 
 from pcexp.data import Dataset
 from pcexp.energy import outputs
-from pcexp.network import Network, Precision
+from pcexp.network import Network
+from pcexp.segments import Precision
 from pcexp.spec import Lane, Spec
 from pcexp.train import Measure, Rows, TrainingSet, TrainState, advance, advance_pack, batch_layout
 

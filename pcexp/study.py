@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import numpy as np
 
-from pcexp.network import Precision
+from pcexp.activation import Output
+from pcexp.segments import Precision
 
 if TYPE_CHECKING:
     from pcexp.runner import Job
@@ -23,6 +24,8 @@ class AbstractStudy(eqx.Module):
     revision: ClassVar[int] = 1
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "bfloat16", "float64")
     """Valid ones: bfloat16 is a way to train, and nothing to a study that computes otherwise."""
+    outputs: ClassVar[tuple[Output, ...]] = ("linear", "softmax")
+    """Valid ones: a study that reads energies asks for linear, because cross-entropy is no function of the output's error."""
 
     @abc.abstractmethod
     def run(self, job: "Job") -> None:

@@ -104,7 +104,10 @@ def command(configs: Sequence[Mapping[str, Any]]) -> Command:
         specs = plans(configs)
         tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
         for cell in specs:
-            cell.learning.check(_shapes(cell))
+            network = _shapes(cell)
+            if network.output not in cell.study.outputs:
+                raise SpecError(f"network.output={network.output}: this study takes {', '.join(cell.study.outputs)}")
+            cell.learning.check(network)
     except (SpecError, ValueError) as error:
         raise Refused(str(error)) from error
     return Command(tuple(specs), execution, tracker, str(settings["scale"]), bool(settings.get("dry_run")))

@@ -19,7 +19,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from pcexp.data.augmentation import Augment
 from pcexp.data.batches import batch_indices, epoch_permutation
 from pcexp.learning import AbstractLearning, WeightGradient
-from pcexp.network import Network, Precision
+from pcexp.network import Network
+from pcexp.segments import Precision
 
 
 class Training(eqx.Module):

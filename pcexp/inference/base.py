@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pcexp.energy import ForwardPass, deviation_errors, forward_pass, prediction_errors, segment_errors, summed_energy
-from pcexp.network import Activities, Network, Precision
+from pcexp.network import Activities, Network
+from pcexp.segments import Precision
 
 Form = Literal["activities", "deviations"]
 """The variables of inference: z itself (as published) or d = z - zhat (no cancellation near the forward pass)."""

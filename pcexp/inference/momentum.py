@@ -105,6 +105,6 @@ def extreme_eigenvalues(problem: InferenceProblem, n_products: int) -> tuple[Per
     after = jax.tree.map(lambda leaf: leaf + 0 * jnp.nan_to_num(jnp.max(largest)), start)
     _, rebuilt = jax.linearize(lambda e: perturbed_pass(problem, e)[1], after)
     pull = jax.linear_transpose(rebuilt, start)
-    inverse, _ = largest_eigenvalue(network, lambda v: rebuilt(pull(v)[0]), start, n_products)
+    inverse, _ = largest_eigenvalue(network, lambda v: rebuilt(pull(v)[0]), after, n_products)
     smallest = 1 / inverse
     return smallest, jnp.maximum(largest, smallest)

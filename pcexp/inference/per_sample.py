@@ -81,11 +81,11 @@ def largest_eigenvalue(
 
 
 def _same_for_all(network: Network, like: Activities) -> Activities:
-    """Random normal numbers, the same for every sample of the batch."""
+    """Random normal numbers, the same for every sample of the batch; a loop that starts from them waits for `like`."""
     drawn = []
     for index, (leaf, axis) in enumerate(_with_axes(network, like)):
         one = jr.normal(jr.fold_in(jr.key(0), index), (*leaf.shape[:axis], 1, *leaf.shape[axis + 1 :]), leaf.dtype)
-        drawn.append(jnp.broadcast_to(one, leaf.shape))
+        drawn.append(one + 0 * leaf)
     return tuple(drawn)
 
 

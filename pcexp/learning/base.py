@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.network import Network, Precision
+from pcexp.network import Network
+from pcexp.segments import Precision
 
 GradientScale = Literal["batch_mean", "batch_sum", "mean_squared_error"]
 """Units of a weight gradient: of F (the mean over the batch); B F (summed); or 2F/K, the mean over batch and outputs."""

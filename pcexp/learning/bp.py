@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from pcexp.energy import backpropagated, energy_gradient, forward_pass, loss_at
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
-from pcexp.network import Network, Precision
+from pcexp.network import Network
+from pcexp.segments import Precision
 
 
 class BP(AbstractLearning):

@@ -6,7 +6,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from pcexp.energy import energy_gradient, forward_pass, loss_at
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
-from pcexp.network import Network, Precision
+from pcexp.network import Network
+from pcexp.segments import Precision
 from pcexp.theory.equilibrated import activities, equilibrium
 
 

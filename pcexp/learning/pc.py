@@ -7,7 +7,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pcexp.energy import energy_gradient, loss_at
 from pcexp.inference.base import AbstractInference, InferenceProblem
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
-from pcexp.network import Network, Precision
+from pcexp.network import Network
+from pcexp.segments import Precision
 
 
 class PC(AbstractLearning):

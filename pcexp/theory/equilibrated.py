@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pcexp.energy import ForwardPass, energy_gradient, forward_pass, outputs
-from pcexp.network import Activities, Dense, Network
+from pcexp.network import Activities, Network
+from pcexp.segments import Dense
 
 Precisions = Float[Array, " depth"] | None
 """Precisions p_1..p_L of the layers' errors; None where all are 1."""

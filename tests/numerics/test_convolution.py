@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pcexp.architecture import Convolutional
+from pcexp.convolution import Convolution
 from pcexp.energy import forward_pass, outputs, prediction_errors
 from pcexp.inference import GradientDescent, InferenceProblem
-from pcexp.network import Convolution
 from pcexp.parameterisation import NTK, Standard
 
 pytestmark = pytest.mark.usefixtures("x64")

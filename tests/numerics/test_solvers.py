@@ -5,6 +5,7 @@ from pathlib import Path
 import by_hand
 import equinox as eqx
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -237,6 +238,20 @@ def test_heavy_balls_step_and_momentum_are_those_of_the_extreme_eigenvalues():
     low, high = np.sqrt(smallest[0]), np.sqrt(largest[0])
     expected = heavy_ball(net, x, y, 4 / (high + low) ** 2, ((high - low) / (high + low)) ** 2, 30)
     agree(by_hand.unstacked(activities), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("activation", ["linear", "tanh"])
+def test_heavy_balls_two_eigenvalue_loops_run_one_after_the_other(activation):
+    # Side by side they waited for each other's threads for ever, on a CPU with two cores.
+    network, _ = build(activation)
+    problem = InferenceProblem.from_batch(network, *map(jnp.asarray, batch()))
+    program = jax.make_jaxpr(lambda: extreme_eigenvalues(problem, 7))().jaxpr
+    first, second = (i for i, equation in enumerate(program.eqns) if equation.params.get("length") == 7)
+    depends = set(program.eqns[first].outvars)
+    for equation in program.eqns[first + 1 : second + 1]:
+        if depends & {v for v in equation.invars if not isinstance(v, jax.extend.core.Literal)}:
+            depends |= set(equation.outvars)
+    assert depends >= set(program.eqns[second].outvars)
 
 
 def test_adams_steps_are_optax_in_a_loop_on_gradients_by_hand():

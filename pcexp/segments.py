@@ -1,0 +1,198 @@
+"""Segments: stacks of identical layers, with their predictions, differences of predictions, and derivatives.
+
+Layer l predicts
+
+    mu_l(z) = phi_after(a_l W_l phi_before(z) + b_l) + tau_l z
+
+with phi_before = phi, phi_after = identity in the pre-activation form (thesis chapter 5) and the other way round in the
+post-activation form (chapters 3, 4, 6.2). Everything here is written for one example, with the depth of the stack along
+the first axis of weights, inputs and outputs.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pcexp.activation import Activation, Output, activate, activation_difference
+
+Precision = Literal["float32", "bfloat16", "float64"]
+"""How products are computed. With bfloat16 their factors are rounded, but for those of the forward pass, where a rounding
+would switch units of relu; sums and everything else stay in float32. float64 is everything in 64 bits."""
+
+
+class Reference(NamedTuple):
+    """What a segment knows about the point that deviations are measured from: z_{l-1}, u_l, and phi of whichever it acts on."""
+
+    inputs: Float[Array, "depth ..."]
+    linear: Float[Array, "depth ..."]
+    activated: Float[Array, "depth ..."]
+
+
+class AbstractSegment(eqx.Module):
+    """A stack of `depth` identical layers."""
+
+    weight: eqx.AbstractVar[Array]
+    bias: eqx.AbstractVar[Array | None]
+    premultiplier: eqx.AbstractVar[float]
+    skip: eqx.AbstractVar[bool]
+    before: eqx.AbstractVar[Activation]
+    after: eqx.AbstractVar[Activation | Output]
+    batch_axis: eqx.AbstractClassVar[int]
+
+    @property
+    def depth(self) -> int:
+        return self.weight.shape[0]
+
+    @abc.abstractmethod
+    def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+        """Products a_l W_l v_l, one a layer."""
+
+    def multiply_transposed(
+        self, outputs: Float[Array, "depth ..."], like: Float[Array, "depth ..."]
+    ) -> Float[Array, "depth ..."]:
+        """Products a_l W_l^T u_l, one a layer, in the shape of the inputs `like`."""
+        (product,) = jax.linear_transpose(self.multiply, like)(outputs)
+        return product
+
+    @abc.abstractmethod
+    def weight_gradient(self, v: Array, pulled: Array, batch_axes: tuple[int, int]) -> Array:
+        """Products a_l sum_b u_lb v_lb^T of a batch, one a layer, in the shape of the weights: here the batch is summed over.
+
+        `batch_axes` are those of v, the inputs of the product, and of `pulled`, what its outputs get from above.
+        """
+
+    def linear(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+        """Linear maps u_l = a_l W_l phi_before(z_l) + b_l."""
+        u = self.multiply(activate(self.before, inputs))
+        return u if self.bias is None else u + self.bias
+
+    def after_linear(
+        self, inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]
+    ) -> Float[Array, "depth ..."]:
+        """Predictions from linear maps: phi_after(u_l) + tau_l z_l."""
+        out = activate(self.after, u)
+        return out + inputs if self.skip else out
+
+    def predict(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+        """Predictions mu_l(z_l) of every layer of the segment from its own input."""
+        return self.after_linear(inputs, self.linear(inputs))
+
+    def difference(self, at: Reference, d: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+        """Differences mu_l(z_l + d_l) - mu_l(z_l), free of cancellation."""
+        return self.after_difference(at, self.multiply(self.before_difference(at, d)), d)
+
+    def reference(self, inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]) -> Reference:
+        """The reference of inputs and the linear maps there."""
+        acted_on = (self.after, u) if self.before == "linear" else (self.before, inputs)
+        return Reference(inputs, u, activate(*acted_on))
+
+    def before_difference(self, at: Reference, d: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+        """Differences phi_before(z_l + d_l) - phi_before(z_l)."""
+        return activation_difference(self.before, at.inputs, d, at.activated)
+
+    def after_difference(
+        self, at: Reference, u: Float[Array, "depth ..."], d: Float[Array, "depth ..."]
+    ) -> Float[Array, "depth ..."]:
+        """Differences of `after_linear` when the linear map moves by u and the input by d."""
+        out = activation_difference(self.after, at.linear, u, at.activated)
+        return out + d if self.skip else out
+
+    def errors_and_pull(
+        self, at: Reference | None, inputs: Float[Array, "depth ..."], z: Float[Array, "depth ..."]
+    ) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
+        """Errors e_l = z_l - mu_l and their pull J_l^T e_l on the inputs; of deviations where `at` is given.
+
+        As `predict` or `difference` and its derivative, but with the transposed product written out: the one that
+        differentiation gives has its result in another layout, and a copy beside it.
+        """
+        if at is None:
+            v, pull_before = jax.vjp(lambda x: activate(self.before, x), inputs)
+            u = self.multiply(v)
+            u = u if self.bias is None else u + self.bias
+            predicted, pull_after = jax.vjp(lambda u, x: self.after_linear(x, u), u, inputs)
+        else:
+            v, pull_before = jax.vjp(lambda d: self.before_difference(at, d), inputs)
+            predicted, pull_after = jax.vjp(lambda u, d: self.after_difference(at, u, d), self.multiply(v), inputs)
+        errors = z - predicted
+        return errors, self._pulled(errors, v, pull_before, pull_after)
+
+    def pull(
+        self, errors: Float[Array, "depth ..."], inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]
+    ) -> Float[Array, "depth ..."]:
+        """Pull J_l^T e_l of given errors on the inputs, where the linear maps are u_l."""
+        v, pull_before = jax.vjp(lambda x: activate(self.before, x), inputs)
+        _, pull_after = jax.vjp(lambda u, x: self.after_linear(x, u), u, inputs)
+        return self._pulled(errors, v, pull_before, pull_after)
+
+    def _pulled(
+        self,
+        errors: Float[Array, "depth ..."],
+        v: Float[Array, "depth ..."],
+        pull_before: Callable[[Array], Any],
+        pull_after: Callable[[Array], Any],
+    ) -> Float[Array, "depth ..."]:
+        """Pull of errors through the derivatives of both activations, where the product acts on v."""
+        pulled, direct = pull_after(errors)
+        pull = pull_before(self.multiply_transposed(pulled, v))[0]
+        return pull + direct if self.skip else pull
+
+    def factors(
+        self, inputs: Float[Array, "depth ..."], errors: Float[Array, "depth ..."]
+    ) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
+        """Factors v_l = phi_before(z_l) and phi_after'(u_l) e_l whose outer product is the derivative by the weights."""
+        v = activate(self.before, inputs)
+        u = self.linear(inputs)  # not computed where phi_after is the identity
+        return v, jax.vjp(lambda u: self.after_linear(inputs, u), u)[1](errors)[0]
+
+
+class Dense(AbstractSegment):
+    """Fully connected layers; inputs with more than one axis are flattened."""
+
+    weight: Float[Array, "depth d_out d_in"]
+    bias: Float[Array, "depth d_out"] | None
+    premultiplier: float = eqx.field(static=True)
+    skip: bool = eqx.field(static=True)
+    before: Activation = eqx.field(static=True)
+    after: Activation | Output = eqx.field(static=True)
+    batch_axis = -1  # feature-major: W @ Z with the batch as columns was the fastest layout
+
+    def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth d_out"]:
+        if inputs.ndim > 2:
+            inputs = inputs.reshape(self.depth, -1)
+        if self.depth == 1:  # a plain product: XLA:CPU is faster at it than at a batched one
+            product = _product("oi,i->o", self.weight[0], inputs[0])[None]
+        else:
+            product = _product("loi,li->lo", self.weight, inputs)
+        return product if self.premultiplier == 1 else self.premultiplier * product
+
+    def multiply_transposed(
+        self, outputs: Float[Array, "depth d_out"], like: Float[Array, "depth ..."]
+    ) -> Float[Array, "depth ..."]:
+        if self.depth == 1:
+            pulled = _product("oi,o->i", self.weight[0], outputs[0])[None]
+        else:
+            pulled = _product("loi,lo->li", self.weight, outputs)
+        pulled = pulled if like.ndim == 2 else pulled.reshape(like.shape)
+        return pulled if self.premultiplier == 1 else self.premultiplier * pulled
+
+    def weight_gradient(self, v: Array, pulled: Array, batch_axes: tuple[int, int]) -> Float[Array, "depth d_out d_in"]:
+        if v.ndim > 3:  # a convolution below
+            v = jnp.moveaxis(v, batch_axes[0], -1).reshape(self.depth, -1, v.shape[batch_axes[0]])
+        low = self.weight.dtype
+        if self.depth == 1:
+            product = _product("ob,ib->oi", pulled[0].astype(low), v[0])[None]
+        else:
+            product = _product("lob,lib->loi", pulled.astype(low), v)
+        return product if self.premultiplier == 1 else self.premultiplier * product
+
+
+def _product(equation: str, factor: Array, v: Array) -> Array:
+    """Product of v with a factor: in bfloat16 where that is what the factor has, then summed and returned in float32."""
+    if factor.dtype == jnp.bfloat16:
+        return jnp.einsum(equation, factor, v.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, factor, v)
