@@ -1,51 +1,32 @@
-"""Claims, figures and one self-contained page from records: no JAX run, no network, no tracker.
+"""Claims, figures and their page from records: no JAX run, no network, no tracker.
 
 `python -m pcexp.report NAME` reads outputs/NAME and writes outputs/report/NAME; with `--results results` it reads and renders
-what is committed there. The page is index.html beside the studies' folders.
+what is committed there. The page is index.html beside the studies' folders: of outputs/ with its figures inside, so that it can
+be sent; of results/ with those that lie beside it.
 """
 
 import argparse
-import base64
 import csv
 import hashlib
-import html
 import importlib
 import io
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from pcexp import __version__, plotting
-from pcexp.claims import Claim, Verdict
+from pcexp import plotting
+from pcexp.claims import Verdict
 from pcexp.files import replace_bytes
+from pcexp.page import STATUS_MARK, Drawn, Judged, Part, listed, page
 from pcexp.records import Records, read_outputs, read_results
 
 SCALES = ("thesis", "small", "smoke")
-STATUS_MARK = {"reproduced": "✓", "not_reproduced": "✗", "insufficient": "?"}
-
-
-class Judged(NamedTuple):
-    """A claim with what the records of one data set say of it."""
-
-    data: str
-    claim: Claim
-    verdict: Verdict
-
-
-class Drawn(NamedTuple):
-    """A figure file of one data set."""
-
-    figure: str
-    data: str
-    title: str
-    png: Path
-    records: Records
 
 
 def judge(study: Any, records: Records) -> list[Judged]:
@@ -102,92 +83,24 @@ def print_claims(judged: Sequence[Judged], console: Console) -> None:
     console.print(", ".join(f"{n} {s.replace('_', ' ')}" for s, n in counts.items()))
 
 
-CSS = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
-h1{font-size:1.6em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}h3{margin-bottom:.2em}
-table{border-collapse:collapse;font-size:.86em;width:100%}td,th{text-align:left;padding:.3em .6em;border-bottom:1px solid #eee;
-vertical-align:top}code{background:#f4f4f4;padding:.1em .3em;border-radius:3px;font-size:.9em}img{max-width:100%;height:auto}
-td:first-child{white-space:nowrap}.reproduced{color:#1a7f37}.not_reproduced{color:#b42318}.insufficient{color:#8a6d00}.meta{color:#666;font-size:.85em}
-"""
-
-
-def page(parts: Sequence[tuple[str, str, Sequence[Judged], Sequence[Drawn], Records]]) -> str:
-    """One self-contained HTML page: per study its question, claims, figures, commands and provenance."""
-    body = ["<h1>pcexp: figures and claims</h1>"]
-    for study, question, judged, drawn, records in parts:
-        body.append(f"<h2 id='{study}-{records.scale}'>{study} <span class=meta>at scale {records.scale}</span></h2>")
-        body.append(f"<p>{html.escape(question)}</p>")
-        outcomes = records.runs["outcome"].value_counts().rows() if len(records.runs) else []
-        counts = ", ".join(f"{n} {html.escape(str(outcome))}" for outcome, n in sorted(outcomes))
-        body.append(f"<p class=meta>{len(records.asked)} runs asked for; {counts or 'none finished'}.</p>")
-        if records.strays:
-            body.append(f"<p class=meta>Left out, not in the manifest: {html.escape(_listed(records.strays))}.</p>")
-        rows = "".join(
-            f"<tr><td class={v.status}>{STATUS_MARK[v.status]} {v.status.replace('_', ' ')}</td><td>{html.escape(c.figure)}</td><td>{html.escape(data)}</td>"
-            f"<td>{html.escape(c.statement)}<br><span class=meta>expected: {html.escape(v.expected)}</span></td>"
-            f"<td>{html.escape(v.observed)}<br><span class=meta>{html.escape(v.interval)}</span></td><td>{v.n}</td></tr>"
-            for data, c, v in judged
-        )
-        body.append(f"<table><tr><th>status<th>figure<th>data<th>claim<th>observed, all seeds<th>n</tr>{rows}</table>")
-        for figure in drawn:
-            image = base64.b64encode(figure.png.read_bytes()).decode()
-            body.append(
-                f"<h3>{html.escape(figure.figure)}, {html.escape(figure.data)}</h3><p>{html.escape(figure.title)} Regenerate: "
-                f"<code>{html.escape(figure.records.command)}</code></p>"
-                f"<img alt='figure {html.escape(figure.figure)}, {html.escape(figure.data)}' src='data:image/png;base64,{image}'>"
-                f"<p class=meta>{html.escape(_provenance(figure.records))}</p>"
-            )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>pcexp</title><style>{CSS}</style><body>{''.join(body)}</body></html>"
-    )
-
-
-def _listed(names: Sequence[str], at_most: int = 5) -> str:
-    """Names, or the first of them and how many there are."""
-    shown = ", ".join(names[:at_most])
-    return shown if len(names) <= at_most else f"{shown} ... ({len(names)} in all)"
-
-
-def _provenance(records: Records) -> str:
-    """What made these runs, in one line."""
-    if not len(records.runs):
-        return "no runs"
-    parts = []
-    for label, column in (
-        ("commit", "run.commit"),
-        ("device", "run.device_kind"),
-        ("processor", "run.cpu_model"),
-        ("jax", "run.jax_version"),
-        ("date", "run.date"),
-    ):
-        if column in records.runs.columns:
-            values = sorted(
-                {
-                    str(v)[:12] if label == "commit" else str(v)[:10] if label == "date" else str(v)
-                    for v in records.runs[column]
-                }
-            )
-            parts.append(f"{label} {values[0] if len(values) == 1 else f'{values[0]} ... {values[-1]}'}")
-    if "run.dirty" in records.runs.columns and records.runs["run.dirty"].any():
-        parts.append("with uncommitted changes")
-    if "run.data_caveat" in records.runs.columns:
-        parts += sorted({str(v) for v in records.runs["run.data_caveat"] if v})
-    if "run.seconds_run" in records.runs.columns:
-        parts.append(f"{records.runs['run.seconds_run'].sum() / 3600:.2f} core hours")
-    return ", ".join(parts) + f"; pcexp {__version__}"
-
-
-def index_markdown(parts: Sequence[tuple[str, str, Sequence[Judged], Sequence[Drawn], Records]]) -> str:
+def index_markdown(parts: Sequence[Part]) -> str:
     """INDEX.md of results/: a table of figures and their claims."""
     lines = ["# Results", "", "Written by `make records`; `index.html` beside this file shows the figures.", ""]
     lines += [
         "| study | scale | data | figure | claim | status | observed |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for study, _, judged, _, records in parts:
-        for data, claim, v in judged:
-            cells = (study, records.scale, data, claim.figure, claim.statement, v.status.replace("_", " "), v.observed)
+    for part in parts:
+        for data, claim, v in part.judged:
+            cells = (
+                part.study,
+                part.records.scale,
+                data,
+                claim.figure,
+                claim.statement,
+                v.status.replace("_", " "),
+                v.observed,
+            )
             lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -235,22 +148,20 @@ def main(arguments: Iterable[str] | None = None) -> None:
             drawn_at = drawn_at or scale
             folder = target / name if options.results else target / name / scale
             drawn = figures(study, records, folder, again=chosen) if not options.results or drawn_at == scale else []
-            parts.append(
-                (name, (study.__doc__ or "").strip().split("\n\n")[0].replace("\n", " "), judged, drawn, records)
-            )
+            parts.append(Part(name, study.__doc__ or "", judged, drawn, records))
             if not chosen:
                 continue
             replace_bytes(target / name / scale / "claims.csv", claims_csv(judged).encode())
             print_claims(judged, console)
             if records.strays:
-                where = _listed([str(source / name / stray) for stray in records.strays])
+                where = listed([str(source / name / stray) for stray in records.strays])
                 print(f"left out, not in the manifest of scale {scale}: {where}")
             for figure in drawn:
                 print(f"figure {figure.figure:5} {figure.png}")
     if not parts:
         sys.exit(f"pcexp: nothing has been run under {source}: start with python -m pcexp +experiment=saddle_escape")
     target.mkdir(parents=True, exist_ok=True)
-    replace_bytes(target / "index.html", page(parts).encode())
+    replace_bytes(target / "index.html", page(parts, beside=target if options.results else None).encode())
     if options.results:
         replace_bytes(target / "INDEX.md", index_markdown(parts).encode())
     print(f"page         {target / 'index.html'}")

@@ -21,6 +21,8 @@ from experiments import saddle_escape
 from pcexp import plotting, report
 from pcexp.claims import Claim, Verdict
 from pcexp.collecting import collect
+from pcexp.page import Drawn, Judged, Part
+from pcexp.page import page as written_page
 from pcexp.records import Records, read_outputs
 from pcexp.spec import Lane, Spec
 
@@ -119,6 +121,8 @@ def test_the_page_contains_all_it_shows_and_how_to_make_it_again(
     assert "commit 0123456789ab" in page.text and "72 done" in page.text
     for claim in saddle_escape.CLAIMS:
         assert claim.statement in page.text
+    for paragraph in (saddle_escape.__doc__ or "").strip().split("\n\n"):
+        assert " ".join(paragraph.replace("`", "").split()) in page.text
     said = capsys.readouterr().out
     assert f"{len(saddle_escape.CLAIMS)} reproduced" in said and str(outputs / "report" / "index.html") in said
     table = (outputs / "report" / quick.STUDY / "small" / "claims.csv").read_text()
@@ -135,11 +139,12 @@ def test_the_page_shows_text_as_text(outputs: Path, cells: list[Spec], tmp_path:
     spoilt = Records(quick.STUDY, "small", records.runs, records.rows, records.asked, (f"s{evil}",))
     png = tmp_path / "a.png"
     png.write_bytes(b"not drawn")
-    judged = [report.Judged(f"d{evil}", Claim(f"f{evil}", f"c{evil}", lambda _: verdict), verdict)]
-    drawn = [report.Drawn(f"f{evil}", f"d{evil}", f"t{evil}", png, spoilt)]
-    page = Links(report.page([(quick.STUDY, f"q{evil}", judged, drawn, spoilt)]))
+    judged = [Judged(f"d{evil}", Claim(f"f{evil}", f"c{evil}", lambda _: verdict), verdict)]
+    drawn = [Drawn(f"f{evil}", f"d{evil}", f"t{evil}", png, spoilt)]
+    page = Links(written_page([Part(quick.STUDY, f"q{evil}\n\nFindings{evil}", judged, drawn, spoilt)]))
     for part in "oiesdfctq":
         assert f"{part}{evil}" in page.text, part
+    assert f"Findings{evil}" in page.text
     assert page.tags.count("img") == 1 and not any("evil" in link for link in page.loaded)
 
 
@@ -148,10 +153,10 @@ def test_claims_that_hold_commas_quotes_and_bars_stay_in_their_cells(outputs: Pa
     made_up.written(outputs, cells[:1], "small")
     records = read_outputs(outputs, quick.STUDY, "small")
     verdict = Verdict("reproduced", 'a, "b" | c', "", "", 1, "small")
-    judged = [report.Judged("digits", Claim("1", "x | y, z", lambda _: verdict), verdict)]
+    judged = [Judged("digits", Claim("1", "x | y, z", lambda _: verdict), verdict)]
     (row,) = csv.DictReader(io.StringIO(report.claims_csv(judged)))
     assert (row["claim"], row["observed"]) == ("x | y, z", 'a, "b" | c')
-    table = report.index_markdown([(quick.STUDY, "", judged, [], records)]).splitlines()
+    table = report.index_markdown([Part(quick.STUDY, "", judged, [], records)]).splitlines()
     header = next(line for line in table if line.startswith("| study"))
     assert len(re.findall(r"(?<!\\)\|", table[-1])) == header.count("|")
 
@@ -166,8 +171,9 @@ def test_a_report_of_several_scales_and_of_committed_results(outputs: Path, cell
     collect(outputs, tmp_path / "results", quick.STUDY, "small")
     report.main(["--results", str(tmp_path / "results")])
     assert "| saddle_escape | small | digits |" in (tmp_path / "results" / "INDEX.md").read_text()
-    assert (tmp_path / "results" / "index.html").exists()
-    assert len(list((tmp_path / "results" / quick.STUDY).glob("fig_*.png"))) == 1
+    committed = Links((tmp_path / "results" / "index.html").read_text())
+    images = [link for link in committed.loaded if not link.startswith("#")]
+    assert images == [f"{quick.STUDY}/{p.name}" for p in (tmp_path / "results" / quick.STUDY).glob("fig_*.png")] != []
 
 
 def test_a_report_of_a_study_that_does_not_exist_lists_those_that_do(outputs: Path, cells: list[Spec]) -> None:
