@@ -41,7 +41,9 @@ class ODE(AbstractInference):
             if value is not None and not value > 0:  # NaN is not
                 raise ValueError(f"{name} must be positive, not {value}")
         if self.method == "euler" and self.step_size is None:
-            raise ValueError("step_size must be a number with method=euler, whose steps have no error to control them by")
+            raise ValueError(
+                "step_size must be a number with method=euler, whose steps have no error to control them by"
+            )
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
         def rate(t: Array, hidden: Activities, _: Any) -> Activities:
@@ -64,6 +66,7 @@ class ODE(AbstractInference):
             else diffrax.PIDController(rtol=self.step_tol, atol=self.step_tol, dtmax=self.longest_step),
             event=None if self.tol is None else diffrax.Event(at_rest),
             max_steps=self.max_steps,
+            adjoint=diffrax.ForwardMode(),  # a plain loop: nothing is differentiated
             throw=False,  # steps used up is an outcome: the residual says so
         )
         assert flow.ys is not None

@@ -82,9 +82,7 @@ def test_the_error_of_constant_steps_falls_with_the_power_that_is_the_methods_or
     network, net = build("tanh")
     x, y = batch()
     exact = flowed(net, x, y, 2.0)
-    errors = [
-        distance(solved(ODE(2.0, 1000, method, step_size=h), network, x, y), exact) for h in (0.04, 0.02, 0.01)
-    ]
+    errors = [distance(solved(ODE(2.0, 1000, method, step_size=h), network, x, y), exact) for h in (0.04, 0.02, 0.01)]
     powers = np.log2(np.array(errors[:-1]) / errors[1:])
     np.testing.assert_allclose(powers, order, atol=0.1)
 
