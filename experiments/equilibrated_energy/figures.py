@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not b
 
     from pcexp.records import Records
 
-COLOURS = {"published": "#c1272d", "corrected": "#0b8a8f"}
+COLOURS = {"published": "#c1272d", "corrected": "#b35806"}
 """Inference to the published horizon is in PC's own colour."""
 LABELS = {"published": "published: ODE to a fixed horizon, float32", "corrected": "corrected: converged, float64"}
 ROUND_OFF = 1e-17
@@ -65,10 +65,10 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
             axis.set_title(f"{protocol}, H = {depth}", loc="left")
             plotting.caption(axis, records.about, n)
         gaps = axes[2, j]
-        for level in (CLOSE, EXACT):
-            gaps.axhline(level, color="#777777", lw=0.7, ls=":")
         gaps.set_yscale("log")
         gaps.set_ylim(ROUND_OFF / 3, 30)
+        for level in (CLOSE, EXACT):
+            gaps.axhline(level, color="#777777", lw=0.7, ls=":")
         gaps.set_title(f"both, H = {depth}", loc="left")
         plotting.caption(gaps, records.about, sum(depth_of(run) == depth for found in runs.values() for run in found))
         gaps.set_xlabel("training iteration")
@@ -219,8 +219,8 @@ def figure_beside(records: Records) -> Figure:
             if n == 0:
                 plotting.note(axis, "no runs yet")
         for axis in axes[1:, j]:
-            axis.axhline(EXACT, color="#777777", lw=0.7, ls=":")
             axis.set_ylim(ROUND_OFF / 3, 30)
+            axis.axhline(EXACT, color="#777777", lw=0.7, ls=":")
         axes[2, j].set_xlabel("training iteration")
     axes[0, 0].set_ylabel("F* at the weights")
     axes[1, 0].set_ylabel("difference of F*, relative")

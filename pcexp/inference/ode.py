@@ -46,12 +46,14 @@ class ODE(AbstractInference):
             )
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        def rate(t: Array, hidden: Activities, _: Any) -> Activities:
+        limit = 0.0 if self.tol is None else self.tol
+
+        def rate(t: Any, hidden: Activities, _: Any) -> Activities:
             return jax.tree.map(jnp.negative, problem.errors_and_gradient(self.form, hidden)[1])
 
-        def at_rest(t: Array, hidden: Activities, args: Any, **_: Any) -> Bool[Array, ""]:
+        def at_rest(t: Any, hidden: Activities, args: Any, **_: Any) -> Bool[Array, ""]:
             # An event is shown the activities and not their rate, which is what has to vanish: it is evaluated here.
-            return root_mean_square(rate(t, hidden, args)) <= self.tol
+            return root_mean_square(rate(t, hidden, args)) <= limit
 
         start = problem.start(self.form)
         flow = diffrax.diffeqsolve(
