@@ -55,8 +55,8 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
             for run in (run for run in runs[protocol] if depth_of(run) == depth):
                 t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
                 marks: dict[str, Any] = {"marker": "o", "ms": 2.5, "ls": "", "markevery": max(1, len(t) // 12)}
-                axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.8)
-                axis.plot(t, energy, color=COLOURS[protocol], alpha=0.8, **(marks if i else {"lw": 0.8}))
+                axis.plot(t, energy, color=COLOURS[protocol], alpha=0.8, **(marks if i else {"lw": 1.4}))
+                axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
                 gaps.plot(t, _gap(energy, theory), color=COLOURS[protocol], lw=0.8, alpha=0.8)
                 n += 1
             if n == 0:
@@ -75,9 +75,9 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
     for i in range(2):
         axes[i, 0].set_ylabel("energy")
     axes[2, 0].set_ylabel("|F / F* - 1|")
-    handles = [Line2D([], [], color=plotting.COLOURS["theory"], lw=0.8, label="theory F*")]
+    handles = [Line2D([], [], color=plotting.COLOURS["theory"], lw=0.7, ls="--", label="theory F*")]
     handles += [
-        Line2D([], [], color=COLOURS["published"], lw=0.8, label=LABELS["published"]),
+        Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
         Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"]),
         Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{CLOSE:g} and {EXACT:g}"),
     ]
@@ -159,8 +159,8 @@ def figure_d_5(records: Records) -> Figure:
         runs = found.get(depth, {}).get(horizon, [])
         for run in runs:
             t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
-            axis.plot(t, energy, color=COLOURS["published"], lw=0.8, alpha=0.8)
-            axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.8)
+            axis.plot(t, energy, color=COLOURS["published"], lw=1.4, alpha=0.8)
+            axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
         if runs:
             axis.set_title(f"H = {depth}, t = {published_horizon(runs[0]):g}", loc="left")
         else:
@@ -179,8 +179,8 @@ def figure_d_5(records: Records) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("training iteration")
     handles = [
-        Line2D([], [], color=COLOURS["published"], lw=0.8, label=LABELS["published"]),
-        Line2D([], [], color=plotting.COLOURS["theory"], lw=0.8, label="theory F* at the same weights"),
+        Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
+        Line2D([], [], color=plotting.COLOURS["theory"], lw=0.7, ls="--", label="theory F* at the same weights"),
     ]
     plotting.legend(figure, handles)
     return figure
@@ -205,10 +205,10 @@ def figure_beside(records: Records) -> Figure:
                     records, run, "equilibrated_energy", "equilibrated_energy_beside", "difference"
                 )
                 style: dict[str, Any] = {"marker": "o", "ms": 2.5, "ls": "", "markevery": max(1, len(t) // 12)}
-                axes[0, j].plot(t, theirs, color=theory, lw=0.8)
                 axes[0, j].plot(
-                    t, mine, color=COLOURS[protocol], alpha=0.8, **(style if protocol == "corrected" else {"lw": 0.8})
+                    t, mine, color=COLOURS[protocol], alpha=0.8, **(style if protocol == "corrected" else {"lw": 1.4})
                 )
+                axes[0, j].plot(t, theirs, color=theory, lw=0.7, ls="--")
                 axes[1, j].plot(t, _gap(mine, theirs), color=COLOURS[protocol], lw=0.8, alpha=0.8)
                 axes[2, j].plot(t + 1, np.maximum(apart, ROUND_OFF), color=COLOURS[protocol], lw=0.8, alpha=0.8)
                 n += 1
@@ -225,9 +225,9 @@ def figure_beside(records: Records) -> Figure:
     axes[0, 0].set_ylabel("F* at the weights")
     axes[1, 0].set_ylabel("difference of F*, relative")
     axes[2, 0].set_ylabel("difference of weights\nover movement")
-    handles = [Line2D([], [], color=theory, lw=0.8, label="trained on F*")]
+    handles = [Line2D([], [], color=theory, lw=0.7, ls="--", label="trained on F*")]
     handles += [
-        Line2D([], [], color=COLOURS["published"], lw=0.8, label=LABELS["published"]),
+        Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
         Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"]),
         Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{EXACT:g}"),
     ]
