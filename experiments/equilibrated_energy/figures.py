@@ -28,12 +28,19 @@ if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not b
 COLOURS = {"published": "#c1272d", "corrected": "#b35806"}
 """Inference to the published horizon is in PC's own colour."""
 LABELS = {"published": "published: ODE to a fixed horizon, float32", "corrected": "corrected: converged, float64"}
+LARGEST = " (gaps: the largest of a run)"
 ROUND_OFF = 1e-17
 """Gaps below it, an exact zero among them, are drawn there."""
 
 
 def _gap(energy: np.ndarray, theory: np.ndarray) -> np.ndarray:
     return np.maximum(np.abs(energy / theory - 1), ROUND_OFF)
+
+
+def _level(t: np.ndarray, run: Run, name: str) -> np.ndarray:
+    """The largest of a run at all of its iterations: rows that are kept have too few digits for what is at round-off."""
+    value = run[name] if run["outcome"] == "done" else np.nan
+    return np.full(len(t), max(value, ROUND_OFF))
 
 
 def _depths(*runs: Sequence[Run]) -> list[int]:
@@ -57,7 +64,8 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
                 marks: dict[str, Any] = {"marker": "o", "ms": 2.5, "ls": "", "markevery": max(1, len(t) // 12)}
                 axis.plot(t, energy, color=COLOURS[protocol], alpha=0.8, **(marks if i else {"lw": 1.4}))
                 axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
-                gaps.plot(t, _gap(energy, theory), color=COLOURS[protocol], lw=0.8, alpha=0.8)
+                shown = _gap(energy, theory) if protocol == "published" else _level(t, run, "largest_gap")
+                gaps.plot(t, shown, color=COLOURS[protocol], lw=0.8, alpha=0.8)
                 n += 1
             if n == 0:
                 plotting.note(axis, "no runs yet")
@@ -78,7 +86,7 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
     handles = [Line2D([], [], color=plotting.COLOURS["theory"], lw=0.7, ls="--", label="theory F*")]
     handles += [
         Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
-        Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"]),
+        Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"] + LARGEST),
         Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{CLOSE:g} and {EXACT:g}"),
     ]
     plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 2)
@@ -209,7 +217,8 @@ def figure_beside(records: Records) -> Figure:
                     t, mine, color=COLOURS[protocol], alpha=0.8, **(style if protocol == "corrected" else {"lw": 1.4})
                 )
                 axes[0, j].plot(t, theirs, color=theory, lw=0.7, ls="--")
-                axes[1, j].plot(t, _gap(mine, theirs), color=COLOURS[protocol], lw=0.8, alpha=0.8)
+                shown = _gap(mine, theirs) if protocol == "published" else _level(t, run, "largest_drift")
+                axes[1, j].plot(t, shown, color=COLOURS[protocol], lw=0.8, alpha=0.8)
                 axes[2, j].plot(t + 1, np.maximum(apart, ROUND_OFF), color=COLOURS[protocol], lw=0.8, alpha=0.8)
                 n += 1
         for axis in axes[:, j]:
@@ -228,7 +237,7 @@ def figure_beside(records: Records) -> Figure:
     handles = [Line2D([], [], color=theory, lw=0.7, ls="--", label="trained on F*")]
     handles += [
         Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
-        Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"]),
+        Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"] + LARGEST),
         Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{EXACT:g}"),
     ]
     plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 2)
