@@ -44,7 +44,7 @@ def _level(t: np.ndarray, run: Run, name: str) -> np.ndarray:
 
 
 def _depths(*runs: Sequence[Run]) -> list[int]:
-    return sorted({depth_of(run) for found in runs for run in found}) or [0]
+    return sorted({depth_of(run) for found in runs for run in found}) or [2, 5, 10]
 
 
 def _energies(records: Records, optimiser: str, title: str) -> Figure:
@@ -55,7 +55,7 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
 
     runs = {protocol: at_the_longest(runs_of(records, "energy", protocol, optimiser)) for protocol in PROTOCOLS}
     depths = _depths(*runs.values())
-    figure, axes = plotting.panels(3, len(depths), title)
+    figure, axes = plotting.panels(3, len(depths), title, width=3.0 if len(depths) > 1 else 5.0)
     for j, depth in enumerate(depths):
         for i, protocol in enumerate(PROTOCOLS):
             axis, gaps, n = axes[i, j], axes[2, j], 0
@@ -89,7 +89,7 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
         Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"] + LARGEST),
         Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{CLOSE:g} and {EXACT:g}"),
     ]
-    plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 2)
+    plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 1)
     return figure
 
 
@@ -203,7 +203,7 @@ def figure_beside(records: Records) -> Figure:
     runs = {protocol: runs_of(records, "beside", protocol) for protocol in PROTOCOLS}
     depths = _depths(*runs.values())
     title = "Training by inference beside training on F*: same start, same batches (Adam)"
-    figure, axes = plotting.panels(3, len(depths), title)
+    figure, axes = plotting.panels(3, len(depths), title, width=3.0 if len(depths) > 1 else 5.0)
     theory = plotting.COLOURS["theory"]
     for j, depth in enumerate(depths):
         n = 0
@@ -240,7 +240,7 @@ def figure_beside(records: Records) -> Figure:
         Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"] + LARGEST),
         Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{EXACT:g}"),
     ]
-    plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 2)
+    plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 1)
     return figure
 
 
