@@ -115,7 +115,8 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
 def lane_values(config: Mapping[str, Any]) -> tuple[set[str], list[dict[str, float | int]]]:
     """Keys and values of all lanes: a product of lists, or a union of such products when `lanes` is a list of blocks.
 
-    A key under `inference` means the inference of the learning rule; where the rule has none, the key is not swept.
+    A key under `inference` means the inference of the learning rule; where the rule has none, or one of its own without
+    such a key, the key is not swept.
     """
     node = config.get("lanes") or {"seed": [0]}
     blocks = [_flatten(block) for block in (node if isinstance(node, Sequence) else [node])]
@@ -184,7 +185,8 @@ def _used_key(config: Mapping[str, Any], key: str) -> str | None:
     head, _, rest = key.partition(".")
     if head == "inference":
         key = f"learning.inference.{rest}"
-        if "inference" not in config["learning"]:
+        own = config["learning"].get("inference")
+        if own is None or (rest not in own and rest in (config.get("inference") or {})):
             return None
     node: Any = config
     for part in key.split("."):

@@ -6,9 +6,11 @@ from pcexp.inference.closed_form import ClosedForm
 from pcexp.inference.error_descent import ErrorDescent
 from pcexp.inference.gradient_descent import GradientDescent
 from pcexp.inference.momentum import Momentum
+from pcexp.inference.ode import ODE
 from pcexp.inference.sequential import Sequential
 
 __all__ = [
+    "ODE",
     "AbstractInference",
     "AdamInference",
     "ClosedForm",

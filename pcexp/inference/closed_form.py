@@ -16,7 +16,7 @@ class ClosedForm(AbstractInference):
             raise ValueError(
                 "inference=closed_form is exact for linear networks only; this network is not linear. "
                 "Choose network.activation=linear, or a solver that works here: inference=gradient_descent, momentum, adam, "
-                "sequential or error_descent"
+                "sequential, ode or error_descent"
             )
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:

@@ -414,6 +414,20 @@ DEFECTS = (
         PRE,
     ),
     Defect(
+        "the flow of the activities ends where they are small, not their rate",
+        "inference/ode.py",
+        "return root_mean_square(rate(t, hidden, args)) <= limit",
+        "return root_mean_square(hidden) <= limit",
+        (f"{NUMERICS}test_ode.py::test_with_a_tolerance_the_flow_ends_at_rest_before_its_horizon",),
+    ),
+    Defect(
+        "the flow of the activities has a rate of its own",
+        "inference/ode.py",
+        "return jax.tree.map(jnp.negative, problem.errors_and_gradient(self.form, hidden)[1])",
+        "return jax.tree.map(lambda g: -2 * g, problem.errors_and_gradient(self.form, hidden)[1])",
+        (f"{NUMERICS}test_ode.py::test_constant_steps_of_eulers_method_are_gradient_descent",),
+    ),
+    Defect(
         "errors of a softmax output pass its Jacobian too",
         "activation.py",
         "return _softmax(*primals), tangents[0]",

@@ -1,0 +1,253 @@
+"""Energies where inference stopped against F*, the gap by horizon, and two trainings side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.equilibrated_energy.claims import CLOSE, EXACT
+from experiments.equilibrated_energy.runs import (
+    PROTOCOLS,
+    accuracies,
+    at_the_longest,
+    curve,
+    depth_of,
+    published_horizon,
+    runs_of,
+    several_horizons,
+)
+from pcexp.claims import Run
+
+if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
+    from matplotlib.figure import Figure
+
+    from pcexp.records import Records
+
+COLOURS = {"published": "#c1272d", "corrected": "#b35806"}
+"""Inference to the published horizon is in PC's own colour."""
+LABELS = {"published": "published: ODE to a fixed horizon, float32", "corrected": "corrected: converged, float64"}
+LARGEST = " (gaps: the largest of a run)"
+ROUND_OFF = 1e-17
+"""Gaps below it, an exact zero among them, are drawn there."""
+
+
+def _gap(energy: np.ndarray, theory: np.ndarray) -> np.ndarray:
+    return np.maximum(np.abs(energy / theory - 1), ROUND_OFF)
+
+
+def _level(t: np.ndarray, run: Run, name: str) -> np.ndarray:
+    """The largest of a run at all of its iterations: rows that are kept have too few digits for what is at round-off."""
+    value = run[name] if run["outcome"] == "done" else np.nan
+    return np.full(len(t), max(value, ROUND_OFF))
+
+
+def _depths(*runs: Sequence[Run]) -> list[int]:
+    return sorted({depth_of(run) for found in runs for run in found}) or [2, 5, 10]
+
+
+def _energies(records: Records, optimiser: str, title: str) -> Figure:
+    """Rows: energies by either inference, and their gap; columns: depths. One line a seed."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    runs = {protocol: at_the_longest(runs_of(records, "energy", protocol, optimiser)) for protocol in PROTOCOLS}
+    depths = _depths(*runs.values())
+    figure, axes = plotting.panels(3, len(depths), title, width=3.0 if len(depths) > 1 else 5.0)
+    for j, depth in enumerate(depths):
+        for i, protocol in enumerate(PROTOCOLS):
+            axis, gaps, n = axes[i, j], axes[2, j], 0
+            for run in (run for run in runs[protocol] if depth_of(run) == depth):
+                t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
+                marks: dict[str, Any] = {"marker": "o", "ms": 2.5, "ls": "", "markevery": max(1, len(t) // 12)}
+                axis.plot(t, energy, color=COLOURS[protocol], alpha=0.8, **(marks if i else {"lw": 1.4}))
+                axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
+                shown = _gap(energy, theory) if protocol == "published" else _level(t, run, "largest_gap")
+                gaps.plot(t, shown, color=COLOURS[protocol], lw=0.8, alpha=0.8)
+                n += 1
+            if n == 0:
+                plotting.note(axis, "no runs yet")
+            axis.set_yscale("log")
+            axis.set_title(f"{protocol}, H = {depth}", loc="left")
+            plotting.caption(axis, records.about, n)
+        gaps = axes[2, j]
+        gaps.set_yscale("log")
+        gaps.set_ylim(ROUND_OFF / 3, 30)
+        for level in (CLOSE, EXACT):
+            gaps.axhline(level, color="#777777", lw=0.7, ls=":")
+        gaps.set_title(f"both, H = {depth}", loc="left")
+        plotting.caption(gaps, records.about, sum(depth_of(run) == depth for found in runs.values() for run in found))
+        gaps.set_xlabel("training iteration")
+    for i in range(2):
+        axes[i, 0].set_ylabel("energy")
+    axes[2, 0].set_ylabel("|F / F* - 1|")
+    handles = [Line2D([], [], color=plotting.COLOURS["theory"], lw=0.7, ls="--", label="theory F*")]
+    handles += [
+        Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
+        Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"] + LARGEST),
+        Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{CLOSE:g} and {EXACT:g}"),
+    ]
+    plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 1)
+    return figure
+
+
+def figure_4_1(records: Records) -> Figure:
+    """Energy at the end of inference against F* of theorem 3.1 at each iteration, Adam; below, how far apart they are."""
+    return _energies(records, "adam", "Figure 4.1: numerical against theoretical energy in training (Adam)")
+
+
+def figure_4_1_sgd(records: Records) -> Figure:
+    """The same with SGD, as in the text."""
+    return _energies(records, "sgd", "Figure 4.1, SGD as in the text")
+
+
+def figure_6_1(records: Records) -> Figure:
+    """Gap and test accuracy in training by horizon, and against it; converged inference beside them. One line a seed."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    found = several_horizons(records)
+    depths = sorted(found) or [0]
+    figure, axes = plotting.panels(len(depths), 4, "Figure 6.1: how long inference runs (Adam)", width=2.7)
+    handles: dict[str, Line2D] = {}
+    for i, depth in enumerate(depths):
+        horizons = list(found.get(depth, {}))
+        gap, accuracy, mean_gap, final = axes[i]
+        for horizon, colour in zip(horizons, plotting.shades(len(horizons))[::-1], strict=True):
+            for run in found[depth][horizon]:
+                t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
+                gap.plot(t, _gap(energy, theory), color=colour, lw=0.8, alpha=0.8)
+                accuracy.plot(*accuracies(records, run), color=colour, lw=0.9, alpha=0.8)
+                if run["outcome"] == "done":
+                    mean_gap.plot(published_horizon(run), run["mean_gap"], "o", color=colour, ms=3.5)
+                    final.plot(published_horizon(run), 100 * run["test_accuracy"], "o", color=colour, ms=3.5)
+            label = f"t = {published_horizon(found[depth][horizon][0]):g} ({horizon:.4g} per sample)"
+            handles[label] = Line2D([], [], color=colour, label=label)
+        converged = [run for run in runs_of(records, "energy", "corrected") if depth_of(run) == depth]
+        for run in converged:
+            accuracy.plot(*accuracies(records, run), color=COLOURS["corrected"], lw=0.9, ls="--")
+            if run["outcome"] == "done":
+                final.axhline(100 * run["test_accuracy"], color=COLOURS["corrected"], lw=0.9, ls="--")
+        n = sum(len(runs) for runs in found.get(depth, {}).values())
+        for axis, count in ((gap, n), (accuracy, n + len(converged)), (mean_gap, n), (final, n + len(converged))):
+            plotting.caption(axis, records.about, count)
+            axis.set_title(f"H = {depth}", loc="left")
+        for axis in (gap, mean_gap):
+            axis.set_yscale("log")
+        for axis in (mean_gap, final):
+            axis.set_xscale("log")
+            axis.set_xlabel("horizon t, as published")
+        for axis in (gap, accuracy):
+            axis.set_xlabel("training iteration")
+        gap.set_ylabel("F / F* - 1")
+        mean_gap.set_ylabel("mean of F / F* - 1")
+        accuracy.set_ylabel("test accuracy (%)")
+        final.set_ylabel("final test accuracy (%)")
+    marks = [handles[label] for label in handles]
+    marks.append(Line2D([], [], color=COLOURS["corrected"], ls="--", label=LABELS["corrected"]))
+    plotting.legend(figure, marks, columns=4)
+    return figure
+
+
+def figure_d_5(records: Records) -> Figure:
+    """Energy at the end of inference against F*, a panel a horizon. One line a seed."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    found = several_horizons(records)
+    shown = [(depth, horizon) for depth in found for horizon in reversed(found[depth])] or [(0, 0.0)]
+    columns = min(3, len(shown))
+    figure, axes = plotting.panels(-(-len(shown) // columns), columns, "Figure D.5: energies by horizon (Adam)")
+    low = high = None
+    for axis, (depth, horizon) in zip(axes.flat, shown, strict=False):
+        runs = found.get(depth, {}).get(horizon, [])
+        for run in runs:
+            t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
+            axis.plot(t, energy, color=COLOURS["published"], lw=1.4, alpha=0.8)
+            axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
+        if runs:
+            axis.set_title(f"H = {depth}, t = {published_horizon(runs[0]):g}", loc="left")
+        else:
+            plotting.note(axis, "no runs yet")
+        plotting.caption(axis, records.about, len(runs))
+        axis.set_yscale("log")
+        if axis.lines:
+            bottom, top = axis.get_ylim()
+            low, high = min(low or bottom, bottom), max(high or top, top)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    for axis in axes.flat[: len(shown)]:
+        axis.set_ylim(low, high)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("energy")
+    for axis in axes[-1]:
+        axis.set_xlabel("training iteration")
+    handles = [
+        Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
+        Line2D([], [], color=plotting.COLOURS["theory"], lw=0.7, ls="--", label="theory F* at the same weights"),
+    ]
+    plotting.legend(figure, handles)
+    return figure
+
+
+def figure_beside(records: Records) -> Figure:
+    """Training by inference beside training on F*: how far F* and the weights are apart. One line a seed."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    runs = {protocol: runs_of(records, "beside", protocol) for protocol in PROTOCOLS}
+    depths = _depths(*runs.values())
+    title = "Training by inference beside training on F*: same start, same batches (Adam)"
+    figure, axes = plotting.panels(3, len(depths), title, width=3.0 if len(depths) > 1 else 5.0)
+    theory = plotting.COLOURS["theory"]
+    for j, depth in enumerate(depths):
+        n = 0
+        for protocol in PROTOCOLS:
+            for run in (run for run in runs[protocol] if depth_of(run) == depth):
+                t, mine, theirs, apart = curve(
+                    records, run, "equilibrated_energy", "equilibrated_energy_beside", "difference"
+                )
+                style: dict[str, Any] = {"marker": "o", "ms": 2.5, "ls": "", "markevery": max(1, len(t) // 12)}
+                axes[0, j].plot(
+                    t, mine, color=COLOURS[protocol], alpha=0.8, **(style if protocol == "corrected" else {"lw": 1.4})
+                )
+                axes[0, j].plot(t, theirs, color=theory, lw=0.7, ls="--")
+                shown = _gap(mine, theirs) if protocol == "published" else _level(t, run, "largest_drift")
+                axes[1, j].plot(t, shown, color=COLOURS[protocol], lw=0.8, alpha=0.8)
+                axes[2, j].plot(t + 1, np.maximum(apart, ROUND_OFF), color=COLOURS[protocol], lw=0.8, alpha=0.8)
+                n += 1
+        for axis in axes[:, j]:
+            axis.set_yscale("log")
+            axis.set_title(f"H = {depth}", loc="left")
+            plotting.caption(axis, records.about, n)
+            if n == 0:
+                plotting.note(axis, "no runs yet")
+        for axis in axes[1:, j]:
+            axis.set_ylim(ROUND_OFF / 3, 30)
+            axis.axhline(EXACT, color="#777777", lw=0.7, ls=":")
+        axes[2, j].set_xlabel("training iteration")
+    axes[0, 0].set_ylabel("F* at the weights")
+    axes[1, 0].set_ylabel("difference of F*, relative")
+    axes[2, 0].set_ylabel("difference of weights\nover movement")
+    handles = [Line2D([], [], color=theory, lw=0.7, ls="--", label="trained on F*")]
+    handles += [
+        Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
+        Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"] + LARGEST),
+        Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{EXACT:g}"),
+    ]
+    plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 1)
+    return figure
+
+
+FIGURES = {
+    "4.1": figure_4_1,
+    "4.1.sgd": figure_4_1_sgd,
+    "6.1": figure_6_1,
+    "D.5": figure_d_5,
+    "beside": figure_beside,
+}
