@@ -128,13 +128,10 @@ def test_f_is_constant_along_rotations_of_hidden_units_and_the_tangents_are_thei
     x, y = jnp.asarray(data.x), jnp.asarray(data.y)
     tangents = np.asarray(search.rotations(net))[1:]
     assert len(tangents) == (3 if skips else 9)
-    turn = lambda t: (
-        jnp.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
-        .at[:2, :2]
-        .set(  # noqa: E731
-            jnp.array([[jnp.cos(t), jnp.sin(t)], [-jnp.sin(t), jnp.cos(t)]])
-        )
-    )
+
+    def turn(t: Any) -> jax.Array:
+        c, s = jnp.cos(t), jnp.sin(t)
+        return jnp.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
 
     def turned(t: Any) -> Network:
         w, o = search.matrices(net), turn(t)
