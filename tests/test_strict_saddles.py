@@ -228,6 +228,7 @@ def test_strict_saddles_alone_bear_the_conjecture_out() -> None:
         ({"lambda_min": -1e-7}, "not_reproduced", "reproduced"),
         ({"lambda_min": -1e-7, "descent": 1e-3}, "not_reproduced", "not_reproduced"),
         ({"lambda_min": -1e-7, "descent": 1e-3, "gradient": 1e-9}, "reproduced", "reproduced"),
+        ({"lambda_min": -1e-7, "descent": 1e-3, "gradient": 7e-11, "size": 97.0}, "reproduced", "reproduced"),
         ({"lambda_min": -1e-7, "excess": 1e-15}, "reproduced", "reproduced"),
         ({"missing": True}, "insufficient", "insufficient"),
         ({"missing": True, "lambda_min": 0.1, "descent": 1e-3}, "not_reproduced", "not_reproduced"),

@@ -6,7 +6,7 @@ critical points of the loss of any rank, tightened or not (`starts`), and from n
 with and without skips, float64, on seven kinds of data (`batches`): three with covariances of full rank, four without
 (H = 1 and 2).
 
-Definitions. Found: gradient norm of F* (closed form) below 1e-10, no weight above 100; anything else is no evidence. Negative: lambda_min
+Definitions. Found: gradient norm of F* (closed form) below 1e-10, also times the largest weight; anything else is no evidence. Negative: lambda_min
 below -1e-5 of the Hessian's norm, what a gradient of 1e-10 says of curvatures where they vanish. Global minimum: F* at its
 infimum, half the eigenvalues of Sigma_yy beyond the N largest, reached at infinity only unless the data are realisable. Of
 other points without negative curvature, descent from six points at a distance of 1e-3 tells local minima from non-strict saddles. Edge: W_L c and
