@@ -75,7 +75,7 @@ def figure_points(records: Records) -> Figure:
         panel.axhline(0, color="#000000", lw=0.6)
         panel.set_yscale("symlog", linthresh=1e-3)
         panel.set_xlim(-0.25, 5.0)
-        panel.set_ylim(-500, 1)
+        panel.set_ylim(-1000, 1e-2)
         panel.set_title(group.replace(">=", "≥"), loc="left", pad=12)
         panel.set_xlabel("F* above its infimum (sorts side by side)")
         _about(panel, records, part.n)
@@ -203,6 +203,7 @@ def _histogram(panel: Any, parts: dict[str, tuple[np.ndarray, str]], threshold: 
     panel.set_yscale("symlog", linthresh=1)
     panel.set_xlabel(label)
     if len(parts) > 1:
+        panel.set_ylim(0, 100 * panel.get_ylim()[1])
         panel.legend(fontsize=6.5, loc="upper right")
 
 
