@@ -1,37 +1,45 @@
 """Are all saddles of the equilibrated energy F* strict? Critical points of F* of small linear networks, 1,000 and more.
 
-Question. The conjecture of chapter 4, proved there for maps of rank zero. Saddles of the loss are in general no critical points
-of F*, so these are searched: damped Newton steps on the gradient of F* from random weights (also with a small W_L), from
-critical points of the loss of any rank, tightened or not (`starts`), and from near those. D = 4, K = 3, H = 1 to 3, N = 2 to 5,
-with and without skips, float64, on seven kinds of data (`batches`): three with covariances of full rank, four without
-(H = 1 and 2).
+Question. The conjecture of chapter 4, proved there for maps of rank zero. Saddles of the loss are in general no
+critical points of F*, so these are searched: damped Newton steps on the gradient of F* from random weights (also with
+a small W_L), from critical points of the loss of any rank, tightened or not (`starts`), and from near those. D = 4, K
+= 3, H = 1 to 3, N = 2 to 5, with and without skips, float64, on seven kinds of data (`batches`): three with
+covariances of full rank, four without (H = 1 and 2).
 
-Definitions. Found: gradient norm of F* (closed form) below 1e-10, also times the largest weight; anything else is no evidence. Negative: lambda_min
-below -1e-5 of the Hessian's norm, what a gradient of 1e-10 says of curvatures where they vanish. Global minimum: F* at its
-infimum, half the eigenvalues of Sigma_yy beyond the N largest, reached at infinity only unless the data are realisable. Of
-other points without negative curvature, descent from six points at a distance of 1e-3 tells local minima from non-strict saddles. Edge: W_L c and
-W_1 / c leave a critical point critical; where that turns a local minimum into a strict saddle, the c in between is searched by bisection.
+Definitions. Found: gradient norm of F* (closed form) below 1e-10, also times the largest weight; anything else is no
+evidence. Negative: lambda_min below -1e-5 of the Hessian's norm, what a gradient of 1e-10 says of curvatures where
+they vanish. Global minimum: F* at its infimum, half the eigenvalues of Sigma_yy beyond the N largest, reached at
+infinity only unless the data are realisable. Of other points without negative curvature, descent from six points at a
+distance of 1e-3 tells local minima from non-strict saddles. Edge: W_L c and W_1 / c leave a critical point critical;
+where that turns a local minimum into a strict saddle, the c in between is searched by bisection.
 
 What theory says. z_l and e_l are activities and errors at equilibrium, J_l = a_l W_l + tau_l I, r = y - yhat.
-(1) At a critical point sum_b e_l z_{l-1}^T = 0 for all l. With e_{l-1} = J_l^T e_l and z_l = J_l z_{l-1} + e_l it follows that
-sum_b e_l e_l^T = 0 for hidden l: inference moves nothing, W_L^T r_b = 0 for every example, F* is the loss and the point is critical
-for the loss too. As F* <= loss everywhere, a strict saddle of the loss that is critical for F* is one of F*.
+(1) At a critical point sum_b e_l z_{l-1}^T = 0 for all l. With e_{l-1} = J_l^T e_l and z_l = J_l z_{l-1} + e_l it
+follows that sum_b e_l e_l^T = 0 for hidden l: inference moves nothing, W_L^T r_b = 0 for every example, F* is the loss
+and the point is critical for the loss too. As F* <= loss everywhere, a strict saddle of the loss that is critical for
+F* is one of F*.
 (2) Noise in all directions of y leaves W_L = 0 alone: rank zero, and F* has no minimum, only an infimum at infinity.
-(3) If zhat_H does not span all hidden units, W_L + t u n^T with n orthogonal to it has curvature -(u^T r)^2 n^T (Q^-1 + a^2 W_L^T W_L)^-1 n a^2.
-(4) If it does and W_L n = 0, then W_L along u n^T and J_1 along J_{H:2}^-1 n v^T together have negative curvature if u^T Sigma_rx v is not zero
-for some u, v. It is zero for all only if the map is that of least squares; with W_L^T r = 0 and Sigma_xy of full rank r is then zero.
-(5) Else W_L is injective: r = 0 for N >= K. For N < K the point is a strict saddle of the loss or its global minimum, as in two layers.
-So with N >= K and Sigma_xy of full rank every critical point of F* is a global minimum or a strict saddle. Left are N < K with noise that
-W_L does not see, and Sigma_xy of lower rank: there F* has local minima, and critical points between those and strict saddles, where lambda_min is
-zero and F* is lowered from arbitrarily near: non-strict saddles. `tests/test_strict_saddles.py` has one in closed form.
+(3) If zhat_H does not span all hidden units, W_L + t u n^T with n orthogonal to it has curvature -(u^T r)^2 n^T (Q^-1
++ a^2 W_L^T W_L)^-1 n a^2.
+(4) If it does and W_L n = 0, then W_L along u n^T and J_1 along J_{H:2}^-1 n v^T together have negative curvature if
+u^T Sigma_rx v is not zero for some u, v. It is zero for all only if the map is that of least squares; with W_L^T r = 0
+and Sigma_xy of full rank r is then zero.
+(5) Else W_L is injective: r = 0 for N >= K. For N < K the point is a strict saddle of the loss or its global minimum,
+as in two layers.
+So with N >= K and Sigma_xy of full rank every critical point of F* is a global minimum or a strict saddle. Left are N
+< K with noise that W_L does not see, and Sigma_xy of lower rank: there F* has local minima, and critical points
+between those and strict saddles, where lambda_min is zero and F* is lowered from arbitrarily near: non-strict saddles.
+`tests/test_strict_saddles.py` has one in closed form.
 
-Findings at `thesis` (108 cells, 3,888 starts): 2,609 starts found a critical point, 830 of them at once, and 5 edges were added; 2,475 are
-distinct. Full rank and N >= K: all 688 points above the infimum are strict saddles, of ranks 0 to 2; 85 are global minima. Full rank and N < K: 306
-strict saddles, 28 global minima, 2 local minima and on their edges 2 saddles that are not strict (all four of `one_noisy`). Deficient: 1,248
-strict saddles, 248 global minima, 3 local minima, 3 edges and one more non-strict saddle (`uncorrelated`), at which a search ended; all seven of
-`cross_deficient` and `uncorrelated`. So the conjecture holds where theory says, and fails elsewhere. At all 2,614 points F* is the
-loss to 2e-12. The highest curvature counted as negative is -1e-4 of the Hessian's norm; others are above -6e-10, rotations within 3e-13.
-With the bare gradient norm as criterion two points of `noisy` on the way to infinity would have counted, F* within 4e-9 of its infimum.
+Findings at `thesis` (108 cells, 3,888 starts): 2,609 starts found a critical point, 830 of them at once, and 5 edges
+were added; 2,475 are distinct. Full rank and N >= K: all 688 points above the infimum are strict saddles, of ranks 0
+to 2; 85 are global minima. Full rank and N < K: 306 strict saddles, 28 global minima, 2 local minima and on their
+edges 2 saddles that are not strict (all four of `one_noisy`). Deficient: 1,248 strict saddles, 248 global minima, 3
+local minima, 3 edges and one more non-strict saddle (`uncorrelated`), at which a search ended; all seven of
+`cross_deficient` and `uncorrelated`. So the conjecture holds where theory says, and fails elsewhere. At all 2,614
+points F* is the loss to 2e-12. The highest curvature counted as negative is -1e-4 of the Hessian's norm; others are
+above -6e-10, rotations within 3e-13. With the bare gradient norm as criterion two points of `noisy` on the way to
+infinity would have counted, F* within 4e-9 of its infimum.
 """
 
 from __future__ import annotations
