@@ -8,8 +8,8 @@ covariances of full rank, four without (H = 1 and 2).
 
 Definitions. Found: gradient norm of F* (closed form) below 1e-10, also times the largest weight; anything else is no
 evidence. Negative: lambda_min below -1e-5 of the Hessian's norm, what a gradient of 1e-10 says of curvatures where
-they vanish. Global minimum: F* at its infimum, half the eigenvalues of Sigma_yy beyond the N largest, reached at
-infinity only unless the data are realisable. Of other points without negative curvature, descent from six points at a
+they vanish. Global minimum: F* at its infimum, half the eigenvalues of Sigma_yy beyond the N largest, which may be
+reached at infinity only. Of other points without negative curvature, descent from six points at a
 distance of 1e-3 tells local minima from non-strict saddles. Edge: W_L c and W_1 / c leave a critical point critical;
 where that turns a local minimum into a strict saddle, the c in between is searched by bisection.
 
@@ -31,7 +31,7 @@ So with N >= K and Sigma_xy of full rank every critical point of F* is a global 
 between those and strict saddles, where lambda_min is zero and F* is lowered from arbitrarily near: non-strict saddles.
 `tests/test_strict_saddles.py` has one in closed form.
 
-Findings at `thesis` (108 cells, 3,888 starts): 2,609 starts found a critical point, 830 of them at once, and 5 edges
+Findings at `thesis` (108 cells, 3,888 starts): 2,609 starts found a critical point, 825 of them at once, and 5 edges
 were added; 2,475 are distinct. Full rank and N >= K: all 688 points above the infimum are strict saddles, of ranks 0
 to 2; 85 are global minima. Full rank and N < K: 306 strict saddles, 28 global minima, 2 local minima and on their
 edges 2 saddles that are not strict (all four of `one_noisy`). Deficient: 1,248 strict saddles, 248 global minima, 3
