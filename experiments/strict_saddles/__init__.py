@@ -1,0 +1,225 @@
+"""Are all saddles of the equilibrated energy F* strict? Critical points of F* of small linear networks, 1,000 and more.
+
+Question. The conjecture of chapter 4, proved there for maps of rank zero. Saddles of the loss are in general no
+critical points of F*, so these are searched: damped Newton steps on the gradient of F* from random weights (also with
+a small W_L), from critical points of the loss of any rank, tightened or not (`starts`), and from near those. D = 4, K
+= 3, H = 1 to 3, N = 2 to 5, with and without skips, float64, on seven kinds of data (`batches`): three with
+covariances of full rank, four without (H = 1 and 2).
+
+Definitions. Found: gradient norm of F* (closed form) below 1e-10, also times the largest weight; anything else is no
+evidence. Negative: lambda_min below -1e-5 of the Hessian's norm, what a gradient of 1e-10 says of curvatures where
+they vanish. Global minimum: F* at its infimum, half the eigenvalues of Sigma_yy beyond the N largest, which may be
+reached at infinity only. Of other points without negative curvature, descent from six points at a
+distance of 1e-3 tells local minima from non-strict saddles. Edge: W_L c and W_1 / c leave a critical point critical;
+where that turns a local minimum into a strict saddle, the c in between is searched by bisection.
+
+What theory says. z_l and e_l are activities and errors at equilibrium, J_l = a_l W_l + tau_l I, r = y - yhat.
+(1) At a critical point sum_b e_l z_{l-1}^T = 0 for all l. With e_{l-1} = J_l^T e_l and z_l = J_l z_{l-1} + e_l it
+follows that sum_b e_l e_l^T = 0 for hidden l: inference moves nothing, W_L^T r_b = 0 for every example, F* is the loss
+and the point is critical for the loss too. As F* <= loss everywhere, a strict saddle of the loss that is critical for
+F* is one of F*.
+(2) Noise in all directions of y leaves W_L = 0 alone: rank zero, and F* has no minimum, only an infimum at infinity.
+(3) If zhat_H does not span all hidden units, W_L + t u n^T with n orthogonal to it has curvature -(u^T r)^2 n^T (Q^-1
++ a^2 W_L^T W_L)^-1 n a^2.
+(4) If it does and W_L n = 0, then W_L along u n^T and J_1 along J_{H:2}^-1 n v^T together have negative curvature if
+u^T Sigma_rx v is not zero for some u, v. It is zero for all only if the map is that of least squares; with W_L^T r = 0
+and Sigma_xy of full rank r is then zero.
+(5) Else W_L is injective: r = 0 for N >= K. For N < K the point is a strict saddle of the loss or its global minimum,
+as in two layers.
+So with N >= K and Sigma_xy of full rank every critical point of F* is a global minimum or a strict saddle. Left are N
+< K with noise that W_L does not see, and Sigma_xy of lower rank: there F* has local minima, and critical points
+between those and strict saddles, where lambda_min is zero and F* is lowered from arbitrarily near: non-strict saddles.
+`tests/test_strict_saddles.py` has one in closed form.
+
+Findings at `thesis` (108 cells, 3,888 starts): 2,609 starts found a critical point, 825 of them at once, and 5 edges
+were added; 2,475 are distinct. Full rank and N >= K: all 688 points above the infimum are strict saddles, of ranks 0
+to 2; 85 are global minima. Full rank and N < K: 306 strict saddles, 28 global minima, 2 local minima and on their
+edges 2 saddles that are not strict (all four of `one_noisy`). Deficient: 1,248 strict saddles, 248 global minima, 3
+local minima, 3 edges and one more non-strict saddle (`uncorrelated`), at which a search ended; all seven of
+`cross_deficient` and `uncorrelated`. So the conjecture holds where theory says, and fails elsewhere. At all 2,614
+points F* is the loss to 2e-12. The highest curvature counted as negative is -1e-4 of the Hessian's norm; others are
+above -6e-10, rotations within 3e-13. With the bare gradient norm as criterion two points of `noisy` on the way to
+infinity would have counted, F* within 4e-9 of its infimum.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from experiments.strict_saddles import search
+from experiments.strict_saddles.batches import D_OUT, FULL_RANK, Batch, KindName, batch
+from experiments.strict_saddles.claims import CLAIMS
+from experiments.strict_saddles.figures import FIGURES
+from experiments.strict_saddles.points import FOUND, LOWEST, TOLERANCE
+from experiments.strict_saddles.search import with_maps, with_matrices
+from experiments.strict_saddles.starts import Start, near, random_weights, saddle
+from pcexp.data import Dataset
+from pcexp.network import Network
+from pcexp.pack import in_floats, lane_key
+from pcexp.runner import Job
+from pcexp.spec import Lane
+from pcexp.study import AbstractStudy
+
+__all__ = ["CLAIMS", "FIGURES", "StrictSaddles"]
+
+SOUGHT = tuple(sort for sort in Start if sort is not Start.EDGE)
+TOGETHER = 4
+"""Points that are probed in one call: a fixed number, or each would be compiled."""
+EDGE = 1e-12
+"""Curvature relative to the Hessian's norm at which the edge of local minima is put: ten times round-off or more."""
+
+
+class StrictSaddles(AbstractStudy):
+    """Critical points of F* of linear networks on one kind of data, from `n_starts` starts of each sort."""
+
+    precisions = ("float64",)
+
+    kind: KindName
+    n_hidden: int
+    n_inputs: int
+    n_starts: int
+    max_steps: int
+    data_seed: int = 0
+
+    def part(self, labels: Mapping[str, str]) -> str | None:
+        # Skips are between hidden layers: with one of them there are none. Three are run where the conjecture is judged.
+        without = labels["network"] == "residual" and self.n_hidden == 1
+        return None if without or (self.n_hidden > 2 and self.kind not in FULL_RANK) else ""
+
+    def run(self, job: Job) -> None:
+        def rows(lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:
+            at = batch(self.kind, dataset.train.x[: self.n_inputs], self.data_seed)
+            key = lane_key(job.spec, lane, 0)
+            like = in_floats(job.spec.network.build(job.spec.parameterisation, (len(at.x),), D_OUT, key=key))
+            generator = np.random.default_rng([job.spec.root_seed, int(lane.values["seed"])])
+            begun = self.starts(like, at, generator)
+            for number, row in enumerate(searched(begun, at, self.max_steps, key)):
+                yield {"iteration": number} | row
+
+        job.record(rows)
+
+    def starts(self, like: Network, at: Batch, generator: np.random.Generator) -> list[Begun]:
+        """`n_starts` of every sort."""
+        layers = [segment for segment in like.segments for _ in range(segment.depth)]
+        width, begun = layers[-1].weight.shape[-1], []
+        for sort in SOUGHT:
+            for _ in range(self.n_starts):
+                if sort in (Start.RANDOM, Start.SMALL_OUTPUT):
+                    sizes = [len(at.x), *[width] * self.n_hidden, D_OUT]
+                    weights = random_weights(sizes, generator, small_output=sort is Start.SMALL_OUTPUT)
+                    begun.append(Begun(sort, -1, with_matrices(like, weights)))
+                else:
+                    n_zero = 2 if sort in (Start.SADDLE, Start.NEAR_SADDLE) else 3
+                    maps, rank = saddle(at, width, self.n_hidden, n_zero, generator)
+                    maps = near(maps, generator) if sort in (Start.NEAR_SADDLE, Start.NEAR_TIGHTENED) else maps
+                    begun.append(Begun(sort, rank, with_maps(like, maps)))
+        return begun
+
+
+class Begun(NamedTuple):
+    """A start: its sort, the rank of its map (-1: random weights), and its network."""
+
+    sort: Start
+    rank: int
+    network: Network
+
+
+def searched(begun: Sequence[Begun], at: Batch, max_steps: int, key: jax.Array) -> list[dict[str, Any]]:
+    """A row for each start, with what holds where the polish came to, and one for each edge of local minima found."""
+    x, y = jnp.asarray(at.x), jnp.asarray(at.y)
+    first = _stack([one.network for one in begun])
+    gradients = search.points(first, x, y).gradient
+    ended, steps = search.polished(first, x, y, max_steps)
+    ended_at = described(ended, at)
+    ended_at["descent"] = _descents(ended, ended_at, at, key)
+    begun_at = {"start": [one.sort for one in begun], "start_rank": [one.rank for one in begun]}
+    columns = begun_at | {"start_gradient": gradients, "steps": steps} | ended_at
+    rows = [{name: np.asarray(values)[i] for name, values in columns.items()} for i in range(len(begun))]
+    minima = np.flatnonzero(_candidates(ended_at) & (ended_at["descent"] <= LOWEST))
+    return rows + (edges(ended, minima, rows, at, key) if len(minima) else [])
+
+
+def described(networks: Network, at: Batch) -> dict[str, np.ndarray]:
+    """Columns of what holds at (stacked) networks."""
+    found = jax.tree.map(np.asarray, search.points(networks, jnp.asarray(at.x), jnp.asarray(at.y)))
+    excess = found.energy - at.infimum(networks.segments[-1].weight.shape[-1])
+    columns = found._asdict()
+    columns["gap"] = columns.pop("loss") - found.energy
+    return columns | {"excess": excess, "level_error": level_errors(found.energy, at)}
+
+
+def edges(
+    networks: Network, minima: np.ndarray, rows: Sequence[Mapping[str, Any]], at: Batch, key: jax.Array
+) -> list[dict[str, Any]]:
+    """Rows of points on the edge of local minima: W_L scaled by c and J_1 by 1/c, c where negative curvature begins.
+
+    The map, the residuals and the columns of W_L's space stay, so all points on the way are critical too. At most
+    `TOGETHER` of the minima; none of those along which no scale from 1/64 to 64 has negative curvature.
+    """
+    some = np.resize(minima, TOGETHER)  # repeats fill up the call
+    start = _take(networks, some)
+
+    def curved(logs: np.ndarray) -> np.ndarray:
+        return negative(described(search.rescaled(start, jnp.exp(logs)), at), EDGE)
+
+    inside, outside = np.zeros(TOGETHER), np.full(TOGETHER, np.nan)
+    sound = ~curved(inside)
+    for log in [sign * step * np.log(2.0) for step in range(1, 7) for sign in (1, -1)]:
+        outside = np.where(np.isnan(outside) & curved(np.full(TOGETHER, log)), log, outside)
+    crossed = np.isfinite(outside) & sound
+    outside = np.where(crossed, outside, 0.0)
+    for _ in range(40):
+        middle = (inside + outside) / 2
+        beyond = curved(middle)
+        inside, outside = np.where(beyond, inside, middle), np.where(beyond, middle, outside)
+    ended = search.rescaled(start, jnp.exp(inside))
+    ended_at = described(ended, at)
+    ended_at["descent"] = _descents(ended, ended_at, at, key)
+    kept = [i for i in range(min(TOGETHER, len(minima))) if crossed[i]]
+    same = {"start": Start.EDGE, "start_gradient": 0.0, "steps": 0.0}
+    return [
+        same | {"start_rank": rows[some[i]]["start_rank"]} | {name: v[i] for name, v in ended_at.items()} for i in kept
+    ]
+
+
+def negative(point: Mapping[str, np.ndarray], tolerance: float = TOLERANCE) -> np.ndarray:
+    """Whether the lowest curvature is below minus this share of the Hessian's norm."""
+    return point["lambda_min"] < -tolerance * point["lambda_max"]
+
+
+def _candidates(point: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Points found above the infimum without negative curvature."""
+    return (point["gradient"] < FOUND) & ~negative(point) & (point["excess"] >= LOWEST)
+
+
+def _descents(networks: Network, point: Mapping[str, np.ndarray], at: Batch, key: jax.Array) -> np.ndarray:
+    """How far descent lowers F* from near each candidate; 0 of all others, which are not probed."""
+    x, y, chosen = jnp.asarray(at.x), jnp.asarray(at.y), np.flatnonzero(_candidates(point))
+    lower = np.zeros(len(point["gradient"]))
+    for i in range(0, len(chosen), TOGETHER):
+        some = np.resize(chosen[i : i + TOGETHER], TOGETHER)
+        lower[some] = search.descents(_take(networks, some), x, y, jr.fold_in(key, i))
+    return lower
+
+
+def level_errors(energies: np.ndarray, at: Batch) -> np.ndarray:
+    """Distance of F* from the nearest of the values (tr Sigma_yy - sum of some eigenvalues of Sigma_yy) / 2."""
+    sums = [sum(some) for r in range(len(at.spectrum) + 1) for some in itertools.combinations(at.spectrum, r)]
+    levels = (np.sum(at.spectrum) - np.array(sums)) / 2
+    return np.min(np.abs(energies[:, None] - levels), axis=1)
+
+
+def _stack(networks: Sequence[Network]) -> Network:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *networks)
+
+
+def _take(networks: Network, indices: np.ndarray) -> Network:
+    return jax.tree.map(lambda leaf: leaf[indices] if eqx.is_array(leaf) else leaf, networks)
