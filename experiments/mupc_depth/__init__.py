@@ -32,6 +32,8 @@ Width helps muPC (3 to 10 points each doubling). T = 1 costs 2.4 to 4 points wit
 ends at 8 to 28 % (relu, linear, where a seed diverged too) and 12 to 40 % (tanh). Premultipliers in the forward pass only (H = 8, eta
 0.1, 0.01, 0.001 with the published beta and with 0.01/64; 72 runs): 2 fail, published at eta = 0.1 and beta; in deviations the
 best pairs on test end at 90.5 % (relu), 90.4 (tanh) and 82.3 (linear). As read here, such nets are trainable: not reproduced.
+Fashion-MNIST (relu, 2 seeds): at H = 8 and 32 muPC ends at 78.9 to 79.9 %, BP at 83.9 to 84.9, T = 1 at 75.9 to 76.7: below T = H in
+all 8 pairs and lower at H = 32 (by 0.4 and 0.5 points). After 2,700 iterations at H = 16: 80.2 to 81.8, BP 85.4 to 85.8.
 """
 
 from __future__ import annotations
