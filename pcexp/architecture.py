@@ -14,12 +14,15 @@ from jaxtyping import PRNGKeyArray
 
 from pcexp.activation import Activation, Output
 from pcexp.convolution import Convolution
+from pcexp.forward_only import ForwardOnlyDense
 from pcexp.network import Network
 from pcexp.parameterisation import AbstractParameterisation, LayerPosition, default_bias
 from pcexp.segments import AbstractSegment, Dense
 
 Form = Literal["pre", "post"]
 """Pre-activation: mu = a W phi(z) (chapter 5). Post-activation: mu = phi(a W z) (chapters 3, 4, 6.2)."""
+Premultipliers = Literal["everywhere", "forward_pass"]
+"""Where premultipliers act: in predictions and their derivatives, or in predictions alone (section 5.8)."""
 
 
 def default_segment_size(n_layers: int) -> int:
@@ -58,6 +61,7 @@ class FullyConnected(AbstractArchitecture):
     skips: bool = False
     segment_size: int | None = None
     output: Output = "linear"
+    premultipliers: Premultipliers = "everywhere"
     flat_inputs = True
 
     def __check_init__(self) -> None:
@@ -76,7 +80,10 @@ class FullyConnected(AbstractArchitecture):
         key: PRNGKeyArray,
     ) -> Network:
         depth = self.n_hidden + 1
-        draw = _Draw(parameterisation, depth, self.activation, self.form, self.biases, self.skips, self.output, key)
+        kind = Dense if self.premultipliers == "everywhere" else ForwardOnlyDense
+        draw = _Draw(
+            parameterisation, depth, self.activation, self.form, self.biases, self.skips, self.output, key, kind
+        )
         hidden = [
             draw.segment(layers, self.width, self.width)
             for layers in _cut(range(2, depth), self.segment_size or default_segment_size(depth - 2))
@@ -139,8 +146,9 @@ class _Draw(NamedTuple):
     skips: bool
     output: Output
     key: PRNGKeyArray
+    kind: type[Dense] | type[ForwardOnlyDense] = Dense
 
-    def segment(self, layers: range, d_in: int, d_out: int) -> Dense:
+    def segment(self, layers: range, d_in: int, d_out: int) -> Dense | ForwardOnlyDense:
         """Layers of equal shape as one segment. phi never acts on x nor on the output, the ends have no skip."""
         positions = [LayerPosition(index, self.depth, d_in, self.skips, self.activation) for index in layers]
         weights, biases = [], []
@@ -150,7 +158,7 @@ class _Draw(NamedTuple):
             weights.append(self.parameterisation.weight(at, (d_out, d_in), key=weight_key))
             if self.biases:
                 biases.append(default_bias((d_out,), d_in, bias_key))
-        return Dense(
+        return self.kind(
             jnp.stack(weights),
             jnp.stack(biases) if self.biases else None,
             self.parameterisation.premultiplier(positions[0]),

@@ -34,16 +34,20 @@ def star(axes: Mapping[str, Sequence[str]]) -> list[list[str]]:
     return [[*(f"{axis}={option}" for axis, option in point.items()), *rule] for point, rule in with_rule]
 
 
-def cells(experiment: str, jobs: Sequence[Sequence[str]]) -> int:
+def composed(outputs: Path, jobs: Sequence[Sequence[str]], *base: str) -> list[Mapping[str, Any]]:
+    """Configurations of these jobs at smoke scale."""
+    base = (*base, "scale=smoke", f"execution.outputs={outputs}")
+    return [quick.composed(*job, base=base) for job in jobs]
+
+
+def cells(configs: Sequence[Mapping[str, Any]]) -> int:
     """How many of these jobs are cells: a study of several parts has no use for some corners."""
-    specs = [spec(quick.composed(*job, base=(f"+experiment={experiment}", "scale=smoke"))) for job in jobs]
+    specs = [spec(config) for config in configs]
     return sum(one.study.part(one.labels) is not None for one in specs)
 
 
-def ran(outputs: Path, jobs: Sequence[Sequence[str]], *base: str) -> tuple[Any, Records]:
-    """The study and the records of these jobs, run at smoke scale."""
-    base = (*base, "scale=smoke", f"execution.outputs={outputs}")
-    configs = [quick.composed(*job, base=base) for job in jobs]
+def ran(outputs: Path, configs: Sequence[Mapping[str, Any]]) -> tuple[Any, Records]:
+    """The study and the records of these jobs, run."""
     assert sweep.run_all(configs) == 0
     name = sweep.plans(configs)[0].name
     return importlib.import_module(f"experiments.{name}"), read_outputs(outputs, name, "smoke")
@@ -75,9 +79,10 @@ def check(study: Any, records: Records, n_runs: int, shown: Collection[str]) -> 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_runs_and_its_claims_and_figures_answer(experiment: str, outputs: Path) -> None:
     jobs = star(quick.axes(f"+experiment={experiment}", "scale=smoke"))
-    study, records = ran(outputs, jobs, f"+experiment={experiment}")
+    configs = composed(outputs, jobs, f"+experiment={experiment}")
+    study, records = ran(outputs, configs)
     check(study, records, n_runs=len(records.asked), shown=study.FIGURES)
-    assert len(set(records.runs["cell"])) == cells(experiment, jobs) >= len(jobs) // 2
+    assert len(set(records.runs["cell"])) == cells(configs) >= len(jobs) // 2
     assert study.__doc__ and all(make.__doc__ for make in study.FIGURES.values())
 
 
@@ -88,6 +93,6 @@ def test_saddle_escape_runs_on_images_of_the_users_own_with_convolutions(outputs
     np.savez(tmp_path / "mine.npz", **arrays, **labels)
     chosen = ["network.activation=tanh", "protocol=corrected", "parameterisation=near_origin", "learning=pc"]
     base = ("+experiment=saddle_escape", "data=npz", f"data.path={tmp_path / 'mine.npz'}", "network=saddle_conv")
-    study, records = ran(outputs, [[*chosen, "network.channels=[4,4]"]], *base)
+    study, records = ran(outputs, composed(outputs, [[*chosen, "network.channels=[4,4]"]], *base))
     check(study, records, n_runs=1, shown=["4.5", "B.5"])
     assert records.runs["network"].unique().to_list() == ["saddle_conv"]

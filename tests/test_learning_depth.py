@@ -164,11 +164,22 @@ def test_each_rule_is_what_its_name_says_in_one_precision_but_for_float64() -> N
     assert found == {
         "pc_activities": ("activities", "float32", None),
         "pc": ("deviations", "float32", None),
+        "pc_far": ("deviations", "float32", None),
         "pc_float64": ("deviations", "float64", None),
         "pc_equilibrium": (None, "float32", None),
         "bp_last_layers": (None, "float32", 4),
         "bp": (None, "float32", None),
     }
+
+
+@pytest.mark.parametrize("n_hidden", [2, 8, 32, 128])
+def test_far_inference_takes_four_steps_a_layer_and_is_what_is_measured(n_hidden: int) -> None:
+    job = ("learning=pc_far", f"network.n_hidden={n_hidden}", "data=mnist")
+    config = quick.composed(*job, base=("+experiment=learning_depth", "scale=small"))
+    inference, seen = config["learning"]["inference"], config["study"]
+    assert (inference["activity_lr"], inference["max_steps"]) == (0.25, 4 * n_hidden)
+    assert (seen["activity_lr"], seen["max_steps"]) == (0.25, 4 * n_hidden)
+    assert (config["training"]["max_iterations"] - 1) % config["training"]["record_every"] == 0  # the last is measured
 
 
 # Claims
@@ -177,6 +188,7 @@ SIZES = {8: 9, 32: 33, 128: 129}
 RATES = {
     "pc_activities": [(0.1, 1e-8), (0.01, 1e-8)],
     "pc": [(0.1, 1e-8), (0.01, 1e-8), (0.01, 1e-30)],
+    "pc_far": [(0.1, 1e-8), (0.01, 1e-8)],
     "pc_float64": [(0.01, 1e-30), (0.01, 1e-100)],
     "pc_equilibrium": [(0.03, 1e-8), (0.01, 1e-8)],
     "bp_last_layers": [(0.1, 1e-8)],
@@ -188,7 +200,14 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 def as_the_atlas_has_it(run: dict[str, Any]) -> dict[str, Any]:
     """Accuracies and movements of trap 2, and a net of 128 layers that trains at equilibrium as well as one of 32 does."""
     rule, depth = run["learning"], run["config.network.n_hidden"] + 1
-    accuracy = {"pc_activities": 0.94, "pc": 0.941, "pc_float64": 0.962, "bp_last_layers": 0.937, "bp": 0.961}
+    accuracy = {
+        "pc_activities": 0.94,
+        "pc": 0.941,
+        "pc_far": 0.963,
+        "pc_float64": 0.962,
+        "bp_last_layers": 0.937,
+        "bp": 0.961,
+    }
     at_equilibrium = {9: 0.96, 33: 0.933, 129: 0.933}[depth]
     value = accuracy.get(rule, at_equilibrium) - (0.05 if run[ETA] == 0.03 else 0) + 0.001 * run["seed"]
     moving = 5 if rule in ("pc_activities", "bp_last_layers") else depth
@@ -254,6 +273,9 @@ def test_what_the_atlas_found_reproduces_every_claim() -> None:
         (of("pc", 8, test_accuracy=0.96), "exact gradients alone change nothing"),
         (of("pc_float64", 128, movement_1=0.04), "every layer moves"),
         (of("pc_float64", 32, test_accuracy=0.94), "exact gradients and eps near 0"),
+        (of("pc_far", 32, movement_2=0.04), "beta = 0.25 and T = 4 H: every layer moves"),
+        (of("pc_far", 8, test_accuracy=0.945), "beta = 0.25 and T = 4 H: more accurate"),
+        (of("pc_far", 128, test_accuracy=0.945), "beta = 0.25 and T = 4 H: as accurate as BP"),
         (of("pc_equilibrium", 128, start_equilibrium_cosine=0.85), "has BP's direction at the start"),
         (of("pc_equilibrium", 8, end_equilibrium_cosine=0.9), "leaves BP's direction"),
         (of("pc_equilibrium", 8, test_accuracy=0.94), "up to 8 hidden layers: as accurate"),
@@ -299,7 +321,7 @@ def test_a_rate_at_which_one_seed_diverges_is_not_the_best_and_counts_as_nothing
 
 def test_100_layers_are_trained_where_one_rule_moves_all_of_them_and_is_close_to_bp() -> None:
     some = "some rule trains 100 layers and more, all of them, with PC's own gradient"
-    stuck = [of(rule, 128, movement_1=0.0) for rule in ("pc", "pc_float64")]
+    stuck = [of(rule, 128, movement_1=0.0) for rule in ("pc", "pc_far", "pc_float64")]
     assert some in refuted(*stuck)  # at equilibrium all move, 2.8 points behind
     assert some not in refuted(*stuck, of("pc_equilibrium", 128, test_accuracy=0.945))
     found = verdicts(records(leave_out=lambda run: run["config.network.n_hidden"] == 128))[some]

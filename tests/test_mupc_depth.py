@@ -13,8 +13,11 @@ from experiments import mupc_depth
 from experiments.mupc_depth.runs import BETA, ETA, SP
 from pcexp.architecture import FullyConnected
 from pcexp.data.dataset import Dataset, Split
+from pcexp.forward_only import ForwardOnlyDense
 from pcexp.network import Network
 from pcexp.parameterisation import NTK
+from pcexp.segments import Dense
+from pcexp.spec import spec
 from pcexp.sweep import plans
 from pcexp.targets import SpecError
 from pcexp.train import Observation, TrainingSet
@@ -33,12 +36,30 @@ def jobs(*base: str) -> list[list[str]]:
 def test_a_sweep_has_the_cells_of_its_arms_and_no_others() -> None:
     specs = plans([quick.composed(*job, base=("+experiment=mupc_depth", "scale=smoke")) for job in jobs("scale=smoke")])
     seen = {(s.labels["part"], s.labels["parameterisation"], s.labels["learning"], s.labels["protocol"]) for s in specs}
-    pc = {(part, "mupc", "pc") for part in ("depth", "width", "one_step", "rates", "anchor", "long")} | {
-        ("depth", SP, "pc")
-    }
+    pc = {
+        (part, "mupc", "pc") for part in ("depth", "width", "one_step", "rates", "anchor", "long", "forward_only")
+    } | {("depth", SP, "pc")}
     bp = {(part, "mupc", "bp", "published") for part in ("depth", "long")}
     assert seen == {(*model, protocol) for model in pc for protocol in ("published", "corrected")} | bp
     assert {s.labels["activation"] for s in specs if s.labels["part"] in ("anchor", "long")} == {"relu"}
+
+
+def test_sp_beyond_the_ends_of_its_small_grid_is_of_the_same_part_and_mupc_has_no_such_cells() -> None:
+    def part(parameterisation: str) -> str | None:
+        job = ("study={arm:beyond,width:64,n_hidden:8}", f"parameterisation={parameterisation}", "scale=small")
+        one = spec(quick.composed(*job, base=("+experiment=mupc_depth",)))
+        return one.study.part(one.labels)
+
+    assert part(SP) == "depth" and part("mupc") is None
+
+
+def test_premultipliers_are_in_the_forward_pass_only_in_their_own_arm() -> None:
+    for arm, kind in (("forward_only", ForwardOnlyDense), ("depth", Dense)):
+        job = (f"study={{arm:{arm},width:8,n_hidden:2}}", "scale=smoke", "network.activation=tanh")
+        one = spec(quick.composed(*job, base=("+experiment=mupc_depth",)))
+        net = one.network.build(one.parameterisation, (5,), 3, key=jr.key(0))
+        assert {type(segment) for segment in net.segments} == {kind}
+        assert [segment.premultiplier for segment in net.segments] == pytest.approx([5**-0.5, (8 * 3) ** -0.5, 1 / 8])
 
 
 def test_a_corner_that_is_in_no_arm_is_refused_by_its_labels() -> None:

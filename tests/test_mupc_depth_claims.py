@@ -246,6 +246,15 @@ def test_a_scaled_rate_is_judged_by_its_side(accuracy: float | None, status: str
     assert verdict("published: nor at the rate over", found).status == "not_reproduced"
 
 
+@pytest.mark.parametrize(("accuracy", "status"), [(0.14, "reproduced"), (None, "reproduced"), (0.2, "not_reproduced")])
+def test_premultipliers_in_the_forward_pass_only_do_not_train_where_no_rate_of_theirs_learns(
+    accuracy: float | None, status: str
+) -> None:
+    runs = [run("forward_only", 0.1, eta=0.1), run("forward_only", accuracy, eta=0.001), run("rates", 0.9, eta=0.001)]
+    assert verdict("published: muPC with premultipliers", records(runs)).status == status
+    assert verdict("published: muPC with premultipliers", records(runs[2:])).status == "insufficient"
+
+
 def test_a_run_that_diverged_is_drawn_as_a_cross_and_with_no_accuracy_that_it_did_not_have() -> None:
     curve = {0: 0.1, 300: 0.6, 420: float("nan")}
     figure = mupc_depth.FIGURES["5.1 right"](records([run("depth", None, curve=curve, iterations=420)]))

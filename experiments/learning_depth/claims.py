@@ -12,6 +12,7 @@ from experiments.learning_depth.runs import (
     BEST_EXACT,
     EQUILIBRIUM,
     EXACT,
+    FAR,
     LAST_K,
     MOVED,
     PC_RULES,
@@ -193,6 +194,21 @@ CLAIMS = (
         _compared(
             EQUILIBRIUM, BEST_BP, "difference < -1 point", lambda points, _: points < -1, lambda s: s.n_hidden >= 32
         ),
+    ),
+    Claim(
+        "movement",
+        "beta = 0.25 and T = 4 H: every layer moves",
+        _each(*FAR, f"layers {MOVES}: all", moved, lambda n, size: n == size.n_hidden + 1),
+    ),
+    Claim(
+        "accuracy",
+        "beta = 0.25 and T = 4 H: more accurate than as published",
+        _compared(FAR, PUBLISHED, "difference > 1 point", lambda points, _: points > 1),
+    ),
+    Claim(
+        "accuracy",
+        "beta = 0.25 and T = 4 H: as accurate as BP, each at its best rate",
+        _compared(FAR, BEST_BP, WITHIN, _within),
     ),
     Claim("movement", "some rule trains 100 layers and more, all of them, with PC's own gradient", _all_of_a_hundred),
 )

@@ -15,6 +15,7 @@ from experiments.learning_depth.runs import (
     EPS,
     EQUILIBRIUM,
     EXACT,
+    FAR,
     LAST_K,
     MOVED,
     PUBLISHED,
@@ -38,6 +39,7 @@ COLOURS = {
     "bp_last_layers": "#8fb8de",
     "pc_activities": "#c1272d",
     "pc": "#f0a202",
+    "pc_far": "#6a3d9a",
     "pc_float64": "#d01c8b",
     "pc_equilibrium": "#3a9b35",
 }
@@ -56,6 +58,7 @@ SHOWN = (
     Shown("BP, last k layers, published rates", LAST_K),
     Shown("PC as published", PUBLISHED),
     Shown("PC in deviations, published rates", Arm("pc", published)),
+    Shown(r"PC in deviations, $\beta$ = 0.25, T = 4 H, best rate", FAR),
     Shown(r"PC in float64, $\epsilon$ near 0, best rate", BEST_EXACT),
     Shown("PC at equilibrium, best rate", EQUILIBRIUM),
 )
@@ -111,7 +114,11 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
     panels[0, 0].set_ylabel("norm of the layer's gradient")
     panels[1, 0].set_ylabel("cosine with BP's")
     names = {"bp": "BP", "pc_activities": "PC as published (activities)", "pc": "PC, deviations"}
-    names |= {"pc_float64": "PC, deviations, float64", "pc_equilibrium": "PC, equilibrium"}
+    names |= {
+        "pc_far": r"PC, deviations, $\beta$ = 0.25, T = 4 H",
+        "pc_float64": "PC, deviations, float64",
+        "pc_equilibrium": "PC, equilibrium",
+    }
     marks = [Line2D([], [], color=COLOURS[colour], label=names[colour]) for _, colour, _ in lines]
     for marker, label in (("o", "above round-off"), ("x", "round-off")):
         marks.append(Line2D([], [], color=COLOURS["pc_activities"], marker=marker, ls="", ms=4, label=label))
@@ -122,14 +129,22 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
 def figure_start(records: Records) -> Figure:
     """Gradient of every layer on the initial weights: its norm, and its cosine with BP's; one line a seed."""
     lines = [("bp", "bp", PUBLISHED), ("equilibrium", "pc_equilibrium", PUBLISHED), ("deviations", "pc_float64", EXACT)]
-    lines += [("deviations", "pc", PUBLISHED), ("activities", "pc_activities", PUBLISHED)]
+    lines += [
+        ("deviations", "pc_far", FAR),
+        ("deviations", "pc", PUBLISHED),
+        ("activities", "pc_activities", PUBLISHED),
+    ]
     return _gradients(records, "Gradients on the initial weights", lines, 0)
 
 
 def figure_end(records: Records) -> Figure:
     """The same on the weights that each rule ended with (BP's norm on its own); one line a seed."""
     lines = [("bp", "bp", BEST_BP), ("equilibrium", "pc_equilibrium", EQUILIBRIUM)]
-    lines += [("deviations", "pc_float64", BEST_EXACT), ("activities", "pc_activities", PUBLISHED)]
+    lines += [
+        ("deviations", "pc_float64", BEST_EXACT),
+        ("deviations", "pc_far", FAR),
+        ("activities", "pc_activities", PUBLISHED),
+    ]
     return _gradients(records, "Gradients on the weights that each rule ends with", lines, -1)
 
 

@@ -18,7 +18,7 @@ ROUND_OFF = 0.1
 MOVED = 0.05
 POINT = 0.01
 ETA, EPS = "optimiser.learning_rate", "optimiser.eps"
-PC_RULES = ("pc", "pc_float64", "pc_equilibrium")
+PC_RULES = ("pc", "pc_far", "pc_float64", "pc_equilibrium")
 """PC with its own gradient, free of round-off."""
 
 
@@ -106,3 +106,4 @@ class Arm(NamedTuple):
 
 PUBLISHED, LAST_K, BEST_BP = Arm("pc_activities", published), Arm("bp_last_layers", published), Arm("bp", best)
 EQUILIBRIUM, EXACT, BEST_EXACT = Arm("pc_equilibrium", best), Arm("pc_float64", exact), Arm("pc_float64", best_exact)
+FAR = Arm("pc_far", best)

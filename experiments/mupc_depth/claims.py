@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from experiments.mupc_depth.rules import (
     anchor_rule,
+    forward_only_rule,
     long_rule,
     near_bp_rule,
     one_step_rule,
@@ -54,6 +55,11 @@ def _claims(p: str) -> Iterable[Claim]:
         yield Claim("C.17-C.19", f"{p}, {statement}", long_rule(p, data, iterations, expected, holds))
     yield Claim("5.8", f"{p}: muPC at Adam's rate times sqrt(N L) does not train", rates_rule(p, above=True))
     yield Claim("5.8", f"{p}: nor at the rate over sqrt(N L), the other reading", rates_rule(p, above=False))
+    yield Claim(
+        "5.8 forward pass",
+        f"{p}: muPC with premultipliers in the forward pass only does not train",
+        forward_only_rule(p),
+    )
     yield Claim("anchor", f"{p}: muPC, L = 30, N = 128, relu, as published", anchor_rule(p))
 
 

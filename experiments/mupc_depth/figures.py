@@ -11,6 +11,7 @@ import numpy as np
 from experiments.mupc_depth.runs import (
     ACTIVATIONS,
     ANCHOR,
+    BETA,
     ETA,
     MUPC_ETA,
     PROTOCOLS,
@@ -184,6 +185,28 @@ def figure_5_8(records: Records) -> Figure:
     return figure
 
 
+def figure_forward_only(records: Records) -> Figure:
+    """Test accuracy of muPC with premultipliers in the forward pass only, by Adam's rate and by beta. One line a seed."""
+    from pcexp import plotting
+
+    curves = tests(records)
+    found = {(p, a): runs_of(mupc(records, p, a, "forward_only")) for p in PROTOCOLS for a in ACTIVATIONS}
+    rates = sorted({run[ETA] for runs in found.values() for run in runs})
+    colours = dict(zip(rates, plotting.shades(len(rates)), strict=True))
+    title = "Section 5.8: muPC with premultipliers in the forward pass only"
+    figure, panels = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
+    for panel, ((protocol, activation), runs) in zip(panels.flat, found.items(), strict=True):
+        largest = max((run[BETA] for run in runs), default=0.0)
+        for run in runs:
+            _draw(panel, curves, [run], colours[run[ETA]], ls="-" if run[BETA] == largest else ":")
+        name = f"{protocol}, {plotting.written(activation)}"
+        name += "".join(f", N = {n}, H = {h}" for n, h in sorted({(width_of(run), depth_of(run)) for run in runs}))
+        _finish(panel, records, name, runs, last=protocol == PROTOCOLS[-1], first=activation == ACTIVATIONS[0])
+    names = [(f"eta = {rate:g}", colour, "-") for rate, colour in colours.items()]
+    plotting.legend(figure, _marks(*names, ("published beta", "#555555", "-"), ("beta = 0.01 / 64", "#555555", ":")))
+    return figure
+
+
 def figure_anchor(records: Records) -> Figure:
     """Test accuracy of muPC at the anchor, with the published values and the tolerances asked for. One line a seed."""
     from matplotlib.lines import Line2D
@@ -214,5 +237,6 @@ FIGURES = {
     "C.20": figure_c_20,
     "C.14, C.27": figure_c_14,
     "5.8": figure_5_8,
+    "5.8 forward pass": figure_forward_only,
     "anchor": figure_anchor,
 }

@@ -239,6 +239,19 @@ def anchor_rule(protocol: str) -> Rule:
     return rule
 
 
+def forward_only_rule(protocol: str) -> Rule:
+    expected = f"at every rate and beta, at most {NO_LEARNING:g} % or diverged"
+
+    def rule(records: Records) -> Verdict:
+        cases: Kinds = defaultdict(list)
+        used = [mupc(records, protocol, activation, "forward_only") for activation in ACTIVATIONS]
+        for run in (run for part in used for run in runs_of(part)):
+            cases[f"{run['activation']} eta={run[ETA]:g}"].append(Case(failed(run), percent(run)))
+        return _judged(records, expected, cases, used, "no runs with premultipliers in the forward pass only")
+
+    return rule
+
+
 def rates_rule(protocol: str, above: bool) -> Rule:
     expected = f"at most {NO_LEARNING:g} % or diverged"
 

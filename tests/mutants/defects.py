@@ -459,6 +459,13 @@ DEFECTS = (
         ),
     ),
     Defect(
+        "inference sees premultipliers that are in the forward pass only",
+        "forward_only.py",
+        "return self.plain.multiply_transposed(outputs, like)",
+        "return self.premultiplier * self.plain.multiply_transposed(outputs, like)",
+        (f"{NUMERICS}test_forward_only.py::test_backpropagation_takes_the_premultipliers_as_1[tanh]",),
+    ),
+    Defect(
         "an interrupted write is put in place",
         "files.py",
         "        os.replace(temporary, path)\n    finally:\n",
