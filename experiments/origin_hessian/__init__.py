@@ -105,10 +105,7 @@ class OriginHessian(AbstractStudy):
         size = vectorised(point)[0].size
         reduced, inputs = seen(point, x)
         h = hessians(reduced, inputs, y, activity_lr=self.activity_lr, horizons=self.horizons)
-        if saddle:
-            theory = (jnp.zeros(size), zero_rank_spectrum(point, y))
-        else:
-            theory = origin_spectra(point, x, y)
+        theory = (jnp.zeros(size), zero_rank_spectrum(point, y)) if saddle else origin_spectra(point, x, y)
         spectra = {
             "theory_loss": np.asarray(theory[0]),
             "theory_equilibrated": np.asarray(theory[1]),

@@ -30,7 +30,8 @@ def _first_of_each(runs: Sequence[Run]) -> list[Run]:
     return list(kept.values())
 
 
-def _legend(figure: Figure, *more: Any) -> None:
+def _legend(figure: Figure, of_loss: Any) -> None:
+    """Marks of theory and of the numeric eigenvalues; `of_loss` is that of the loss."""
     from matplotlib.lines import Line2D
 
     from pcexp import plotting
@@ -39,9 +40,9 @@ def _legend(figure: Figure, *more: Any) -> None:
         Line2D([], [], color=plotting.COLOURS["theory"], label="theory"),
         Line2D([], [], color=NUMERIC, marker="o", ls="", ms=4, label=r"$F^*$, autodiff through the exact solve"),
         Line2D([], [], color=UNROLLED, marker="x", ls="", ms=5, label="energy after 50 steps of inference"),
-        Line2D([], [], color=OF_LOSS, marker="s", mfc="none", ls="", ms=4, label="loss, autodiff"),
+        of_loss,
     ]
-    plotting.legend(figure, [*marks, *more])
+    plotting.legend(figure, marks)
 
 
 def _eigenvalues(axis: Axes, spectra: dict[str, np.ndarray]) -> None:
@@ -61,6 +62,8 @@ def _eigenvalues(axis: Axes, spectra: dict[str, np.ndarray]) -> None:
 
 def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
     """Rows are nets: the three Hessians, scaled to +-1 each, and the eigenvalues."""
+    from matplotlib.lines import Line2D
+
     from pcexp import plotting
 
     runs = _first_of_each(done(records, arm))
@@ -87,7 +90,7 @@ def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
         plotting.caption(row[3], records.about, 1)
     for axis in axes[-1][:3]:
         axis.set_xlabel("weight, from the input to $W_L$")
-    _legend(figure)
+    _legend(figure, Line2D([], [], color=OF_LOSS, marker="s", mfc="none", ls="", ms=4, label="loss, autodiff"))
     return figure
 
 
@@ -110,6 +113,7 @@ def _density(axis: Axes, numeric: np.ndarray, theory: np.ndarray, colour: str) -
 
 def _spectra(records: Records, runs: Sequence[Run], title: str) -> Figure:
     """Columns are nets; the loss above, F* below: counts of numeric eigenvalues, theory as lines."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     from pcexp import plotting
@@ -126,8 +130,6 @@ def _spectra(records: Records, runs: Sequence[Run], title: str) -> Figure:
         row[0].set_ylabel("eigenvalues in a bin")
         if not shown:
             plotting.note(row[0], "no runs yet")
-    from matplotlib.lines import Line2D
-
     plotting.legend(
         figure,
         [
@@ -141,6 +143,8 @@ def _spectra(records: Records, runs: Sequence[Run], title: str) -> Figure:
 
 def _saddle(records: Records, n_hidden: int, title: str) -> Figure:
     """Counts of eigenvalues of one draw, and the sorted eigenvalues that are not zero of all draws."""
+    from matplotlib.patches import Patch
+
     from pcexp import plotting
 
     runs = [run for run in done(records, "saddle") if depth(run) == n_hidden]
@@ -170,7 +174,7 @@ def _saddle(records: Records, n_hidden: int, title: str) -> Figure:
     third.set_xlabel("index")
     third.set_ylabel("eigenvalue")
     plotting.caption(third, records.about, len(runs))
-    _legend(figure)
+    _legend(figure, Patch(color=OF_LOSS, alpha=0.55, label="loss, autodiff"))
     return figure
 
 

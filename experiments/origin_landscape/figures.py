@@ -44,6 +44,7 @@ def _surface(axis: Any, steps: np.ndarray, values: np.ndarray, path: np.ndarray 
         axis.plot(path[:, 0], path[:, 1], path[:, 2], color=colour, lw=1.6, zorder=10)
         axis.plot(*path[0][:, None], "o", color="black", ms=3.5, zorder=11)
         axis.plot(*path[-1][:, None], "*", color=colour, ms=7, zorder=11)
+    axis.set_zlim(0, 1.05 * float(np.max(values)))
     axis.tick_params(labelsize=6, pad=-2)
     axis.view_init(elev=32, azim=-58)
     axis.set_box_aspect((1, 1, 0.75), zoom=1.1)
