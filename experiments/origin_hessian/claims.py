@@ -52,8 +52,8 @@ def below(limit: float, *columns: str) -> Callable[[Run], Case | None]:
     """The largest of these numbers is below a limit; nothing is said of a run that lacks one."""
 
     def case(run: Run) -> Case | None:
-        values = [run.get(column) for column in columns]
-        if any(value is None for value in values):
+        values = [float(value) for column in columns if (value := run.get(column)) is not None]
+        if len(values) < len(columns):
             return None
         worst = max(values)
         return Case(worst < limit, worst)
@@ -79,6 +79,14 @@ def _order(run: Run) -> Case:
 def _form(run: Run) -> Case:
     agrees = abs(run["form"] - run["form_numeric"]) < EXACT * abs(run["form"])
     return Case(agrees and run["form"] < NEGATIVE and run["gradient"] < EXACT, run["form"])
+
+
+def _only(h: int) -> Callable[[int], bool]:
+    return lambda n_hidden: n_hidden == h
+
+
+def _deep(n_hidden: int) -> bool:
+    return n_hidden > 1
 
 
 CLOSED = below(EXACT, "closed_loss_difference", "closed_equilibrated_difference", "outside")
@@ -110,7 +118,7 @@ CLAIMS = (
         "theorem 3.2: for H > 1 the spectrum of F* is minus eig(Sigma_yy), each N times, and zeros",
         rule(
             f"largest difference of an eigenvalue < {EXACT:g}", below(EXACT, "theorem_difference"), ORIGIN,
-            lambda h: h > 1,
+            _deep,
         ),
     ),
     Claim(
@@ -121,12 +129,12 @@ CLAIMS = (
     Claim(
         "4.4",
         "of the loss for H = 1",
-        rule(f"lambda_min < {NEGATIVE:g}", _negative("numeric_loss"), ORIGIN, lambda h: h == 1),
+        rule(f"lambda_min < {NEGATIVE:g}", _negative("numeric_loss"), ORIGIN, _only(1)),
     ),
     Claim(
         "4.4",
         "and not for H > 1: the Hessian of the loss is null",
-        rule(f"largest eigenvalue in size < {EXACT:g}", _null, ORIGIN, lambda h: h > 1),
+        rule(f"largest eigenvalue in size < {EXACT:g}", _null, ORIGIN, _deep),
     ),
     Claim(
         "orders",
@@ -136,13 +144,14 @@ CLAIMS = (
     *(
         claim
         for figure, h in (("B.3", 3), ("B.4", 4))
+        for only in [_only(h)]
         for claim in (
             Claim(
                 figure,
                 f"H = {h}: a critical point, with theorem 3.3's form -1/B sum y^T A y < 0 along W_L",
                 rule(
                     f"form < {NEGATIVE:g}, equal to v^T H v to {EXACT:g} of it; gradients < {EXACT:g}", _form,
-                    ("saddle",), lambda n, h=h: n == h,
+                    ("saddle",), only,
                 ),
             ),
             Claim(
@@ -150,13 +159,13 @@ CLAIMS = (
                 f"H = {h}: the saddle of rank zero is strict for F*",
                 rule(
                     f"lambda_min < {NEGATIVE:g}", _negative("numeric_equilibrated"), ("saddle",),
-                    lambda n, h=h: n == h,
+                    only,
                 ),
             ),
             Claim(
                 figure,
                 f"H = {h}: the Hessian of the loss is null there",
-                rule(f"largest eigenvalue in size < {EXACT:g}", _null, ("saddle",), lambda n, h=h: n == h),
+                rule(f"largest eigenvalue in size < {EXACT:g}", _null, ("saddle",), only),
             ),
             Claim(
                 figure,
@@ -167,7 +176,7 @@ CLAIMS = (
                         EXACT, "closed_loss_difference", "closed_equilibrated_difference", "spectrum_loss_difference",
                         "spectrum_equilibrated_difference",
                     ),
-                    ("saddle",), lambda n, h=h: n == h,
+                    ("saddle",), only,
                 ),
             ),
         )

@@ -72,12 +72,11 @@ def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
         return None
     figure, axes = plotting.panels(len(kept), 4, title, width=2.7, height=2.35)
     for row, (run, held) in zip(axes, kept, strict=True):
-        image = None
         for axis, (name, label) in zip(row, HEAT, strict=False):
             matrix = held.matrices[name]
             scale = float(np.max(np.abs(matrix)))
             shown = matrix / scale if scale else matrix
-            image = axis.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+            axis.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
             axis.grid(visible=False)
             size = len(matrix)
             ticks = sorted({0, (size - 1) // 2, size - 1})
@@ -85,7 +84,7 @@ def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
             axis.set_yticks(ticks, [str(t + 1) for t in ticks])
             axis.set_title(label + (f", scale {scale:.2g}" if scale else ", all zero"), fontsize=8)
         row[0].set_ylabel(described(run).replace(", $y_2", "\n$y_2") + "\nweight", fontsize=8)
-        figure.colorbar(image, ax=list(row[:3]), ticks=[-1, 0, 1], fraction=0.02, pad=0.01, aspect=14)
+        figure.colorbar(row[2].images[0], ax=list(row[:3]), ticks=[-1, 0, 1], fraction=0.02, pad=0.01, aspect=14)
         _eigenvalues(row[3], held.spectra)
         plotting.caption(row[3], records.about, 1)
     for axis in axes[-1][:3]:

@@ -65,22 +65,25 @@ def unrolled_energy(network: Network, x: Inputs, y: Targets, *, activity_lr: flo
 
 
 @eqx.filter_jit
-def _hessians(network: Network, x: Inputs, y: Targets, activity_lr: float, horizons: tuple[int, ...]) -> Hessians:
+def _hessians(
+    network: Network, x: Inputs, y: Targets, activity_lr: float, horizons: tuple[int, ...]
+) -> tuple[Array, ...]:
     def unrolled(steps: int) -> Array:
         return hessian(lambda n: unrolled_energy(n, x, y, activity_lr=activity_lr, steps=steps), network)
 
-    return Hessians(
+    return (
         zero_output_loss_hessian(network, x, y),
         zero_output_equilibrated_hessian(network, x, y),
         hessian(lambda n: loss(n, x, y), network),
         hessian(lambda n: equilibrated_energy(n, x, y), network),
-        tuple(unrolled(steps) for steps in horizons),
+        *(unrolled(steps) for steps in horizons),
     )
 
 
 def hessians(network: Network, x: Inputs, y: Targets, *, activity_lr: float, horizons: Sequence[int]) -> Hessians:
     """All Hessians at a point where W_L = 0."""
-    return jax.tree.map(np.asarray, _hessians(network, x, y, activity_lr, tuple(horizons)))
+    first, second, third, fourth, *unrolled = map(np.asarray, _hessians(network, x, y, activity_lr, tuple(horizons)))
+    return Hessians(first, second, third, fourth, tuple(unrolled))
 
 
 def spectrum(h: Square, size: int) -> Float[np.ndarray, " size"]:

@@ -51,6 +51,7 @@ def _surface(axis: Any, steps: np.ndarray, values: np.ndarray, path: np.ndarray 
 
 
 def _contours(axis: Axes, steps: np.ndarray, values: np.ndarray, path: np.ndarray | None, colour: str) -> Any:
+    image: Any
     if np.ptp(values) < 1e-6 * np.max(values):
         image = axis.pcolormesh(steps, steps, values, cmap="viridis", vmin=0, vmax=2 * float(np.max(values)))
         axis.text(0.5, 0.9, "flat", transform=axis.transAxes, ha="center", color="white", fontsize=8)
