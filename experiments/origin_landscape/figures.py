@@ -58,6 +58,7 @@ def _contours(axis: Axes, steps: np.ndarray, values: np.ndarray, path: np.ndarra
     else:
         image = axis.contourf(steps, steps, values, levels=24, cmap="viridis")
     if path is not None:
+        axis.plot(path[:, 0], path[:, 1], "-", color="white", lw=3.0)
         axis.plot(path[:, 0], path[:, 1], "-", color=colour, lw=1.5)
         axis.plot(*path[0][:2], "o", color="black", ms=3.5, zorder=5)
         axis.plot(*path[-1][:2], "*", color=colour, ms=8, mec="white", mew=0.4, zorder=6)
@@ -114,8 +115,8 @@ def figure_4_2(records: Records) -> Figure:
 
 
 def figure_b_1(records: Records) -> Figure:
-    """Training loss, test loss and gradient norm of BP and PC from near the origin: mean (line) and standard deviation (band, where
-    positive) over seeds. Wide nets at the published gradient scales, where BP's is 96 times smaller, and at one scale.
+    """Training loss, test loss and gradient norm of BP and PC from near the origin: mean (line) and standard deviation (band, no
+    lower than the lowest seed) over seeds. Wide nets at the published gradient scales, where BP's is 96 times smaller, and at one scale.
     """
     from matplotlib.lines import Line2D
 
@@ -142,7 +143,9 @@ def figure_b_1(records: Records) -> Figure:
                 mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1 if len(lanes) > 1 else 0)
                 x, colour = np.array(shared) + 1, plotting.COLOURS[learning]
                 axis.plot(x, mean, color=colour, lw=1.2)
-                axis.fill_between(x, np.maximum(mean - sd, mean * 1e-3), mean + sd, color=colour, alpha=0.2, lw=0)
+                # On a logarithmic axis: no lower than the lowest seed.
+                low = np.maximum(mean - sd, values.min(axis=0))
+                axis.fill_between(x, low, mean + sd, color=colour, alpha=0.2, lw=0)
             axis.set_xscale("log")
             axis.set_yscale("log")
             if i == 0:
