@@ -51,6 +51,8 @@ def figures(study: Any, records: Records, folder: Path, again: bool = True) -> l
                 stem = f"{stem[:70]}_{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
             if again or not (folder / f"{stem}.png").exists():
                 figure = make(part)
+                if figure is None:  # of no meaning for these data
+                    continue
                 for kind in ("png", "pdf"):
                     replace_bytes(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
                 plt.close(figure)

@@ -1,0 +1,265 @@
+"""Figures of the study: heat maps, spectra with theory as lines, and changes along rays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.origin_hessian.measured import DISTANCES
+from experiments.origin_hessian.runs import depth, described, done, found
+from pcexp.claims import Run
+
+if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from pcexp.records import Records
+
+NUMERIC, UNROLLED, OF_LOSS = "#c1272d", "#e08214", "#3b6ea5"
+HEAT = (("loss", r"loss (Eq. 4.6)"), ("theory", r"$F^*$, theory (Eq. 4.8)"), ("numeric", r"$F^*$, numeric"))
+BINS = 41
+
+
+def _first_of_each(runs: Sequence[Run]) -> list[Run]:
+    """The lowest seed of every net."""
+    kept: dict[str, Run] = {}
+    for run in runs:
+        kept.setdefault(described(run), run)
+    return list(kept.values())
+
+
+def _legend(figure: Figure, of_loss: Any) -> None:
+    """Marks of theory and of the numeric eigenvalues; `of_loss` is that of the loss."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    marks = [
+        Line2D([], [], color=plotting.COLOURS["theory"], label="theory"),
+        Line2D([], [], color=NUMERIC, marker="o", ls="", ms=4, label=r"$F^*$, autodiff through the exact solve"),
+        Line2D([], [], color=UNROLLED, marker="x", ls="", ms=5, label="energy after 50 steps of inference"),
+        of_loss,
+    ]
+    plotting.legend(figure, marks)
+
+
+def _eigenvalues(axis: Axes, spectra: dict[str, np.ndarray]) -> None:
+    """Sorted eigenvalues: theory as a line, the numeric ones as marks."""
+    from pcexp import plotting
+
+    index = np.arange(1, len(spectra["numeric_equilibrated"]) + 1)
+    # Chains have two or three of them: marks of each size stay apart where they agree.
+    axis.plot(index, spectra["numeric_loss"], "s", ms=5.5, mfc="none", mew=0.7, color=OF_LOSS)
+    axis.plot(index, spectra["unrolled"], "x", ms=5, mew=0.9, color=UNROLLED)
+    axis.plot(index, spectra["numeric_equilibrated"], "o", ms=2.6, color=NUMERIC)
+    for name in ("theory_loss", "theory_equilibrated"):
+        axis.plot(index, spectra[name], color=plotting.COLOURS["theory"], lw=0.7, zorder=5)
+    axis.set_xlabel("index")
+    axis.set_ylabel("eigenvalue")
+
+
+def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
+    """Rows are nets: the three Hessians, scaled to +-1 each, and the eigenvalues."""
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    runs = _first_of_each(done(records, arm))
+    kept = [(run, held) for run in runs if (held := found(records, run)).matrices]
+    if not kept:
+        return None
+    figure, axes = plotting.panels(len(kept), 4, title, width=2.7, height=2.35)
+    for row, (run, held) in zip(axes, kept, strict=True):
+        for axis, (name, label) in zip(row, HEAT, strict=False):
+            matrix = held.matrices[name]
+            scale = float(np.max(np.abs(matrix)))
+            shown = matrix / scale if scale else matrix
+            axis.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+            axis.grid(visible=False)
+            size = len(matrix)
+            ticks = sorted({0, (size - 1) // 2, size - 1})
+            axis.set_xticks(ticks, [str(t + 1) for t in ticks])
+            axis.set_yticks(ticks, [str(t + 1) for t in ticks])
+            axis.set_title(label + (f", scale {scale:.2g}" if scale else ", all zero"), fontsize=8)
+        row[0].set_ylabel(described(run).replace(", $y_2", "\n$y_2") + "\nweight", fontsize=8)
+        figure.colorbar(row[2].images[0], ax=list(row[:3]), ticks=[-1, 0, 1], fraction=0.02, pad=0.01, aspect=14)
+        _eigenvalues(row[3], held.spectra)
+        plotting.caption(row[3], records.about, 1)
+    for axis in axes[-1][:3]:
+        axis.set_xlabel("weight, from the input to $W_L$")
+    _legend(figure, Line2D([], [], color=OF_LOSS, marker="s", mfc="none", ls="", ms=4, label="loss, autodiff"))
+    return figure
+
+
+def _density(axis: Axes, numeric: np.ndarray, theory: np.ndarray, colour: str) -> None:
+    """Counts of numeric eigenvalues as bars, those of the theory as a line over them."""
+    from pcexp import plotting
+
+    low, high = min(numeric.min(), theory.min()), max(numeric.max(), theory.max())
+    margin = 0.08 * (high - low) if high - low > 1e-9 else 1.0
+    edges = np.linspace(low - margin, high + margin, BINS + 1)
+    edges += (edges[1] - edges[0]) * 0.5 - (edges - 0)[np.argmin(np.abs(edges))]  # zero in the middle of a bin
+    counts, _ = np.histogram(numeric, edges)
+    lines, _ = np.histogram(theory, edges)
+    axis.stairs(counts, edges, fill=True, color=colour, alpha=0.55)
+    axis.stairs(np.where(lines > 0, lines, 0.0), edges, color=plotting.COLOURS["theory"], lw=0.9)
+    axis.set_yscale("log")
+    axis.set_ylim(0.6, 3 * max(lines.max(), 1))
+    axis.set_xlabel("eigenvalue")
+
+
+def _spectra(records: Records, runs: Sequence[Run], title: str) -> Figure:
+    """Columns are nets; the loss above, F* below: counts of numeric eigenvalues, theory as lines."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    from pcexp import plotting
+
+    shown = _first_of_each(runs)
+    figure, axes = plotting.panels(2, max(len(shown), 1), title, width=2.7, height=2.1)
+    rows = (("loss", "loss", OF_LOSS), ("equilibrated", r"$F^*$", NUMERIC))
+    for row, (name, label, colour) in zip(axes, rows, strict=True):
+        for axis, run in zip(row, shown, strict=False):
+            spectra = found(records, run).spectra
+            _density(axis, spectra[f"numeric_{name}"], spectra[f"theory_{name}"], colour)
+            axis.set_title(f"{label}: {described(run)}", loc="left", fontsize=8, pad=14)
+            plotting.caption(axis, f"{records.about}, {int(run['size'])} weights", 1)
+        row[0].set_ylabel("eigenvalues in a bin")
+        if not shown:
+            plotting.note(row[0], "no runs yet")
+    plotting.legend(
+        figure,
+        [
+            Line2D([], [], color=plotting.COLOURS["theory"], label="theory"),
+            Patch(color=OF_LOSS, alpha=0.55, label="loss, autodiff"),
+            Patch(color=NUMERIC, alpha=0.55, label=r"$F^*$, autodiff through the exact solve"),
+        ],
+    )
+    return figure
+
+
+def _saddle(records: Records, n_hidden: int, title: str) -> Figure:
+    """Counts of eigenvalues of one draw, and the sorted eigenvalues that are not zero of all draws."""
+    from matplotlib.patches import Patch
+
+    from pcexp import plotting
+
+    runs = [run for run in done(records, "saddle") if depth(run) == n_hidden]
+    figure, axes = plotting.panels(1, 3, title, width=3.1, height=2.4)
+    first, second, third = axes[0]
+    if not runs:
+        for axis in axes[0]:
+            plotting.note(axis, "no runs yet")
+        return figure
+    spectra = found(records, runs[0]).spectra
+    for axis, name, label, colour in (
+        (first, "loss", "loss", OF_LOSS),
+        (second, "equilibrated", r"$F^*$", NUMERIC),
+    ):
+        _density(axis, spectra[f"numeric_{name}"], spectra[f"theory_{name}"], colour)
+        axis.set_title(f"{label}: {described(runs[0])}", loc="left", fontsize=8, pad=14)
+        axis.set_ylabel("eigenvalues in a bin")
+        plotting.caption(axis, f"{records.about}, {int(runs[0]['size'])} weights", 1)
+    for run in runs:
+        held = found(records, run).spectra
+        count = int(np.sum(held["theory_equilibrated"] < -1e-9))
+        index = np.arange(1, count + 1)
+        third.plot(index, held["unrolled"][:count], "x", ms=5, mew=0.9, color=UNROLLED)
+        third.plot(index, held["numeric_equilibrated"][:count], "o", ms=2.4, color=NUMERIC)
+        third.plot(index, held["theory_equilibrated"][:count], color=plotting.COLOURS["theory"], lw=0.7)
+    third.set_title(r"$F^*$: negative eigenvalues, all draws", loc="left", fontsize=8, pad=14)
+    third.set_xlabel("index")
+    third.set_ylabel("eigenvalue")
+    plotting.caption(third, records.about, len(runs))
+    _legend(figure, Patch(color=OF_LOSS, alpha=0.55, label="loss, autodiff"))
+    return figure
+
+
+def figure_4_3(records: Records) -> Figure | None:
+    """Hessians at the origin of linear nets on toy data, each scaled to +-1, and their eigenvalues: F* has negative curvature in
+    W_L at every depth, the loss at H = 1 only. The published Hessian of the loss is Eq. 4.6 over K, drawn here as Eq. 4.6.
+    """
+    return _heat_maps(
+        records, "origin", "Figure 4.3: Hessians at the origin of the loss and of the equilibrated energy"
+    )
+
+
+def figure_b_2(records: Records) -> Figure | None:
+    """Hessians at the origin of linear chains, as in 4.3: of the loss nothing is left for H > 1. F* keeps one negative
+    eigenvalue, minus the mean of y^2, at the output weight.
+    """
+    return _heat_maps(records, "chain", "Figure B.2: Hessians at the origin of linear chains")
+
+
+def figure_4_4(records: Records) -> Figure:
+    """Spectra at the origin, theory as lines over counts of numeric eigenvalues, first batch: minus the eigenvalues of Sigma_yy,
+    each N times, for F*, and zeros for the loss of nets with H > 1. Most eigenvalues are zero, hence the logarithmic counts.
+    """
+    return _spectra(records, done(records, "origin"), "Figure 4.4: eigenvalues at the origin")
+
+
+def figure_b_3(records: Records) -> Figure:
+    """Spectra at the saddle of rank zero of a net with H = 3, where only W_3 is not zero: null for the loss, negative for F*.
+    The energy after 50 steps lies above theory where inference has not converged.
+    """
+    return _saddle(
+        records, 3, "Figure B.3: eigenvalues at the saddle where only the penultimate matrix is not zero, H = 3"
+    )
+
+
+def figure_b_4(records: Records) -> Figure:
+    """As B.3, of a net with H = 4, where only W_4 is not zero: null for the loss, negative for F*.
+    The eigenvalues of F* are minus those of Sigma_yy times those of I + W_4 W_4^T.
+    """
+    return _saddle(
+        records, 4, "Figure B.4: eigenvalues at the saddle where only the penultimate matrix is not zero, H = 4"
+    )
+
+
+def figure_orders(records: Records) -> Figure:
+    """Changes of the loss and of F* along one generic ray a seed from the origin (and from the saddle of B.3): the loss changes
+    as d^(H+1) (as d^H from the saddle), F* as d^2 at every depth. Slopes are fitted to these points.
+    """
+    from matplotlib.lines import Line2D
+
+    from pcexp import plotting
+
+    runs = done(records, "origin", "chain", "saddle")
+    depths = sorted({depth(run) for run in runs})
+    colours = dict(zip(depths, plotting.shades(len(depths)), strict=True))
+    title = "Order of the saddle along generic rays"
+    figure, axes = plotting.panels(1, 2, title, width=3.8, height=2.9)
+    shapes: dict[str, Callable[[Run], bool]] = {
+        "from the origin": lambda run: run["part"] != "saddle",
+        "from the saddle of B.3 and B.4": lambda run: run["part"] == "saddle",
+    }
+    for axis, (label, chosen) in zip(axes[0], shapes.items(), strict=True):
+        part = [run for run in runs if chosen(run)]
+        for run in part:
+            changes = found(records, run).changes
+            for name, style in (("loss_change", "-"), ("equilibrated_change", ":")):
+                axis.plot(DISTANCES, np.abs(changes[name]), style, color=colours[depth(run)], lw=1.0)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(label, loc="left", pad=14)
+        axis.set_xlabel("distance d")
+        plotting.caption(axis, records.about, len(part))
+        if not part:
+            plotting.note(axis, "no runs yet")
+    axes[0][0].set_ylabel("absolute change")
+    marks = [Line2D([], [], color=colours[h], label=f"H = {h}") for h in depths]
+    styles = [Line2D([], [], color="#555555", ls=s, label=n) for s, n in (("-", "loss"), (":", "$F^*$"))]
+    plotting.legend(figure, [*marks, *styles], columns=8)
+    return figure
+
+
+FIGURES = {
+    "4.3": figure_4_3,
+    "4.4": figure_4_4,
+    "B.2": figure_b_2,
+    "B.3": figure_b_3,
+    "B.4": figure_b_4,
+    "orders": figure_orders,
+}

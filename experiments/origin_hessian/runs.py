@@ -1,0 +1,92 @@
+"""Runs of the study, and how spectra and matrices lie in rows: a few of their entries or rows in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pcexp.claims import Run
+
+if TYPE_CHECKING:  # tables are imported when a run has ended, not before
+    from pcexp.records import Records
+
+MOST_ROWS = 60
+"""Rows of a lane that are kept where records are committed."""
+
+
+def in_rows(
+    numbers: Mapping[str, Any], spectra: Mapping[str, np.ndarray], matrices: Mapping[str, np.ndarray]
+) -> Iterator[dict[str, Any]]:
+    """Rows that hold all entries: `iteration` counts them, numbers are in each, the last ones are filled with zeros."""
+    size = len(next(iter(spectra.values())))
+    each = -(-size // MOST_ROWS)
+    count = -(-size // each)
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        filled = np.concatenate([array, np.zeros((count * each - size, *array.shape[1:]))])
+        return filled.reshape(count, -1)
+
+    parts = {name: cut(array) for name, array in spectra.items()}
+    parts |= {f"hessian_{name}": cut(array) for name, array in matrices.items()}
+    for row in range(count):
+        yield {"iteration": row, **numbers, **{name: part[row] for name, part in parts.items()}}
+
+
+class Found(NamedTuple):
+    """What the rows of a lane hold: spectra by name, matrices where they were kept, changes along the ray."""
+
+    spectra: dict[str, np.ndarray]
+    matrices: dict[str, np.ndarray]
+    changes: dict[str, np.ndarray]
+
+
+def found(records: Records, run: Run) -> Found:
+    """Spectra, matrices and changes of a run that is done."""
+    rows, size = records.lane(run["cell"], run["lane"]), int(run["size"])
+
+    def joined(name: str) -> np.ndarray | None:
+        columns = [f"{name}_{i}" for i in range(1, len(rows.columns)) if f"{name}_{i}" in rows.columns]
+        table = rows.select(columns).to_numpy().astype(float)
+        table = table[:, ~np.all(np.isnan(table), axis=0)]  # columns of other nets, which have more entries a row
+        return table if table.size else None
+
+    spectra, matrices, changes = {}, {}, {}
+    for name in ("theory_loss", "theory_equilibrated", "numeric_loss", "numeric_equilibrated", "unrolled"):
+        table = joined(name)
+        if table is not None:
+            spectra[name] = table.ravel()[:size]
+    for name in ("loss", "theory", "numeric"):
+        table = joined(f"hessian_{name}")
+        if table is not None:
+            matrices[name] = table.reshape(-1, size)[:size]
+    for name in ("loss_change", "equilibrated_change"):
+        table = joined(name)
+        if table is not None:
+            changes[name] = table[0]
+    return Found(spectra, matrices, changes)
+
+
+def done(records: Records, *arms: str) -> list[Run]:
+    """Runs with numbers of these arms, from the shallowest, by width, target and seed."""
+    if not len(records.runs):
+        return []
+    runs = [r for r in records.runs.iter_rows(named=True) if r["outcome"] == "done" and r["part"] in arms]
+    return sorted(runs, key=lambda r: (depth(r), r["config.network.width"], target(r), r["seed"]))
+
+
+def depth(run: Run) -> int:
+    """n_hidden of a run's net."""
+    return int(run["config.network.n_hidden"])
+
+
+def target(run: Run) -> str:
+    """The second target of the toy data; empty for images."""
+    return str(run.get("config.data.second_target") or "")
+
+
+def described(run: Run) -> str:
+    """A net in a few words, for a panel."""
+    toy = {"x": r", $y_2 = x_2$ (text)", "independent": r", $y_2$ independent (code)"}
+    return f"H = {depth(run)}, N = {int(run['config.network.width'])}{toy.get(target(run), '')}"

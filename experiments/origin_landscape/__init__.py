@@ -1,0 +1,136 @@
+"""Origin landscape: how do the loss and the equilibrated energy F* look around the origin, and how many iterations do BP and PC
+take to leave it? (figures 4.2 and B.1)
+
+Setting. Linear networks without biases, y = -x with x ~ N(1, 0.1^2) in each dimension, batch 64, SGD, inference by gradient
+descent on activities (beta = 0.1 per sample). Chains on 1-D data: H = 1, 2 as published and H = 3 (ours), w ~ N(0, 0.05^2), eta =
+0.4, T = 20. Wide: H = 3, N = 4 on 3-D data, eta = 1e-3, T = 50, w ~ N(0, sigma^2), sigma = 0.1 (text, `wide`) or 5e-3 (code,
+`wide_code`): both are run.
+
+Protocols differ in `learning.gradient_scale`, in the wide net alone. `published`: PC's gradient is summed over the batch, BP's a
+mean over batch and outputs, 96 times smaller at one learning rate; beta is halved once when the energy rises, and a second
+rise ends inference. `corrected`: both are summed, and beta is fixed. Chains are run at one scale, the mean over the batch.
+
+Landscapes. Loss and F* (theorem 3.1, exact) of the first 64 training examples on a 30x30 grid, [-2, 2]^2 for the chains with H > 1
+and [-1, 1]^2 else. The chain with H = 1 has two weights. Others are cut along two eigenvectors of F*'s Hessian at the
+origin, of the lowest and of the highest eigenvalue; where an eigenvalue has many, the one nearest to the axis of the
+last and of the first weight. For H > 1 the highest eigenvalue is zero and all lower layers are its eigenspace: the choice
+decides what is seen, so the range of both is recorded in the plane of a generic one too (`generic`).
+
+Definitions. Escape: the first recorded iteration at which the loss of those 64 examples is below 0.9 of its start. Flat: the
+loss varies over the grid by less than 0.01 of its value at the origin. Gradient norm: of the batch-mean gradient of F, all
+weights together, its scale taken out.
+
+Findings at `thesis` (5 seeds; 70 trainings, 4 landscapes). Chains at one scale: BP takes 1.33, 4.04 and 16.2 times PC's iterations to escape at H = 1, 2, 3
+(medians; all seeds 1.2 to 1.4, 2.7 to 5.5, 5.4 to 39). The wide net depends on where it starts: 3.4 times (2.6 to 4.7) at sigma = 0.1
+and 184 times (114 to 319) at 5e-3. At the published scales it is 320 times (235 to 443) at 0.1, and at 5e-3 BP was on the
+plateau still after 100,000 iterations where PC had left it after 209 to 271. In the plane of 4.2 the loss is exactly
+constant for H > 1, because the axis of one lower weight is its second direction: with a generic eigenvector of the same eigenvalue
+it varies over the grid by 9 to 25 times its value at the origin (chain H = 2), 2 to 9 (H = 3), and 0.02 to 0.06 (wide).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from experiments.origin_landscape.claims import CLAIMS, ESCAPE_FRACTION
+from experiments.origin_landscape.figures import FIGURES
+from experiments.origin_landscape.landscape import generic_plane, landscape, plane
+from pcexp.data import Dataset
+from pcexp.energy import loss
+from pcexp.pack import initial_network
+from pcexp.runner import Job
+from pcexp.spec import Lane
+from pcexp.study import AbstractStudy
+from pcexp.theory.equilibrated import equilibrated_energy
+from pcexp.theory.hessian import vectorised
+from pcexp.train import Observation, weight_norms
+
+__all__ = ["CLAIMS", "FIGURES", "OriginLandscape"]
+
+
+class OriginLandscape(AbstractStudy):
+    """Landscapes around the origin (`arm: landscape`), or training from near it, of a net of this width and n_hidden.
+
+    `sigma` is the initial scale, `grid` points a side on [-extent, extent]^2.
+    """
+
+    precisions = ("float32", "float64")
+
+    arm: Literal["training", "landscape"]
+    net: Literal["chain_1", "chain_2", "chain_3", "wide", "wide_code"]
+    width: int
+    n_hidden: int
+    d_in: int
+    sigma: float
+    probe_size: int
+    grid: int
+    extent: float
+
+    def part(self, labels: Mapping[str, str]) -> str | None:
+        if self.arm == "landscape":  # one a net: nothing learns, and no weights are drawn
+            asked = labels["learning"] == "bp" and labels["protocol"] == "corrected" and self.net != "wide_code"
+        else:
+            asked = labels["protocol"] == "corrected" or self.net.startswith("wide")
+        return f"{self.arm} {self.net}" if asked else None
+
+    def run(self, job: Job) -> None:
+        dataset = job.session.datasets(job.spec)
+        x, y = (part[: self.probe_size].T for part in (dataset.train.x, dataset.train.y))
+        network = initial_network(job.spec, job.spec.lanes[0], dataset)
+        axes = plane(network, x, y)
+        if self.arm == "training":
+            seen = (jnp.asarray(axes, jnp.float32), jnp.asarray(dataset.test.x).T, jnp.asarray(dataset.test.y).T)
+            job.train(eqx.Partial(measure, *seen), probe_size=self.probe_size)
+            return
+
+        def rows(lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:
+            drawn = generic_plane(network, x, y, seed=int(lane.values["seed"]))
+            at, generic = (landscape(network, p, x, y, grid=self.grid, extent=self.extent) for p in (axes, drawn))
+            for row in range(self.grid):
+                yield {
+                    "iteration": row,
+                    **{name: values[row] for name, values in at.items()},
+                    **{f"generic_{name}": values[row] for name, values in generic.items()},
+                }
+
+        job.record(rows)
+
+    def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        if self.arm == "landscape":
+            names = ("loss", "equilibrated", "generic_loss", "generic_equilibrated")
+            start = float(rows["at_origin"][0])
+            return {"at_origin": start} | {f"{name}_range": float(np.ptp(rows[name])) / start for name in names}
+        below = np.flatnonzero(rows["probe_loss"] < ESCAPE_FRACTION * rows["probe_loss"][0])
+        end = int(below[0]) if below.size else len(rows["probe_loss"]) - 1
+        return {
+            "escaped": below.size > 0,
+            "escape_iteration": int(rows["iteration"][end]),
+            "plateau_gradient_norm": float(np.min(rows["gradient_norm"][: end + 1])),
+            "final_probe_loss": float(rows["probe_loss"][-1]),
+            "final_test_loss": float(rows["test_loss"][-1]),
+        }
+
+
+def measure(
+    axes: Float[Array, "2 n"], test_x: Float[Array, "d_in test"], test_y: Float[Array, "d_out test"], seen: Observation
+) -> dict[str, Array]:
+    """Losses of the batch, the probe and the test set, F* of the probe, gradient norm, and the path in the plane."""
+    x, y = seen.data.probe_x, seen.data.probe_y
+    factor = seen.diagnostics["gradient_factor"]
+    vector, _ = vectorised(seen.network)
+    return {
+        "train_loss": seen.loss,
+        "probe_loss": loss(seen.network, x, y),
+        "probe_equilibrated": equilibrated_energy(seen.network, x, y),
+        "test_loss": loss(seen.network, test_x.astype(x.dtype), test_y.astype(y.dtype)),
+        "gradient_norm": jnp.sqrt(jnp.sum(jnp.square(weight_norms(seen.gradient)))) / factor,
+        "path": axes.astype(vector.dtype) @ vector,
+        "gradient_factor": jax.lax.convert_element_type(factor, vector.dtype),
+    }
