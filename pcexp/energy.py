@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 
 from pcexp.network import AbstractSegment, Activities, Network, Reference
 
-
 Mask = Float[Array, "d_out batch"] | None
 
 
