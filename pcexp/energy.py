@@ -96,9 +96,9 @@ def segment_errors(
         return batched(reference, inputs, z)
 
     def predicted(inputs: Array) -> Array:
-        one = segment.predict if reference is None else segment.difference
-        known, known_axes = ((), ()) if reference is None else ((reference,), (its_axes,))
-        return jax.vmap(one, in_axes=(*known_axes, moved), out_axes=own)(*known, inputs)
+        if reference is None:
+            return jax.vmap(segment.predict, in_axes=moved, out_axes=own)(inputs)
+        return jax.vmap(segment.difference, in_axes=(its_axes, moved), out_axes=own)(reference, inputs)
 
     prediction, pull = jax.vjp(predicted, inputs)
     errors = masked(z - prediction, mask)

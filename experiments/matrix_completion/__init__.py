@@ -5,9 +5,10 @@ entries at zero. 10-3x100-10, post-activation, no biases, W ~ N(0, 0.005^2); gra
 eta = 0.01, to a loss of 0.01. Inference by gradient descent, beta = 0.1 per sample, T = 50. Published with one seed.
 
 Text and code. Two leaves of `protocol` decide what is compared. `..._gradient_scale`: at one learning rate PC's gradient was
-summed over the batch, BP's a mean over rows and outputs, B K / 2 = 50 times smaller; `corrected` sums both. `mask_pc`: PC was
-given the whole matrix as its target, BP the observed entries; `corrected` masks both (an output whose entry is hidden has no
-error and pulls on nothing). The published code updates the
+summed over the batch, BP's a mean over rows and outputs, B K / 2 = 50 times smaller; `corrected` sums both, and its one rate for
+both rules is 0.0002, at which BP is the published run (at 0.01 PC would be, but BP diverges: that was seen in a trial and moved the
+one rate). `mask_pc`: PC was given the whole matrix as its target, BP the observed entries; `corrected` masks both (an output
+whose entry is hidden has no error and pulls on nothing). The published code updates the
 weights with the errors before the last activity step; here T counts activity steps, and the errors after the last are used.
 
 Definitions. loss: mean squared error over all 100 outputs, hidden ones counted as zero, for both rules. Saddle 0 is where runs
@@ -15,8 +16,12 @@ start. Saddle k = 1, 2 is visited at the first iterate whose loss is below `leve
 (linear), 1.2 and 0.15 (tanh), 2.0 and 0.6 (relu); by then the map has rank k. It is left when the next level is passed, the last
 being 0.01. `start` = k begins at the weights at which BP visits saddle k: a lane with it first runs BP of the same seed there, at
 `bp_learning_rate` and BP's scale (the same run as the BP lane of that seed), and iterations count from there.
-Rank of the map: singular values of the outputs above a tenth of the largest of the observed target (1.46). Gradient norms are of F,
-the scale taken out. Best learning rate: the fewest iterations to the end from the origin, as a mean over seeds that all get there.
+Rank of the map: singular values of the outputs above a tenth of the largest of the observed target (1.46), at the first iterate
+and when the next level is passed. Gradient norms are of F, the scale taken out. The plateau of a saddle lasts until the loss is
+half-way to the next level on a log scale: below the geometric mean of the two levels (of saddle 0: of the loss that the run starts
+from). Best learning rate: the fewest iterations to the end from the origin, as a mean over seeds that all get there.
+Thresholds were set before the runs. What "rank at a saddle" and "plateau" are was changed after a trial with one seed at the published
+scales: at first the rank at the smallest gradient of the way to the next level, which for PC is at the end of that way.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ import numpy as np
 import optax
 
 from experiments.matrix_completion.claims import CLAIMS
-from experiments.matrix_completion.descent import Completion, descent
+from experiments.matrix_completion.descent import Completion, descended
 from experiments.matrix_completion.figures import FIGURES
 from pcexp.configuration import Refused
 from pcexp.data import Dataset
@@ -96,7 +101,7 @@ class MatrixCompletion(AbstractStudy):
         _, rule, optimiser = components(job.spec, lane)
         limit = iterations(job.spec.training, len(dataset.train.x)) if visited_at >= 0 else 0
         completion = self._completion(job, dataset, masked=self.mask_targets)
-        for _, rows in descent(network, completion, rule, optimiser, goal=len(self.levels) + 1, limit=limit):
+        for _, rows in descended(network, completion, rule, optimiser, goal=len(self.levels) + 1, limit=limit):
             if job.session.stopping:
                 raise Stopped
             yield from ({"visited_at": visited_at, **row} for row in rows)
@@ -110,7 +115,9 @@ class MatrixCompletion(AbstractStudy):
         rate = jnp.asarray(self.bp_learning_rate, jnp.result_type(float))
         optimiser = eqx.Partial(optax.sgd, learning_rate=rate, momentum=None, nesterov=False)
         at = None
-        for position, _ in descent(network, completion, self.bp, optimiser, goal=self.start, limit=self.bp_iterations):
+        for position, _ in descended(
+            network, completion, self.bp, optimiser, goal=self.start, limit=self.bp_iterations
+        ):
             at = position
             if job.session.stopping:
                 raise Stopped
@@ -141,14 +148,21 @@ class MatrixCompletion(AbstractStudy):
             first = int(here[0])
             gone = np.flatnonzero(passed > saddle)
             last = int(gone[0]) if gone.size else len(passed) - 1
+            below = np.sqrt(self._level(saddle, rows) * self._level(saddle + 1, rows))
+            plateau = first + int(np.argmax(np.append(rows["loss"][first : last + 1] < below, True)))
             # Of the first row its own norm: what was least before it belongs to the saddle above.
-            norms = [rows["gradient_norm"][first], *rows["least_gradient_norm"][first + 1 : last + 1]]
-            nearest = first + int(np.argmin(rows["gradient_norm"][first : max(last, first + 1)]))
+            norms = [rows["gradient_norm"][first], *rows["least_gradient_norm"][first + 1 : plateau]]
             found |= {
                 f"left_{saddle}": bool(gone.size),
                 f"iterations_{saddle}": int(iteration[last] - iteration[first]),
                 f"norm_{saddle}": float(np.min(norms)),
-                f"rank_at_{saddle}": int(rows["map_rank"][nearest]),
+                f"norm_seen_{saddle}": plateau <= last,
+                f"rank_at_{saddle}": int(rows["map_rank"][first]),
                 f"rank_after_{saddle}": int(rows["map_rank"][last]),
             }
         return found
+
+    def _level(self, passed: int, rows: Mapping[str, np.ndarray]) -> float:
+        """The loss below which so many levels are passed; of none the loss at the origin, or where the run starts."""
+        levels = [*self.levels, rows["end"][0]]
+        return float(levels[passed - 1] if passed else rows["loss"][0])

@@ -108,7 +108,9 @@ def advanced(
     mask = completion.observed if completion.masked else None
 
     def row(at: Position, found: Any, seen: Array, norm: Array) -> dict[str, Array]:
-        singular = jnp.linalg.svd(outputs(at.network, completion.x), compute_uv=False)
+        f = outputs(at.network, completion.x)
+        # LAPACK complains on standard output of what is not finite.
+        singular = jnp.linalg.svd(jnp.where(jnp.isfinite(f), f, 0), compute_uv=False)
         return {
             "iteration": at.iteration,
             "loss": seen,
@@ -117,6 +119,7 @@ def advanced(
             "gradient_norm": norm,
             "least_gradient_norm": at.least,
             "rank_threshold": completion.rank_threshold,
+            "end": completion.levels[-1],
             "map_rank": jnp.sum(singular > completion.rank_threshold),
             "singular_value": singular[:SHOWN],
             **{name: value for name, value in found.diagnostics.items() if name.startswith("inference_")},
@@ -175,7 +178,7 @@ def advanced(
     return lax.while_loop(unfinished, iterate, (at, Rows(jnp.zeros((), jnp.int32), empty)))
 
 
-def descent(
+def descended(
     network: Network, completion: Completion, rule: AbstractLearning, optimiser: Optimiser, *, goal: int, limit: int
 ) -> Iterator[tuple[Position, list[dict[str, np.ndarray]]]]:
     """Positions and rows of a descent, call by call, to its end."""

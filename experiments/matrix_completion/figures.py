@@ -9,13 +9,14 @@ from experiments.matrix_completion.runs import (
     ACTIVATIONS,
     ETA,
     PROTOCOLS,
-    PUBLISHED_ETA,
+    RATES,
     SADDLES,
     Name,
-    at_published_eta,
     best_eta,
     name,
     named,
+    one_scale_eta,
+    published_eta,
     seeds,
 )
 from pcexp.claims import Run
@@ -29,17 +30,17 @@ if TYPE_CHECKING:  # figures are imported when a run has ended, not before
 STARTS = {0: "-", 1: "--", 2: ":"}
 """Line of PC from each saddle."""
 SETTINGS = {
-    "published": ("published", at_published_eta, "s"),
-    "one scale": ("corrected", at_published_eta, "o"),
+    "published": ("published", published_eta, "s"),
+    "one scale": ("corrected", one_scale_eta, "o"),
     "best rates": ("corrected", best_eta, "^"),
 }
 """Protocol, choice of learning rates and mark."""
 
 
-def _at_published_eta(records: Records, **labels: str) -> list[Run]:
-    """Runs at the published learning rate, PC from the last saddle first: later lines lie on top."""
+def _at_one_rate(records: Records, **labels: str) -> list[Run]:
+    """Runs at the one learning rate of both rules, PC from the last saddle first: later lines lie on top."""
     runs = records.select(**labels).runs.iter_rows(named=True)
-    kept = [run for run in runs if run[ETA] == PUBLISHED_ETA and run["outcome"] in ("done", "diverged")]
+    kept = [run for run in runs if run[ETA] == RATES[run["protocol"]] and run["outcome"] in ("done", "diverged")]
     return sorted(kept, key=lambda run: (run["learning"], -name(run).start, run["seed"]))
 
 
@@ -52,7 +53,7 @@ def _curves(records: Records, title: str, column: str, ylabel: str) -> Figure:
     figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
     for i, protocol in enumerate(PROTOCOLS):
         for j, activation in enumerate(ACTIVATIONS):
-            axis, runs = axes[i, j], _at_published_eta(records, protocol=protocol, activation=activation)
+            axis, runs = axes[i, j], _at_one_rate(records, protocol=protocol, activation=activation)
             for run in runs:
                 rows = records.lane(run["cell"], run["lane"])
                 if not len(rows) or run["visited_at"] < 0:
@@ -95,13 +96,13 @@ def _dressed(axis: Axes, records: Records, title: str, n: int) -> None:
 
 
 def figure_4_6(records: Records) -> Figure:
-    """Loss over iterations at eta = 0.01; PC also from each saddle that BP visits, drawn from where BP is there."""
+    """Loss over iterations at one learning rate; PC also from each saddle that BP visits, drawn from where BP is there."""
     title = "Figure 4.6: matrix completion, one line a seed"
     return _curves(records, title, "loss", "loss (mean squared error)")
 
 
 def figure_gradients(records: Records) -> Figure:
-    """Norm of the gradient of F on all weights, over iterations at eta = 0.01; scales are taken out."""
+    """Norm of the gradient of F on all weights, over iterations at one learning rate; scales are taken out."""
     return _curves(records, "Figure 4.6: norm of the weight gradient of F", "gradient_norm", "gradient norm")
 
 
@@ -115,7 +116,7 @@ def figure_ranks(records: Records) -> Figure:
     for i, learning in enumerate(("bp", "pc")):
         for j, activation in enumerate(ACTIVATIONS):
             axis = axes[i, j]
-            runs = _at_published_eta(
+            runs = _at_one_rate(
                 records, protocol="corrected", activation=activation, learning=learning, part="saddle 0"
             )
             for run in runs:
@@ -210,7 +211,7 @@ def figure_rates(records: Records) -> Figure:
 
 
 def figure_hidden(records: Records) -> Figure:
-    """Mean squared error over the hidden entries at eta = 0.01: whole targets show PC what the mask hides."""
+    """Mean squared error over the hidden entries at one learning rate: whole targets show PC what the mask hides."""
     title = "Error of the hidden entries, one line a seed"
     return _curves(records, title, "hidden_loss", "mean squared error, hidden entries")
 

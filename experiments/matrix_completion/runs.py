@@ -16,7 +16,9 @@ ACTIVATIONS = ("linear", "tanh", "relu")
 PROTOCOLS = ("published", "corrected")
 SADDLES = (0, 1, 2)
 ETA = "optimiser.learning_rate"
-PUBLISHED_ETA = 0.01
+PUBLISHED_ETA, ONE_SCALE_ETA = 0.01, 0.0002
+"""The published learning rate; BP's, once gradients are summed."""
+RATES = {"published": PUBLISHED_ETA, "corrected": ONE_SCALE_ETA}
 
 
 class Name(NamedTuple):
@@ -64,9 +66,14 @@ def best_eta(records: Records, learning: str, activation: str) -> float | None:
     return min(means, key=lambda eta: means[eta]) if means else None
 
 
-def at_published_eta(records: Records, learning: str, activation: str) -> float | None:
+def published_eta(records: Records, learning: str, activation: str) -> float | None:
     """The published learning rate, of both rules."""
     return PUBLISHED_ETA
+
+
+def one_scale_eta(records: Records, learning: str, activation: str) -> float | None:
+    """The published learning rate of BP in summed gradients, of both rules."""
+    return ONE_SCALE_ETA
 
 
 def leaving(pc: Run | None, bp: Run | None, saddle: int) -> Ratio | None:
