@@ -6,8 +6,8 @@ eta = 0.01, to a loss of 0.01. Inference by gradient descent, beta = 0.1 per sam
 
 Text and code. Two leaves of `protocol` decide what is compared. `..._gradient_scale`: at one learning rate PC's gradient was
 summed over the batch, BP's a mean over rows and outputs, B K / 2 = 50 times smaller; `corrected` sums both, and its one rate for
-both rules is 0.0002, at which BP is the published run (at 0.01 PC would be, but BP diverges: that was seen in a trial and moved the
-one rate). `mask_pc`: PC was given the whole matrix as its target, BP the observed entries; `corrected` masks both (an output
+both rules is 0.002: in trials with one seed BP diverged at 0.01, and linear and relu nets at 0.005. The halving of beta is in
+both protocols: without it a relu net diverged in a trial. `mask_pc`: PC was given the whole matrix as its target, BP the observed entries; `corrected` masks both (an output
 whose entry is hidden has no error and pulls on nothing). The published code updates the
 weights with the errors before the last activity step; here T counts activity steps, and the errors after the last are used.
 

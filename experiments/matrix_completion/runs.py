@@ -16,8 +16,8 @@ ACTIVATIONS = ("linear", "tanh", "relu")
 PROTOCOLS = ("published", "corrected")
 SADDLES = (0, 1, 2)
 ETA = "optimiser.learning_rate"
-PUBLISHED_ETA, ONE_SCALE_ETA = 0.01, 0.0002
-"""The published learning rate; BP's, once gradients are summed."""
+PUBLISHED_ETA, ONE_SCALE_ETA = 0.01, 0.002
+"""The published learning rate; one of summed gradients at which both rules are stable."""
 RATES = {"published": PUBLISHED_ETA, "corrected": ONE_SCALE_ETA}
 
 
@@ -72,7 +72,7 @@ def published_eta(records: Records, learning: str, activation: str) -> float | N
 
 
 def one_scale_eta(records: Records, learning: str, activation: str) -> float | None:
-    """The published learning rate of BP in summed gradients, of both rules."""
+    """The one learning rate of both rules in summed gradients."""
     return ONE_SCALE_ETA
 
 
