@@ -190,16 +190,16 @@ def rank_rule(protocol: str) -> Rule:
             for learning in ("bp", "pc"):
                 for saddle in SADDLES:
                     start = saddle if learning == "pc" else 0
-                    kind = cases.setdefault(f"{learning.upper()} {activation} {saddle}", [])
+                    kind = cases.setdefault(f"{learning.upper()} {activation}", [])
                     for seed in seeds(part, activation):
                         run = found.get(Name(learning, activation, start, RATES[protocol], seed))
                         if run is None or not run.get(f"left_{saddle}"):
                             missing += 1
                             continue
                         ranks = run[f"rank_at_{saddle}"], run[f"rank_after_{saddle}"]
-                        kind.append(Case(ranks == (saddle, saddle + 1), float(ranks[1])))
+                        kind.append(Case(ranks == (saddle, saddle + 1), float(ranks[1] - ranks[0])))
         n = sum(len(kind) for kind in cases.values())
-        expected = "singular values above the threshold: k at saddle k, k + 1 when it is left (shown: when it is left)"
+        expected = "singular values above the threshold: k at saddle k, k + 1 when it is left (shown: growth)"
         return verdict(part, expected, cases, n=n, missing=missing)
 
     return rule

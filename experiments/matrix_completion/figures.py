@@ -51,6 +51,7 @@ def _curves(records: Records, title: str, column: str, ylabel: str) -> Figure:
     from pcexp import plotting
 
     figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
+    diverged = False
     for i, protocol in enumerate(PROTOCOLS):
         for j, activation in enumerate(ACTIVATIONS):
             axis, runs = axes[i, j], _at_one_rate(records, protocol=protocol, activation=activation)
@@ -66,7 +67,9 @@ def _curves(records: Records, title: str, column: str, ylabel: str) -> Figure:
                     axis.plot(x[0], y[0], "o", color=colour, ms=3.5, mec="white", mew=0.5, zorder=5)
                 if run["outcome"] != "done":
                     axis.plot(x[-1], y[-1], "x", color=colour, ms=6)
-            _dressed(axis, records, f"{plotting.written(activation)}, {protocol}", len(runs))
+                    diverged = True
+            rate = f"$\\eta$ = {RATES[protocol]:g}"
+            _dressed(axis, records, f"{plotting.written(activation)}, {protocol}, {rate}", len(runs))
             axis.set_xscale("log")
             axis.set_yscale("log")
             if i == len(PROTOCOLS) - 1:
@@ -80,7 +83,7 @@ def _curves(records: Records, title: str, column: str, ylabel: str) -> Figure:
         Line2D([], [], color=colours["pc"], ls="--", marker="o", ms=4, label="PC from the saddle of rank 1"),
         Line2D([], [], color=colours["pc"], ls=":", marker="o", ms=4, label="PC from the saddle of rank 2"),
     ]
-    if len(records.runs) and (records.runs["outcome"] != "done").any():
+    if diverged:
         marks.append(plotting.diverged())
     plotting.legend(figure, marks)
     return figure
@@ -133,7 +136,7 @@ def figure_ranks(records: Records) -> Figure:
                 axis.set_xlabel("training iteration + 1")
             if j == 0:
                 axis.set_ylabel("singular value")
-    marks = [Line2D([], [], color=c, label=f"{k}.") for k, c in enumerate(plotting.shades(4), start=1)]
+    marks = [Line2D([], [], color=c, label=f"$\\sigma_{k}$") for k, c in enumerate(plotting.shades(4), start=1)]
     plotting.legend(figure, [*marks, Line2D([], [], color="#c1272d", ls="--", label="threshold of the rank")])
     return figure
 
