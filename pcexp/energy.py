@@ -3,6 +3,9 @@
 F = 1/(2B) sum_b sum_l ||z_l - mu_l(z_{l-1})||^2 with z_0 = x and z_L = y (thesis eq. 2.1): always the 1/2, always the mean
 over the batch. Errors, activities and deviations are tuples with one array a segment; the batch axis of each is the
 network's `batch_axes`. In deviations the output's entry is y - yhat, its distance from the forward pass.
+
+A `mask` of the shape of y is 1 where the output's error counts and 0 where it does not: there the output is as good as
+free, its error is zero and it pulls on nothing. None: all of it counts.
 """
 
 import dataclasses
@@ -15,6 +18,8 @@ from jaxtyping import Array, Float
 
 from pcexp.network import Activities, Network
 from pcexp.segments import AbstractSegment, Reference
+
+Mask = Float[Array, "d_out batch"] | None
 
 
 class ForwardPass(NamedTuple):
@@ -62,25 +67,43 @@ def deviation_errors(network: Network, at: ForwardPass, deviations: Activities) 
     return jax.tree.map(jnp.subtract, deviations, differences)
 
 
+def masked(output_error: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]:
+    """An output error where it counts, zero elsewhere."""
+    return output_error if mask is None else output_error * jnp.broadcast_to(mask, output_error.shape)
+
+
 def segment_errors(
-    network: Network, at: ForwardPass | None, index: int, below: Float[Array, "..."], z: Float[Array, "depth ..."]
+    network: Network,
+    at: ForwardPass | None,
+    index: int,
+    below: Float[Array, "..."],
+    z: Float[Array, "depth ..."],
+    mask: Mask = None,
 ) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
     """Errors e_l of one segment, and their pull J_l^T e_l on its inputs: what inference needs of a segment, and no more.
 
     `below` is the input of its lowest layer, `z` its own activities; both are deviations where the forward pass `at` that
-    they are measured from is given. The gradient of the summed energy is dF/dz_l = e_l - J_{l+1}^T e_{l+1}.
+    they are measured from is given. The gradient of the summed energy is dF/dz_l = e_l - J_{l+1}^T e_{l+1}. With a `mask`,
+    which the output's segment may have, the pull is that of the errors that count.
     """
     segment = network.segments[index]
     axes, references = batch_axes_of(network)
     # Not under vmap: a concatenation there moves the batch to the front, and around every product back again.
     inputs = below[None] if segment.depth == 1 else jnp.concatenate([below[None], z[:-1]])
     moved, own = references[index].inputs, axes[index]
-    batched = jax.vmap(
-        segment.errors_and_pull,
-        in_axes=(None if at is None else references[index], moved, own),
-        out_axes=(own, moved),
-    )
-    return batched(None if at is None else at.references[index], inputs, z)
+    reference, its_axes = (None, None) if at is None else (at.references[index], references[index])
+    if mask is None:
+        batched = jax.vmap(segment.errors_and_pull, in_axes=(its_axes, moved, own), out_axes=(own, moved))
+        return batched(reference, inputs, z)
+
+    def predicted(inputs: Array) -> Array:
+        if reference is None:
+            return jax.vmap(segment.predict, in_axes=moved, out_axes=own)(inputs)
+        return jax.vmap(segment.difference, in_axes=(its_axes, moved), out_axes=own)(reference, inputs)
+
+    prediction, pull = jax.vjp(predicted, inputs)
+    errors = masked(z - prediction, mask)
+    return errors, pull(errors)[0]
 
 
 def backpropagated(network: Network, at: ForwardPass, output_error: Float[Array, "d_out batch"]) -> Activities:
@@ -164,19 +187,23 @@ def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out bat
     return network.forward(x, batched=True)[0][-1][-1]
 
 
-def loss(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:
+def loss(
+    network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"], mask: Mask = None
+) -> Float[Array, ""]:
     """Loss 1/(2B) sum_b ||y - f(x)||^2: the energy at the forward pass, on one scale for PC and BP.
 
     Of a softmax output the cross-entropy -1/B sum_b sum_k y log f(x).
     """
-    return loss_at(network, forward_pass(network, x), y)
+    return loss_at(network, forward_pass(network, x), y, mask)
 
 
-def loss_at(network: Network, at: ForwardPass, y: Float[Array, "d_out batch"]) -> Float[Array, ""]:
+def loss_at(network: Network, at: ForwardPass, y: Float[Array, "d_out batch"], mask: Mask = None) -> Float[Array, ""]:
     """The loss, of a forward pass that is known."""
     if network.output == "softmax":
+        if mask is not None:
+            raise ValueError("masked targets are for squared errors: choose network.output=linear")
         return -jnp.sum(y * jax.nn.log_softmax(at.references[-1].linear[0], axis=0)) / y.shape[-1]
-    return jnp.sum(jnp.square(y - at.activities[-1][0])) / (2 * y.shape[-1])
+    return jnp.sum(jnp.square(masked(y - at.activities[-1][0], mask))) / (2 * y.shape[-1])
 
 
 def accuracy(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:

@@ -95,7 +95,8 @@ class LaneTraining:
             if not states:
                 self.spec.learning.check(network)
                 probe = batch_layout(network, x[:probe_size])
-                self.data = TrainingSet(x, y, probe, y[:probe_size].T, self.dataset.augment)
+                mask = None if train.mask is None else jnp.asarray(train.mask, floats)
+                self.data = TrainingSet(x, y, probe, y[:probe_size].T, self.dataset.augment, mask)
             _, learning, optimiser = components(self.spec, lane)
             fresh = initial_state(network, optimiser, key=lane_key(self.spec, lane, 1))
             state, self.seconds_before[lane.name] = self._resume(lane, fresh)

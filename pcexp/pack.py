@@ -156,7 +156,7 @@ class Pack:
 def evaluate(network: Network, dataset: Dataset, *, stacked: bool = False, examples: int = 1000) -> dict[str, Any]:
     """Test loss and test accuracy over all test examples; of each lane of a `stacked` network.
 
-    The loss is 1/(2n) sum ||y - f(x)||^2, or -1/n sum y log f(x) of a softmax output.
+    The loss is 1/(2n) sum ||y - f(x)||^2 of what the split's mask counts, or -1/n sum y log f(x) of a softmax output.
     """
     n, right, total = len(dataset.test.x), 0.0, 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # of a lane that diverged
@@ -171,6 +171,8 @@ def evaluate(network: Network, dataset: Dataset, *, stacked: bool = False, examp
                 losses = -y * np.log(np.maximum(f, np.finfo(f.dtype).tiny))
             else:
                 losses = (y - f) ** 2 / 2
+            if dataset.test.mask is not None:
+                losses = losses * dataset.test.mask[i : i + examples].T
             total = total + np.sum(losses, axis=(-2, -1), dtype=float)
     return {"test_loss": np.asarray(total / n).tolist(), "test_accuracy": np.asarray(right / n).tolist()}
 

@@ -66,7 +66,7 @@ class TrainState(eqx.Module):
 class TrainingSet(eqx.Module):
     """Training examples on the device (examples first) and a fixed probe batch in the network's batch layout.
 
-    `augment` changes the examples of a batch as it is drawn.
+    `augment` changes the examples of a batch as it is drawn; the error of an output counts where its `mask` is 1.
     """
 
     x: Float[Array, "examples ..."]
@@ -74,6 +74,7 @@ class TrainingSet(eqx.Module):
     probe_x: Float[Array, "..."]
     probe_y: Float[Array, "d_out probe"]
     augment: Augment | None = None
+    mask: Float[Array, "examples d_out"] | None = None
 
 
 class Observation(NamedTuple):
@@ -163,7 +164,8 @@ def _advance(
             examples = data.augment(examples, key=jax.random.fold_in(jax.random.fold_in(state.key, 2), t))
         x, y = batch_layout(state.network, examples), data.y[index].T
         key = jax.random.fold_in(jax.random.fold_in(state.key, 1), t)
-        out = learning.gradient(state.network, x, y, precision=training.precision, key=key)
+        seen = {} if data.mask is None else {"mask": data.mask[index].T}
+        out = learning.gradient(state.network, x, y, precision=training.precision, key=key, **seen)
         return out, jnp.isfinite(out.loss) & jnp.isfinite(jnp.sum(weight_norms(out.gradient)))
 
     def see(state: TrainState, out: WeightGradient, t: Array) -> dict[str, Array]:

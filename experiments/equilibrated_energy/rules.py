@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import energy, energy_gradient, loss_at
+from pcexp.energy import Mask, energy, energy_gradient, loss_at
 from pcexp.inference import AbstractInference, InferenceProblem
 from pcexp.learning import AbstractLearning, GradientScale, WeightGradient
 from pcexp.learning.base import gradient_factor
-from pcexp.network import Network, Precision
+from pcexp.network import Network
+from pcexp.segments import Precision
 from pcexp.theory.equilibrated import activities, equilibrium
 
 
@@ -27,13 +28,14 @@ class PCBesideTheory(AbstractLearning):
         x: Float[Array, "..."],
         y: Float[Array, "d_out batch"],
         *,
+        mask: Mask = None,
         precision: Precision = "float32",
         key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
-        problem = InferenceProblem.from_batch(network, x, y, precision=precision)
+        problem = InferenceProblem.from_batch(network, x, y, mask=mask, precision=precision)
         found = self.inference.solve(problem, key=key)
         gradient = energy_gradient(network, x, found.activities, found.errors)
-        theory = equilibrium(network, problem.at, y)
+        theory = equilibrium(network, problem.at, y, mask=mask)
         exact = energy_gradient(network, x, activities(problem.at, theory, y), theory.errors)
         factor = gradient_factor(self.gradient_scale, y)
         diagnostics = {
@@ -44,7 +46,7 @@ class PCBesideTheory(AbstractLearning):
             "gradient_error": distance(gradient, exact) / length(exact),
         }
         return WeightGradient(
-            jax.tree.map(lambda g: factor * g, gradient), loss_at(network, problem.at, y), diagnostics
+            jax.tree.map(lambda g: factor * g, gradient), loss_at(network, problem.at, y, mask), diagnostics
         )
 
     def forward_passes(self) -> float:

@@ -5,6 +5,7 @@ from pcexp.data.batches import batch_indices, epoch_permutation, n_batches
 from pcexp.data.bundled import Digits, Mnist1D
 from pcexp.data.dataset import AbstractData, DataError, Dataset, Split
 from pcexp.data.npz import Npz
+from pcexp.data.published_matrix import PublishedMatrix
 from pcexp.data.synthetic import Gaussian, LinearRegression, Matrix
 from pcexp.data.tfds import Published, Tfds
 
@@ -21,6 +22,7 @@ __all__ = [
     "Mnist1D",
     "Npz",
     "Published",
+    "PublishedMatrix",
     "Split",
     "Tfds",
     "batch_indices",

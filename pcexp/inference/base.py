@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from pcexp.energy import ForwardPass, deviation_errors, forward_pass, prediction_errors, segment_errors, summed_energy
+from pcexp.energy import (
+    ForwardPass,
+    Mask,
+    deviation_errors,
+    forward_pass,
+    masked,
+    prediction_errors,
+    segment_errors,
+    summed_energy,
+)
 from pcexp.network import Activities, Network
 from pcexp.segments import Precision
 
@@ -18,12 +27,13 @@ Form = Literal["activities", "deviations"]
 
 
 class InferenceProblem(eqx.Module):
-    """Energy of the free activities of a network between a clamped input x and a clamped output y."""
+    """Energy of the free activities of a network between a clamped input x and an output y, clamped where `mask` is 1."""
 
     network: Network
     x: Float[Array, "..."]
     y: Float[Array, "d_out batch"]
     at: ForwardPass
+    mask: Mask = None
 
     @classmethod
     def from_batch(
@@ -32,10 +42,11 @@ class InferenceProblem(eqx.Module):
         x: Float[Array, "..."],
         y: Float[Array, "d_out batch"],
         *,
+        mask: Mask = None,
         precision: Precision = "float32",
     ) -> "InferenceProblem":
         """The problem of one batch, with its forward pass."""
-        return cls(network.in_products(precision), x, y, forward_pass(network, x))
+        return cls(network.in_products(precision), x, y, forward_pass(network, x), mask)
 
     def start(self, form: Form) -> Activities:
         """Free variables at the forward pass: zhat, or deviations of exactly zero."""
@@ -45,9 +56,11 @@ class InferenceProblem(eqx.Module):
     def errors(self, form: Form, hidden: Activities) -> Activities:
         """Prediction errors of all layers when the free variables are `hidden`."""
         if form == "activities":
-            return prediction_errors(self.network, self.x, (*hidden, self.y[None]))
-        output = (self.y - self.at.activities[-1][0])[None]
-        return deviation_errors(self.network, self.at, (*hidden, output))
+            found = prediction_errors(self.network, self.x, (*hidden, self.y[None]))
+        else:
+            output = (self.y - self.at.activities[-1][0])[None]
+            found = deviation_errors(self.network, self.at, (*hidden, output))
+        return (*found[:-1], masked(found[-1], self.mask))
 
     def errors_and_gradient(self, form: Form, hidden: Activities) -> tuple[Activities, Activities]:
         """Errors and the per-sample gradient dF_b/dz, a segment at a time from the output down."""
@@ -78,10 +91,11 @@ class InferenceProblem(eqx.Module):
             return (z if deviations else z - self.at.activities[0]), None
         inputs = jnp.zeros_like(self.x) if deviations else self.x
         below = inputs if index == 0 else hidden[index - 1][-1]
-        return segment_errors(self.network, self.at if deviations else None, index, below, z)
+        mask = self.mask if index == len(hidden) else None
+        return segment_errors(self.network, self.at if deviations else None, index, below, z, mask)
 
     def activities(self, form: Form, hidden: Activities) -> Activities:
-        """Activities z_1..z_L with the output clamped."""
+        """Activities z_1..z_L with the output at y, masked or not."""
         free = hidden if form == "activities" else jax.tree.map(jnp.add, self.at.activities[:-1], hidden)
         return (*free, self.y[None])
 

@@ -20,7 +20,7 @@ class ClosedForm(AbstractInference):
             )
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        found = equilibrium(problem.network, problem.at, problem.y)
+        found = equilibrium(problem.network, problem.at, problem.y, mask=problem.mask)
         hidden, errors = found.deviations, found.errors
         _, gradient = problem.energy_and_gradient("deviations", hidden)
         residual = root_mean_square(gradient)

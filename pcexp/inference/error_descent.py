@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from pcexp.energy import batch_axes_of
+from pcexp.energy import batch_axes_of, masked
 from pcexp.inference.base import AbstractInference, Equilibrium, InferenceProblem, root_mean_square
 from pcexp.inference.per_sample import chosen, inner, largest_eigenvalue, ratio, scaled
 from pcexp.network import Activities, Network
@@ -43,7 +43,8 @@ def perturbed_pass(problem: InferenceProblem, errors: Activities) -> tuple[Outpu
     axes, references = batch_axes_of(network)
     batched = jax.vmap(one, in_axes=(references, axes[:-1]), out_axes=(axes[-1], axes[:-1]))
     change, deviations = batched(problem.at.references, errors)
-    return (problem.y - problem.at.activities[-1][0])[None] - change, deviations
+    output = (problem.y - problem.at.activities[-1][0])[None] - change
+    return masked(output, problem.mask), deviations
 
 
 # Without checkpoints, differentiating the scan would copy the whole stack of weights into its residuals. One is for the

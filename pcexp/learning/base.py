@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from pcexp.energy import Mask
 from pcexp.network import Network
 from pcexp.segments import Precision
 
@@ -37,10 +38,11 @@ class AbstractLearning(eqx.Module):
         x: Float[Array, "..."],
         y: Float[Array, "d_out batch"],
         *,
+        mask: Mask = None,
         precision: Precision = "float32",
         key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
-        """Weight gradient of one batch."""
+        """Weight gradient of one batch; output errors count where the `mask` is 1, everywhere if it is None."""
 
     @abc.abstractmethod
     def forward_passes(self) -> float:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import backpropagated, energy_gradient, forward_pass, loss_at
+from pcexp.energy import Mask, backpropagated, energy_gradient, forward_pass, loss_at, masked
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
 from pcexp.network import Network
 from pcexp.segments import Precision
@@ -31,16 +31,17 @@ class BP(AbstractLearning):
         x: Float[Array, "..."],
         y: Float[Array, "d_out batch"],
         *,
+        mask: Mask = None,
         precision: Precision = "float32",
         key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
         at = forward_pass(network, x)
-        error = y - at.activities[-1][0]
+        error = masked(y - at.activities[-1][0], mask)
         low = network.in_products(precision)
         gradient = energy_gradient(low, x, at.activities, backpropagated(low, at, error))
         if self.last_layers is not None:
             gradient = last_layers_of(gradient, self.last_layers)
-        factor, loss = gradient_factor(self.gradient_scale, y), loss_at(network, at, y)
+        factor, loss = gradient_factor(self.gradient_scale, y), loss_at(network, at, y, mask)
         return WeightGradient(
             jax.tree.map(lambda g: factor * g, gradient), loss, {"gradient_factor": jnp.asarray(factor)}
         )

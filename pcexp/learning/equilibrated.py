@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import energy_gradient, forward_pass, loss_at
+from pcexp.energy import Mask, energy_gradient, forward_pass, loss_at
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
 from pcexp.network import Network
 from pcexp.segments import Precision
@@ -26,15 +26,16 @@ class Equilibrated(AbstractLearning):
         x: Float[Array, "..."],
         y: Float[Array, "d_out batch"],
         *,
+        mask: Mask = None,
         precision: Precision = "float32",
         key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
         at = forward_pass(network, x)
-        found = equilibrium(network, at, y)
+        found = equilibrium(network, at, y, mask=mask)
         gradient = energy_gradient(network.in_products(precision), x, activities(at, found, y), found.errors)
         factor = gradient_factor(self.gradient_scale, y)
         diagnostics = {"gradient_factor": jnp.asarray(factor), "equilibrated_energy": found.energy}
-        return WeightGradient(jax.tree.map(lambda g: factor * g, gradient), loss_at(network, at, y), diagnostics)
+        return WeightGradient(jax.tree.map(lambda g: factor * g, gradient), loss_at(network, at, y, mask), diagnostics)
 
     def forward_passes(self) -> float:
         return 4.0

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import energy_gradient, loss_at
+from pcexp.energy import Mask, energy_gradient, loss_at
 from pcexp.inference.base import AbstractInference, InferenceProblem
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
 from pcexp.network import Network
@@ -23,14 +23,15 @@ class PC(AbstractLearning):
         x: Float[Array, "..."],
         y: Float[Array, "d_out batch"],
         *,
+        mask: Mask = None,
         precision: Precision = "float32",
         key: PRNGKeyArray | None = None,
     ) -> WeightGradient:
-        problem = InferenceProblem.from_batch(network, x, y, precision=precision)
+        problem = InferenceProblem.from_batch(network, x, y, mask=mask, precision=precision)
         equilibrium = self.inference.solve(problem, key=key)
         gradient = energy_gradient(problem.network, x, equilibrium.activities, equilibrium.errors)
         factor = gradient_factor(self.gradient_scale, y)
-        loss = loss_at(problem.network, problem.at, y)
+        loss = loss_at(problem.network, problem.at, y, mask)
         diagnostics = {
             "gradient_factor": jnp.asarray(factor),
             "inference_residual": equilibrium.residual,

@@ -6,7 +6,8 @@ F_b = 1/2 sum_l p_l ||e_l||^2 under it gives
 
     e_l = G_l^T q / p_l,   q = S^-1 r,   S = sum_l G_l G_l^T / p_l,   F* = 1/(2B) sum_b r_b^T S^-1 r_b.
 
-Biases move r and nothing else. As q is the multiplier of the constraint, F* changes with the weights as F does at fixed
+Where a `mask` leaves entries of y free, r and S are those of the entries that count, each example's own, and q is zero
+elsewhere. Biases move r and nothing else. As q is the multiplier of the constraint, F* changes with the weights as F does at fixed
 activities: dF*/dW_l = -a_l/B sum_b (G_l^T q_b) z*_{l-1,b}^T, the backpropagation of q at the activities of the equilibrium.
 """
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pcexp.energy import ForwardPass, energy_gradient, forward_pass, outputs
+from pcexp.energy import ForwardPass, Mask, energy_gradient, forward_pass, masked, outputs
 from pcexp.network import Activities, Network
 from pcexp.segments import Dense
 
@@ -82,16 +83,39 @@ def rescaling(network: Network, *, precisions: Precisions = None) -> Float[Array
     return outer_products(sensitivities(network), precisions)
 
 
+def pulled_by(
+    s: Float[Array, "d_out d_out"], r: Float[Array, "d_out batch"], mask: Mask = None
+) -> Float[Array, "d_out batch"]:
+    """Multipliers q = S^-1 r; with a mask M (M S M + I - M)^-1 M r of each example, zero where the output is free."""
+    if mask is None:
+        return jnp.linalg.solve(s, r)
+
+    def one(r: Float[Array, " d_out"], seen: Float[Array, " d_out"]) -> Float[Array, " d_out"]:
+        return jnp.linalg.solve(jnp.outer(seen, seen) * s + jnp.diag(1 - seen), seen * r)
+
+    return jax.vmap(one, in_axes=1, out_axes=1)(r, mask)
+
+
 def equilibrated_energy(
-    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"], *, precisions: Precisions = None
+    network: Network,
+    x: Float[Array, "d_in batch"],
+    y: Float[Array, "d_out batch"],
+    *,
+    precisions: Precisions = None,
+    mask: Mask = None,
 ) -> Float[Array, ""]:
     """Equilibrated energy F* = 1/(2B) sum_b r_b^T S^-1 r_b with r = y - yhat (theorem 3.1)."""
-    r = y - outputs(network, x)
-    return jnp.sum(r * jnp.linalg.solve(rescaling(network, precisions=precisions), r)) / (2 * y.shape[-1])
+    r = masked(y - outputs(network, x), mask)
+    return jnp.sum(r * pulled_by(rescaling(network, precisions=precisions), r, mask)) / (2 * y.shape[-1])
 
 
 def equilibrium(
-    network: Network, at: ForwardPass, y: Float[Array, "d_out batch"], *, precisions: Precisions = None
+    network: Network,
+    at: ForwardPass,
+    y: Float[Array, "d_out batch"],
+    *,
+    precisions: Precisions = None,
+    mask: Mask = None,
 ) -> LinearEquilibrium:
     """Equilibrium of a linear network: errors e_l = G_l^T S^-1 r / p_l and the forward pass that they perturb.
 
@@ -100,8 +124,8 @@ def equilibrium(
     """
     gs = sensitivities(network)
     weights = by_segment(gs, precisions)
-    r = y - at.activities[-1][0]
-    pulled = jnp.linalg.solve(outer_products(gs, precisions), r)
+    r = masked(y - at.activities[-1][0], mask)
+    pulled = pulled_by(outer_products(gs, precisions), r, mask)
     errors = tuple(jnp.einsum("l,lki,kb->lib", 1 / p, g, pulled) for p, g in zip(weights, gs, strict=True))
     deviations: list[Array] = []
     below = jnp.zeros_like(at.references[0].inputs[0])
@@ -126,11 +150,16 @@ def equilibrium(
 
 
 def equilibrated_gradient(
-    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"], *, precisions: Precisions = None
+    network: Network,
+    x: Float[Array, "d_in batch"],
+    y: Float[Array, "d_out batch"],
+    *,
+    precisions: Precisions = None,
+    mask: Mask = None,
 ) -> Network:
     """Gradient of F* with respect to weights and biases: dF*/dW_l = -a_l/B sum_b (G_l^T S^-1 r_b) z*_{l-1,b}^T (B.21-22)."""
     at = forward_pass(network, x)
-    found = equilibrium(network, at, y, precisions=precisions)
+    found = equilibrium(network, at, y, precisions=precisions, mask=mask)
     weighted = found.errors
     if precisions is not None:
         ps = by_segment(found.errors, precisions)

@@ -44,6 +44,7 @@ THEOREM = (
     "[muPC with skips and biases]",
 )
 HESSIAN = "tests/theory/test_hessian.py::"
+MASK = f"{NUMERICS}test_mask.py::"
 
 DEFECTS = (
     Defect("the energy without its half", "energy.py", "/ (2 * e.shape[axis])", "/ e.shape[axis]", POST),
@@ -311,8 +312,8 @@ DEFECTS = (
     Defect(
         "the equilibrated energy without its half",
         "theory/equilibrated.py",
-        "precisions=precisions), r)) / (2 * y.shape[-1])",
-        "precisions=precisions), r)) / y.shape[-1]",
+        "precisions=precisions), r, mask)) / (2 * y.shape[-1])",
+        "precisions=precisions), r, mask)) / y.shape[-1]",
         THEOREM,
     ),
     Defect(
@@ -402,8 +403,8 @@ DEFECTS = (
     Defect(
         "the forward pass is rounded with the products of inference",
         "inference/base.py",
-        "forward_pass(network, x))",
-        "forward_pass(network.in_products(precision), x))",
+        "forward_pass(network, x), mask)",
+        "forward_pass(network.in_products(precision), x), mask)",
         (f"{PRECISION}test_with_bfloat16_the_forward_pass_and_the_loss_are_those_of_float32[PC]",),
     ),
     Defect(
@@ -478,5 +479,26 @@ DEFECTS = (
         "rebuilt(pull(v)[0]), after, n_products",
         "rebuilt(pull(v)[0]), start, n_products",
         (f"{NUMERICS}test_solvers.py::test_heavy_balls_two_eigenvalue_loops_run_one_after_the_other[linear]",),
+    ),
+    Defect(
+        "a masked output that pulls",
+        "energy.py",
+        "errors = masked(z - prediction, mask)",
+        "errors = z - prediction",
+        (f"{MASK}test_inference_and_learning_descend_the_energy_of_the_observed_entries[post-activities]",),
+    ),
+    Defect(
+        "backpropagation of masked targets",
+        "learning/bp.py",
+        "error = masked(y - at.activities[-1][0], mask)",
+        "error = y - at.activities[-1][0]",
+        (f"{MASK}test_backpropagation_of_masked_targets_is_the_derivative_of_the_written_out_loss",),
+    ),
+    Defect(
+        "a rescaling of all outputs where some are free",
+        "theory/equilibrated.py",
+        "jnp.outer(seen, seen) * s + jnp.diag(1 - seen)",
+        "s",
+        (f"{MASK}test_the_equilibrated_energy_of_masked_targets_is_the_least_energy_over_free_outputs_too",),
     ),
 )
