@@ -25,8 +25,8 @@ help:
 run: $(STAMP) ## run saddle escape on the bundled digits, print its claims, draw its figures (ARGS='data=mnist')
 	$(BIN)/python -m pcexp +experiment=saddle_escape $(ARGS)
 
-test: $(STAMP) ## run the tests (ARGS='-k lanes')
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## run the tests, on up to 4 cores at once (ARGS='-k lanes')
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=worksteal $(ARGS)
 
 check: $(STAMP) ## ruff, formatting, types and import contracts; all of them, even after one fails
 	@status=0; \
