@@ -1,32 +1,35 @@
-"""Coordinate check: how far do the first updates move the activities, against width and against depth? (beyond the sources)
+"""Coordinate check: how far do the first updates move the activities, against width and against depth? (beyond the
+sources)
 
-In a parameterisation whose hyperparameters transfer, an update moves every activity by an amount that depends neither on
-width nor on depth. The check makes three updates and measures that.
+In a parameterisation whose hyperparameters transfer, an update moves every activity by an amount that depends neither
+on width nor on depth. The check makes three updates and measures that.
 
 Setting. Pre-activation ResNets without biases, batch 64, Adam with eta = 0.01, not rescaled with width or depth (as in
-chapter 5), squared error on one-hot targets; the standard parameterisation (N(0, 1/fan_in)), NTK and muPC, all with skips. PC
-by gradient descent on activities from the forward pass, T = n_hidden steps of beta = 0.5/64 per sample (chapter 5's 0.5 on the
-batch mean), and BP. An L-shaped grid: widths at one depth, depths at one width.
+chapter 5), squared error on one-hot targets; the standard parameterisation (N(0, 1/fan_in)), NTK and muPC, all with
+skips. PC by gradient descent on activities from the forward pass, T = n_hidden steps of beta = 0.5/64 per sample
+(chapter 5's 0.5 on the batch mean), and BP. An L-shaped grid: widths at one depth, depths at one width.
 
-Control. Beside every run, from the same weights, one in which Adam's rate on weight matrices 2..L-1 is eta sqrt(n / (N L)), n
-a constant: what Depth-muP asks for. Adam's steps have the size of the rate, whatever the gradient's, so with premultipliers
-(N L)^-1/2 an update of aligned signs moves a layer by about (N L)^-1/2 N eta, and L of them by eta sqrt(N L).
+Control. Beside every run, from the same weights, one in which Adam's rate on weight matrices 2..L-1 is eta sqrt(n / (N
+L)), n a constant: what Depth-muP asks for. Adam's steps have the size of the rate, whatever the gradient's, so with
+premultipliers (N L)^-1/2 an update of aligned signs moves a layer by about (N L)^-1/2 N eta, and L of them by eta
+sqrt(N L).
 
-Definitions. change: mean |zhat_l(t) - zhat_l(0)| over units and a fixed batch of training inputs, zhat_l(t) the forward pass
-after t updates; size: mean |zhat_l(t)|. Both at the first, the middle and the last hidden layer and at the output; control_*
-are those of the control. slope: of log change after the last update against log width (or log L), least squares over the
-sizes that ended with numbers, one a seed and activation. Flat: |slope| < 0.15. Growing: slope > 0.3.
+Definitions. change: mean |zhat_l(t) - zhat_l(0)| over units and a fixed batch of training inputs, zhat_l(t) the forward
+pass after t updates; size: mean |zhat_l(t)|. Both at the first, the middle and the last hidden layer and at the output;
+control_* are those of the control. slope: of log change after the last update against log width (or log L), least
+squares over the sizes that ended with numbers, one a seed and activation. Flat: |slope| < 0.15. Growing: slope > 0.3.
 
-Claims on hidden activities are on the last hidden layer, where what all layers below have moved adds up: with PC's
-T = n_hidden steps an error k layers below the output is of order beta^k, so its lower layers hardly move.
+Claims on hidden activities are on the last hidden layer, where what all layers below have moved adds up: with PC's T =
+n_hidden steps an error k layers below the output is of order beta^k, so its lower layers hardly move.
 
-Findings (digits, N 32 to 256 at L = 9, L 5 to 65 at N = 64, 3 seeds; medians over seeds for linear, tanh, relu). muPC with
-Adam's rate as chapter 5 has it is not flat. In width its last hidden layer moves with slopes .22, .26, .28 (BP) and .29, .31,
-.28 (PC). In depth BP's slopes are .43, .38, .43; PC's are -.10, -.23, -.19, because only its top few layers move. The control
-is flat in width for BP (-.02, .00, .00; one seed of nine at -.16) and nearly so in depth (.21, .11, .14, most of it between
-L = 5 and 9). PC's control falls with width (about -.19) and with depth (about -.67): a rate for L layers that learn is too
-small where a few do. At N = 64 and L >= 17 muPC's middle layer moves by less than 1e-6 under PC, and at L = 9 its first does.
-SP's slopes in width are 1.5, .61, .17 (BP) and .88, .70, .35 (PC), in depth up to 6; linear SP overflows float32 at L = 65.
+Findings (digits, N 32 to 256 at L = 9, L 5 to 65 at N = 64, 3 seeds; medians over seeds for linear, tanh, relu). muPC
+with Adam's rate as chapter 5 has it is not flat. In width its last hidden layer moves with slopes .22, .26, .28 (BP)
+and .29, .31, .28 (PC). In depth BP's slopes are .43, .38, .43; PC's are -.10, -.23, -.19, because only its top few
+layers move. The control is flat in width for BP (-.02, .00, .00; one seed of nine at -.16) and nearly so in depth (.21,
+.11, .14, most of it between L = 5 and 9). PC's control falls with width (about -.19) and with depth (about -.67): a
+rate for L layers that learn is too small where a few do. At N = 64 and L >= 17 muPC's middle layer moves by less than
+1e-6 under PC, and at L = 9 its first does. SP's slopes in width are 1.5, .61, .17 (BP) and .88, .70, .35 (PC), in depth
+up to 6; linear SP overflows float32 at L = 65.
 """
 
 from __future__ import annotations

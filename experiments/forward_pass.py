@@ -1,31 +1,34 @@
 """Forward pass: how large are the activities of deep networks at initialisation, layer by layer? (figure C.30)
 
-Setting. Pre-activation networks of L = n_hidden + 1 weight matrices without biases, 64 training inputs, no training: the
-forward pass alone. Standard parameterisation (SP) with and without skips, Depth-muP (muPC with skips), orthogonal without
-skips; the sweep is a full product, so muPC without skips and orthogonal with skips are run and drawn too, and claim nothing.
+Setting. Pre-activation networks of L = n_hidden + 1 weight matrices without biases, 64 training inputs, no training:
+the forward pass alone. Standard parameterisation (SP) with and without skips, Depth-muP (muPC with skips), orthogonal
+without skips; the sweep is a full product, so muPC without skips and orthogonal with skips are run and drawn too, and
+claim nothing.
 
-Text and code. The caption has SP with skips, the code also without. The text draws SP from N(0, 1/fan_in) (Table 5.1), the
-code from U(+-1/sqrt(fan_in)), a third of that variance: `standard` and `standard_uniform`, both run. C.30 is drawn with
-the code's. Published with one seed, here with several. The source names no inputs: the `data` group gives them.
+Text and code. The caption has SP with skips, the code also without. The text draws SP from N(0, 1/fan_in) (Table 5.1),
+the code from U(+-1/sqrt(fan_in)), a third of that variance: `standard` and `standard_uniform`, both run. C.30 is drawn
+with the code's. Published with one seed, here with several. The source names no inputs: the `data` group gives them.
 
-Definitions. size: mean |zhat_l| over units and inputs, recorded as its log10 at layers 1, L/4, L/2, 3L/4, L-1 and L. It is
-computed in float64, because without skips it leaves float32's range by L = 256. growth: size of the last hidden layer over
-that of the first. The output layer is kept apart: Depth-muP scales it by 1/N, so it is smaller by N^-1/2 at every depth.
+Definitions. size: mean |zhat_l| over units and inputs, recorded as its log10 at layers 1, L/4, L/2, 3L/4, L-1 and L. It
+is computed in float64, because without skips it leaves float32's range by L = 256. growth: size of the last hidden
+layer over that of the first. The output layer is kept apart: Depth-muP scales it by 1/N, so it is smaller by N^-1/2 at
+every depth.
 
-What theory says, for wide networks. The mean square grows a layer by the factor 1 + c (skips) or c (none), c = v for linear,
-v/2 for relu, v = N a^2 Var(W): 1 for SP, 1/3 for its uniform draw, 1/L for Depth-muP with skips. So Depth-muP's growth is
-below sqrt(e) = 1.65 at any depth, and SP from Table 5.1 is neutral for linear networks without skips. tanh is bounded: it
-grows with skips like sqrt(l), and decays without like 1/sqrt(l) where v = 1.
+What theory says, for wide networks. The mean square grows a layer by the factor 1 + c (skips) or c (none), c = v for
+linear, v/2 for relu, v = N a^2 Var(W): 1 for SP, 1/3 for its uniform draw, 1/L for Depth-muP with skips. So Depth-muP's
+growth is below sqrt(e) = 1.65 at any depth, and SP from Table 5.1 is neutral for linear networks without skips. tanh is
+bounded: it grows with skips like sqrt(l), and decays without like 1/sqrt(l) where v = 1.
 
-Memory. One network at a time: 2 GB of weights at L = 512, N = 1024, 2.7 GB at the peak (7 s on a CPU core). The estimate that
-is printed counts training states of all lanes, which this study does not have.
+Memory. One network at a time: 2 GB of weights at L = 512, N = 1024, 2.7 GB at the peak (7 s on a CPU core). The
+estimate that is printed counts training states of all lanes, which this study does not have.
 
-Findings (digits, N = 256, L 16 to 128, 3 seeds; medians over seeds for linear, tanh, relu). At L = 128, SP as the code drew it
-grows 7e7-, 10- and 8e3-fold with skips, and shrinks to 7e-31, 5e-31 and 5e-50 without; as in Table 5.1 it grows 8e18-, 11- and
-9e10-fold, and shrinks to .52, .04 and 4e-20: what is published as vanishing is the code's draw, for linear and tanh. tanh with
-skips grows like sqrt(L), not exponentially, and lies about the factor 10 (9.8 to 10.3). Depth-muP stays within 1.7, 1.2 and
-1.3 of its first layer. Orthogonal is flat to 2 % (linear) and shrinks to 7e-20 (relu); tanh goes in some 30 layers to the fixed
-point of its gain 1.05, here 2.3 times below its first layer: a transient that depends on the inputs, and more than the factor 2.
+Findings (digits, N = 256, L 16 to 128, 3 seeds; medians over seeds for linear, tanh, relu). At L = 128, SP as the code
+drew it grows 7e7-, 10- and 8e3-fold with skips, and shrinks to 7e-31, 5e-31 and 5e-50 without; as in Table 5.1 it grows
+8e18-, 11- and 9e10-fold, and shrinks to .52, .04 and 4e-20: what is published as vanishing is the code's draw, for
+linear and tanh. tanh with skips grows like sqrt(L), not exponentially, and lies about the factor 10 (9.8 to 10.3).
+Depth-muP stays within 1.7, 1.2 and 1.3 of its first layer. Orthogonal is flat to 2 % (linear) and shrinks to 7e-20
+(relu); tanh goes in some 30 layers to the fixed point of its gain 1.05, here 2.3 times below its first layer: a
+transient that depends on the inputs, and more than the factor 2.
 """
 
 from __future__ import annotations

@@ -1,22 +1,24 @@
-"""muPC transfer: does the best pair (eta, beta) of the smallest net serve wider and deeper ones (figures 5.1 left, 5.5, C.31, C.32)?
+"""muPC transfer: does the best pair (eta, beta) of the smallest net serve wider and deeper ones (figures 5.1 left, 5.5,
+C.31, C.32)?
 
-Setting. Pre-activation ResNets without biases in muPC, MNIST with one-hot targets, batch 64, one epoch; PC with T = n_hidden
-steps of gradient descent on activities from the forward pass, Adam on weights, its rate not rescaled with width or depth.
-The grid is the published one or a part of it: eta on weights, beta on activities, widths at one depth, depths at one width.
+Setting. Pre-activation ResNets without biases in muPC, MNIST with one-hot targets, batch 64, one epoch; PC with T =
+n_hidden steps of gradient descent on activities from the forward pass, Adam on weights, its rate not rescaled with
+width or depth. The grid is the published one or a part of it: eta on weights, beta on activities, widths at one depth,
+depths at one width.
 
-Text and code. A published beta is a step on the batch mean of the energy, B times the per-sample step that is written here
-(1 is 1/64). `published` infers in activities, where layers that no signal has reached get float32 round-off for a gradient,
-which Adam amplifies to full steps; `corrected` infers in deviations, where they get exactly zero and stay.
+Text and code. A published beta is a step on the batch mean of the energy, B times the per-sample step that is written
+here (1 is 1/64). `published` infers in activities, where layers that no signal has reached get float32 round-off for a
+gradient, which Adam amplifies to full steps; `corrected` infers in deviations, where they get exactly zero and stay.
 
-Definitions. lowest_loss: the lowest loss of a training batch, 1/(2B) sum ||y - f(x)||^2, over the recorded iterations (all of
-them); the published figure divides by the ten outputs as well. A run that diverged counts as infinitely bad. Per size and
-(eta, beta) the geometric mean over seeds; ratio: its value at the smallest size's best pair, over the size's own best.
-The published claim is by eye; that the ratio stays within 1.1 is ours.
+Definitions. lowest_loss: the lowest loss of a training batch, 1/(2B) sum ||y - f(x)||^2, over the recorded iterations
+(all of them); the published figure divides by the ten outputs as well. A run that diverged counts as infinitely bad.
+Per size and (eta, beta) the geometric mean over seeds; ratio: its value at the smallest size's best pair, over the
+size's own best. The published claim is by eye; that the ratio stays within 1.1 is ours.
 
-Findings at `small` (MNIST, N = 32, 64, 128 at H = 8 and H = 4, 8, 16 at N = 64, 3 x 5 rates, 2 seeds; 900 runs, of which 22
-diverged): 9 of 12 transfers hold. Not: tanh in deviations over width (1.66 and 4.57: the narrowest net is best at the
-largest eta of the grid, the others at 0.1) and linear over depth (1.43 published, 1.45 corrected, at H = 16), whose best beta is the
-largest of the grid.
+Findings at `small` (MNIST, N = 32, 64, 128 at H = 8 and H = 4, 8, 16 at N = 64, 3 x 5 rates, 2 seeds; 900 runs, of
+which 22 diverged): 9 of 12 transfers hold. Not: tanh in deviations over width (1.66 and 4.57: the narrowest net is best
+at the largest eta of the grid, the others at 0.1) and linear over depth (1.43 published, 1.45 corrected, at H = 16),
+whose best beta is the largest of the grid.
 """
 
 from __future__ import annotations

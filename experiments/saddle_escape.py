@@ -1,29 +1,30 @@
-"""Saddle escape: from near a saddle of the loss, PC leaves the plateau in fewer iterations than BP (figures 4.5, B.5, B.6).
+"""Saddle escape: from near a saddle of the loss, PC leaves the plateau in fewer iterations than BP (figures 4.5, B.5,
+B.6).
 
-Setting. Post-activation networks without biases (convolutional biases excepted), W ~ N(0, sigma^2) near the saddle at the
-origin (4.5, B.5), or near the zero-rank saddle with the penultimate matrix at its default initialisation (B.6); SGD, batch
-64, inference by gradient descent with beta = 0.1 per sample from the forward pass.
+Setting. Post-activation networks without biases (convolutional biases excepted), W ~ N(0, sigma^2) near the saddle at
+the origin (4.5, B.5), or near the zero-rank saddle with the penultimate matrix at its default initialisation (B.6);
+SGD, batch 64, inference by gradient descent with beta = 0.1 per sample from the forward pass.
 
 Text and code. The published code updates the weights with the errors before the last activity step; here `max_steps`
 counts activity steps, and the errors after the last one are used. In the published comparison PC's gradient was summed
 over the batch and BP's a mean over batch and outputs, so at one learning rate PC's was B K / 2 = 320 times larger
-(protocol `published`); `corrected` sums both. The published rule "stop when the epoch-mean loss improves by less than 1e-3"
-fires on the plateau itself where an epoch is short, so lanes run for a fixed number of epochs.
+(protocol `published`); `corrected` sums both. The published rule "stop when the epoch-mean loss improves by less than
+1e-3" fires on the plateau itself where an epoch is short, so lanes run for a fixed number of epochs.
 
 Definitions. escape_iteration: the first recorded iteration at which the loss on a fixed probe batch is below 0.9 of its
-initial value; the iterations run if there is none, with `escaped` beside it. With ten balanced one-hot classes the best map
-that is constant in x reaches exactly 0.9, so this can fall on the second plateau. Two events are reported beside it:
-departure_iteration, the same at 0.95, lies between the two plateaus; beyond_constant_iteration, the first with a probe loss
-below 0.97 of the best constant map's, lies after the second. Where biases are free (the convolutional net) a constant map is
-a short way from the start: both rules learn it within a few dozen iterations, and the saddle that is hard to leave is the
-second plateau. map_rank: singular values of the probe outputs above a tenth of the largest.
+initial value; the iterations run if there is none, with `escaped` beside it. With ten balanced one-hot classes the best
+map that is constant in x reaches exactly 0.9, so this can fall on the second plateau. Two events are reported beside
+it: departure_iteration, the same at 0.95, lies between the two plateaus; beyond_constant_iteration, the first with a
+probe loss below 0.97 of the best constant map's, lies after the second. Where biases are free (the convolutional net) a
+constant map is a short way from the start: both rules learn it within a few dozen iterations, and the saddle that is
+hard to leave is the second plateau. map_rank: singular values of the probe outputs above a tenth of the largest.
 
-Findings at `small`, all seeds (digits complete, MNIST and Fashion-MNIST 4x128: 3 seeds; CIFAR-10, a JPEG copy: 2). With one
-gradient scale PC still leaves the origin first on the fully connected nets: iterations of BP / PC are 2.0 to 3.1 to 0.9 of the
-initial loss and 2.8 to 4.3 to get beyond the constant map, 1.2 to 2.9 from near the zero-rank saddle. At the published scales
-BP never left in 4 (MNIST, Fashion-MNIST) to 7.5 (digits) times PC's iterations. On the convolutional net PC is not ahead at
-one scale: 0.7 to 1.1 to 0.9 of the initial loss, 0.6 to 0.7 beyond the constant map, from a start where BP's gradient is as
-large as PC's (0.9 to 1.3).
+Findings at `small`, all seeds (digits complete, MNIST and Fashion-MNIST 4x128: 3 seeds; CIFAR-10, a JPEG copy: 2). With
+one gradient scale PC still leaves the origin first on the fully connected nets: iterations of BP / PC are 2.0 to 3.1 to
+0.9 of the initial loss and 2.8 to 4.3 to get beyond the constant map, 1.2 to 2.9 from near the zero-rank saddle. At the
+published scales BP never left in 4 (MNIST, Fashion-MNIST) to 7.5 (digits) times PC's iterations. On the convolutional
+net PC is not ahead at one scale: 0.7 to 1.1 to 0.9 of the initial loss, 0.6 to 0.7 beyond the constant map, from a
+start where BP's gradient is as large as PC's (0.9 to 1.3).
 """
 
 from __future__ import annotations

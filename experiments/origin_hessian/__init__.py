@@ -1,30 +1,35 @@
-"""Origin Hessian: what curvature have the loss and the equilibrated energy F* at the origin, and at a saddle of rank zero?
-(figures 4.3, 4.4, B.2, B.3, B.4; theorems 3.2 and 3.3)
+"""Origin Hessian: what curvature have the loss and the equilibrated energy F* at the origin, and at a saddle of rank
+zero? (figures 4.3, 4.4, B.2, B.3, B.4; theorems 3.2 and 3.3)
 
-Setting. Linear networks without biases, one batch of 64 training examples a seed (seed s takes examples 64 s to 64 s + 63), all
-in float64. Points: the origin; `saddle`, all matrices zero but the penultimate, which is drawn U(+-1/sqrt(fan_in)). Nets:
-4.3 toy Gaussian y = -x, (H, N) = (1, 10) and (2, 5) on 2-D, (3, 4) and (4, 4) on 3-D data; B.2 chains H = 1, 2, 5, 10 on 1-D;
-4.4 MNIST {H:N} {1:10, 2:10, 4:5} and MNIST-1D {1:100, 2:50, 4:5}; B.3 (H = 3) and B.4 (H = 4) N = 4 toy, 5 MNIST, 10 and 5 MNIST-1D.
+Setting. Linear networks without biases, one batch of 64 training examples a seed (seed s takes examples 64 s to 64 s +
+63), all in float64. Points: the origin; `saddle`, all matrices zero but the penultimate, which is drawn
+U(+-1/sqrt(fan_in)). Nets: 4.3 toy Gaussian y = -x, (H, N) = (1, 10) and (2, 5) on 2-D, (3, 4) and (4, 4) on 3-D data;
+B.2 chains H = 1, 2, 5, 10 on 1-D; 4.4 MNIST {H:N} {1:10, 2:10, 4:5} and MNIST-1D {1:100, 2:50, 4:5}; B.3 (H = 3) and
+B.4 (H = 4) N = 4 toy, 5 MNIST, 10 and 5 MNIST-1D.
 
-Text and code. The right panel of 4.3 (H = 4) has y_2 = x_2 in the text, y_2 independent of x in the code: both are run. The
-published Hessian of the loss is Eq. 4.6 over K (a mean over outputs); here it is Eq. 4.6. The text's widths of 4.4 differ, and
-the 1e-3 that the code adds to some eigenvalues there is left out. Published with one batch, here with several.
+Text and code. The right panel of 4.3 (H = 4) has y_2 = x_2 in the text, y_2 independent of x in the code: both are run.
+The published Hessian of the loss is Eq. 4.6 over K (a mean over outputs); here it is Eq. 4.6. The text's widths of 4.4
+differ, and the 1e-3 that the code adds to some eigenvalues there is left out. Published with one batch, here with
+several.
 
-Routes. Closed form: Eqs 4.6 and 4.8, dense. Numeric: automatic differentiation of the loss, and of F* through its exact solve.
-Unrolled: automatic differentiation of the energy after T = 50 and 60 steps of gradient descent (beta = 0.1) on activities, as
-published. At the origin it has (1 - (1 - beta)^(2T)) times the block of W_L and all other entries of F*'s. Eigenvalues are
-those of dense matrices. With more inputs than examples (MNIST) all depend on W_1 through its action on the span of the
-batch: W_1 is taken in a basis of that span (64 of 784 columns), the other eigenvalues are exactly zero, and products of the
-whole net's Hessian with directions outside are recorded (`outside`). Matrices up to 80 rows are kept for the figures.
+Routes. Closed form: Eqs 4.6 and 4.8, dense. Numeric: automatic differentiation of the loss, and of F* through its exact
+solve. Unrolled: automatic differentiation of the energy after T = 50 and 60 steps of gradient descent (beta = 0.1) on
+activities, as published. At the origin it has (1 - (1 - beta)^(2T)) times the block of W_L and all other entries of
+F*'s. Eigenvalues are those of dense matrices. With more inputs than examples (MNIST) all depend on W_1 through its
+action on the span of the batch: W_1 is taken in a basis of that span (64 of 784 columns), the other eigenvalues are
+exactly zero, and products of the whole net's Hessian with directions outside are recorded (`outside`). Matrices up to
+80 rows are kept for the figures.
 
-Definitions. Null: every eigenvalue is within 1e-10 of zero; negative: lambda_min is below -1e-6. Order: slope of log |change|
-against log distance, distances 1e-4 to 1e-3 along a direction with normal entries.
+Definitions. Null: every eigenvalue is within 1e-10 of zero; negative: lambda_min is below -1e-6. Order: slope of log
+|change| against log distance, distances 1e-4 to 1e-3 along a direction with normal entries.
 
-Findings at `thesis` (toy data 33 runs, MNIST 15; 3 batches each. MNIST-1D, 11 runs: its 18 claims hold too; numbers here are of
-the other two). Closed forms agree with automatic differentiation to 7e-16 and spectra to 5e-14; unrolled inference has its factor to 9e-16 and is within 3.3e-6 of theory at T = 60. lambda_min of F* is below
-zero at every H, the loss has a negative eigenvalue for H = 1 and a null Hessian for H > 1 and at all saddles of rank zero,
-whose form is -4.65 to -5.42 (toy) and -0.25 to -0.35 (MNIST). Slopes from the origin are H + 1 and 2 in all 36 runs; from the saddles
-H and 2 in 11 of 12, and one toy draw at H = 3 has 2.95, not within 0.05 of 3 at these distances: not reproduced as it was set.
+Findings at `thesis` (toy data 33 runs, MNIST 15; 3 batches each. MNIST-1D, 11 runs: its 18 claims hold too; numbers
+here are of the other two). Closed forms agree with automatic differentiation to 7e-16 and spectra to 5e-14; unrolled
+inference has its factor to 9e-16 and is within 3.3e-6 of theory at T = 60. lambda_min of F* is below zero at every H,
+the loss has a negative eigenvalue for H = 1 and a null Hessian for H > 1 and at all saddles of rank zero, whose form is
+-4.65 to -5.42 (toy) and -0.25 to -0.35 (MNIST). Slopes from the origin are H + 1 and 2 in all 36 runs; from the saddles
+H and 2 in 11 of 12, and one toy draw at H = 3 has 2.95, not within 0.05 of 3 at these distances: not reproduced as it
+was set.
 """
 
 from __future__ import annotations

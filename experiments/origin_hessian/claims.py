@@ -1,4 +1,6 @@
-"""What is claimed of the Hessians: equality of routes, signs of eigenvalues, orders of saddles. Thresholds were set before the runs."""
+"""What is claimed of the Hessians: equality of routes, signs of eigenvalues, orders of saddles. Thresholds were set
+before the runs.
+"""
 
 from __future__ import annotations
 

@@ -1,31 +1,34 @@
-"""Origin landscape: how do the loss and the equilibrated energy F* look around the origin, and how many iterations do BP and PC
-take to leave it? (figures 4.2 and B.1)
+"""Origin landscape: how do the loss and the equilibrated energy F* look around the origin, and how many iterations do
+BP and PC take to leave it? (figures 4.2 and B.1)
 
-Setting. Linear networks without biases, y = -x with x ~ N(1, 0.1^2) in each dimension, batch 64, SGD, inference by gradient
-descent on activities (beta = 0.1 per sample). Chains on 1-D data: H = 1, 2 as published and H = 3 (ours), w ~ N(0, 0.05^2), eta =
-0.4, T = 20. Wide: H = 3, N = 4 on 3-D data, eta = 1e-3, T = 50, w ~ N(0, sigma^2), sigma = 0.1 (text, `wide`) or 5e-3 (code,
-`wide_code`): both are run.
+Setting. Linear networks without biases, y = -x with x ~ N(1, 0.1^2) in each dimension, batch 64, SGD, inference by
+gradient descent on activities (beta = 0.1 per sample). Chains on 1-D data: H = 1, 2 as published and H = 3 (ours), w ~
+N(0, 0.05^2), eta = 0.4, T = 20. Wide: H = 3, N = 4 on 3-D data, eta = 1e-3, T = 50, w ~ N(0, sigma^2), sigma = 0.1
+(text, `wide`) or 5e-3 (code, `wide_code`): both are run.
 
-Protocols differ in `learning.gradient_scale`, in the wide net alone. `published`: PC's gradient is summed over the batch, BP's a
-mean over batch and outputs, 96 times smaller at one learning rate; beta is halved once when the energy rises, and a second
-rise ends inference. `corrected`: both are summed, and beta is fixed. Chains are run at one scale, the mean over the batch.
+Protocols differ in `learning.gradient_scale`, in the wide net alone. `published`: PC's gradient is summed over the
+batch, BP's a mean over batch and outputs, 96 times smaller at one learning rate; beta is halved once when the energy
+rises, and a second rise ends inference. `corrected`: both are summed, and beta is fixed. Chains are run at one scale,
+the mean over the batch.
 
-Landscapes. Loss and F* (theorem 3.1, exact) of the first 64 training examples on a 30x30 grid, [-2, 2]^2 for the chains with H > 1
-and [-1, 1]^2 else. The chain with H = 1 has two weights. Others are cut along two eigenvectors of F*'s Hessian at the
-origin, of the lowest and of the highest eigenvalue; where an eigenvalue has many, the one nearest to the axis of the
-last and of the first weight. For H > 1 the highest eigenvalue is zero and all lower layers are its eigenspace: the choice
-decides what is seen, so the range of both is recorded in the plane of a generic one too (`generic`).
+Landscapes. Loss and F* (theorem 3.1, exact) of the first 64 training examples on a 30x30 grid, [-2, 2]^2 for the chains
+with H > 1 and [-1, 1]^2 else. The chain with H = 1 has two weights. Others are cut along two eigenvectors of F*'s
+Hessian at the origin, of the lowest and of the highest eigenvalue; where an eigenvalue has many, the one nearest to the
+axis of the last and of the first weight. For H > 1 the highest eigenvalue is zero and all lower layers are its
+eigenspace: the choice decides what is seen, so the range of both is recorded in the plane of a generic one too
+(`generic`).
 
-Definitions. Escape: the first recorded iteration at which the loss of those 64 examples is below 0.9 of its start. Flat: the
-loss varies over the grid by less than 0.01 of its value at the origin. Gradient norm: of the batch-mean gradient of F, all
-weights together, its scale taken out.
+Definitions. Escape: the first recorded iteration at which the loss of those 64 examples is below 0.9 of its start.
+Flat: the loss varies over the grid by less than 0.01 of its value at the origin. Gradient norm: of the batch-mean
+gradient of F, all weights together, its scale taken out.
 
-Findings at `thesis` (5 seeds; 70 trainings, 4 landscapes). Chains at one scale: BP takes 1.33, 4.04 and 16.2 times PC's iterations to escape at H = 1, 2, 3
-(medians; all seeds 1.2 to 1.4, 2.7 to 5.5, 5.4 to 39). The wide net depends on where it starts: 3.4 times (2.6 to 4.7) at sigma = 0.1
-and 184 times (114 to 319) at 5e-3. At the published scales it is 320 times (235 to 443) at 0.1, and at 5e-3 BP was on the
-plateau still after 100,000 iterations where PC had left it after 209 to 271. In the plane of 4.2 the loss is exactly
-constant for H > 1, because the axis of one lower weight is its second direction: with a generic eigenvector of the same eigenvalue
-it varies over the grid by 9 to 25 times its value at the origin (chain H = 2), 2 to 9 (H = 3), and 0.02 to 0.06 (wide).
+Findings at `thesis` (5 seeds; 70 trainings, 4 landscapes). Chains at one scale: BP takes 1.33, 4.04 and 16.2 times PC's
+iterations to escape at H = 1, 2, 3 (medians; all seeds 1.2 to 1.4, 2.7 to 5.5, 5.4 to 39). The wide net depends on
+where it starts: 3.4 times (2.6 to 4.7) at sigma = 0.1 and 184 times (114 to 319) at 5e-3. At the published scales it is
+320 times (235 to 443) at 0.1, and at 5e-3 BP was on the plateau still after 100,000 iterations where PC had left it
+after 209 to 271. In the plane of 4.2 the loss is exactly constant for H > 1, because the axis of one lower weight is
+its second direction: with a generic eigenvector of the same eigenvalue it varies over the grid by 9 to 25 times its
+value at the origin (chain H = 2), 2 to 9 (H = 3), and 0.02 to 0.06 (wide).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Inputs and targets whose covariances are exactly those of a kind of data: K = 3 targets, signal and noise by direction.
+"""Inputs and targets whose covariances are exactly those of a kind of data: K = 3 targets, signal and noise by
+direction.
 
 y = U (diag(s)^1/2 V^T e_x + diag(n)^1/2 e_n) with a rotation U, whitened inputs e_x, and noise e_n that is white and
-uncorrelated with x *in the sample*. So Sigma_yx Sigma_xx^+ Sigma_xy = U diag(s) U^T and Sigma_yy = U diag(s + n) U^T; where
-the noise is `turned`, its directions are those of another rotation.
+uncorrelated with x *in the sample*. So Sigma_yx Sigma_xx^+ Sigma_xy = U diag(s) U^T and Sigma_yy = U diag(s + n) U^T;
+where the noise is `turned`, its directions are those of another rotation.
 """
 
 from typing import Literal, NamedTuple

@@ -1,8 +1,8 @@
 """Critical points of F*: damped Newton steps that shrink its gradient, what holds at a point, and descent around it.
 
-A step for g = grad F* with the eigenpairs (w_i, v_i) of the Hessian is -sum_i v_i w_i / (w_i^2 + m ||g||) v_i^T g: that of
-Levenberg and Marquardt for ||g||^2 / 2, and the Newton step of the pseudo-inverse as g goes to zero. F* is flat along
-rotations of hidden units and often further: singular Hessians are the rule here.
+A step for g = grad F* with the eigenpairs (w_i, v_i) of the Hessian is -sum_i v_i w_i / (w_i^2 + m ||g||) v_i^T g: that
+of Levenberg and Marquardt for ||g||^2 / 2, and the Newton step of the pseudo-inverse as g goes to zero. F* is flat
+along rotations of hidden units and often further: singular Hessians are the rule here.
 """
 
 import functools
