@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import quick
-from test_experiments import ran
+from test_experiments import composed, ran
 
 from experiments import equilibrated_energy
 from experiments.equilibrated_energy import PCBesideTheory
@@ -112,7 +112,8 @@ def test_the_training_that_has_one_beside_it_is_the_training_alone(
     monkeypatch.setattr(sweep, "_report", lambda *_: None)
     chosen = ["protocol=corrected", "network.n_hidden=3", "optimiser=adam"]
     jobs = [[*chosen, f"study.arm={arm}", "training.max_iterations=6"] for arm in ("energy", "beside")]
-    _, records = ran(tmp_path / "outputs", jobs, "+experiment=equilibrated_energy")
+    outputs = tmp_path / "outputs"
+    _, records = ran(outputs, composed(outputs, jobs, "+experiment=equilibrated_energy"))
     rows = {
         arm: records.select(part=arm).rows.sort("iteration").filter(pl.col("equilibrated_energy").is_not_null())
         for arm in ("energy", "beside")

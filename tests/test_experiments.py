@@ -71,7 +71,7 @@ def check(study: Any, records: Records, n_runs: int, shown: Collection[str]) -> 
     for name, make in study.FIGURES.items():
         figure = make(records)
         if name in shown:
-            assert any(axis.lines or axis.collections or axis.images for axis in figure.axes)
+            assert any(axis.lines or axis.collections or axis.images or axis.patches for axis in figure.axes)
         assert plotting.rendered(figure, "png").startswith(b"\x89PNG")
         plotting.plt.close(figure)
 

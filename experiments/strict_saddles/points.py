@@ -51,7 +51,7 @@ class Points(NamedTuple):
     columns: dict[str, Float[np.ndarray, " n"]]
 
     def at(self, name: str) -> Float[np.ndarray, " n"]:
-        return self.columns[name]
+        return self.columns[name] if self.n else np.zeros(0)  # no rows have no columns
 
     @property
     def n(self) -> int:
