@@ -42,6 +42,7 @@ class Part(NamedTuple):
     records: Records
 
 
+HEADING = r"^[A-Z]\w+(?: \w+){0,3}?(?=[.:]| \(| at )"
 CSS = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
 h1{font-size:1.6em}h2{margin-top:2.2em;border-bottom:1px solid #ddd;padding-bottom:.2em}h3{margin-bottom:.2em}
@@ -81,14 +82,10 @@ def _contents(parts: Sequence[Part]) -> str:
 def _study(part: Part) -> list[str]:
     """Heading, text and counts of a study."""
     records = part.records
-    question, *paragraphs = _paragraphs(part.text)
+    question, *others = _paragraphs(part.text)
     body = [f"<h2 id='{part.study}-{records.scale}'>{part.study} <span class=meta>at scale {records.scale}</span></h2>"]
     body.append(f"<p>{_written(question)}</p>")
-    # How each paragraph begins ("Setting.", "Findings (MNIST, 3 seeds).") is its heading.
-    heading = re.compile(r"^[A-Z]\w+(?: \w+){0,3}?(?=[.:]| \(| at )")
-    for paragraph in paragraphs:
-        written = heading.sub(r"<b>\g<0></b>", _written(paragraph), count=1)
-        body.append(f"<p>{written}</p>")
+    body += [_block(paragraph) for paragraph in others]
     outcomes = records.runs["outcome"].value_counts().rows() if len(records.runs) else []
     counts = ", ".join(f"{n} {html.escape(str(outcome))}" for outcome, n in sorted(outcomes))
     body.append(f"<p class=meta>{len(records.asked)} runs asked for; {counts or 'none finished'}.</p>")
@@ -98,7 +95,21 @@ def _study(part: Part) -> list[str]:
 
 
 def _paragraphs(text: str) -> list[str]:
-    return [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
+    """Paragraphs of a docstring, one line each; what begins with a dash stays on a line of its own."""
+    return [
+        "\n".join(" ".join(item.split()) for item in re.split(r"\n(?=- )", paragraph.strip()))
+        for paragraph in text.strip().split("\n\n")
+    ]
+
+
+def _block(paragraph: str) -> str:
+    """A paragraph, or a list where its lines begin with a dash."""
+    if paragraph.startswith("- "):
+        items = "".join(f"<li>{_written(item.removeprefix('- '))}</li>" for item in paragraph.split("\n"))
+        return f"<ul>{items}</ul>"
+    # How it begins ("Setting.", "Findings (MNIST, 3 seeds).") is its heading.
+    headed = re.sub(HEADING, r"<b>\g<0></b>", _written(paragraph), count=1)
+    return f"<p>{headed}</p>"
 
 
 def _written(text: str) -> str:

@@ -141,10 +141,14 @@ def test_the_page_shows_text_as_text(outputs: Path, cells: list[Spec], tmp_path:
     png.write_bytes(b"not drawn")
     judged = [Judged(f"d{evil}", Claim(f"f{evil}", f"c{evil}", lambda _: verdict), verdict)]
     drawn = [Drawn(f"f{evil}", f"d{evil}", f"t{evil}", png, spoilt)]
-    page = Links(written_page([Part(quick.STUDY, f"q{evil}\n\nFindings{evil}", judged, drawn, spoilt)]))
+    page = Links(
+        written_page(
+            [Part(quick.STUDY, f"q{evil}\n\nFindings{evil}\n\n- one\n  thing\n- another", judged, drawn, spoilt)]
+        )
+    )
     for part in "oiesdfctq":
         assert f"{part}{evil}" in page.text, part
-    assert f"Findings{evil}" in page.text
+    assert f"Findings{evil}" in page.text and page.tags.count("li") == 2
     assert page.tags.count("img") == 1 and not any("evil" in link for link in page.loaded)
 
 
