@@ -220,7 +220,7 @@ def figure_b_4(records: Records) -> Figure:
 
 def figure_orders(records: Records) -> Figure:
     """Changes of the loss and of F* along one generic ray a seed from the origin (and from the saddle of B.3): the loss changes
-    as d^(H+1) (as d^H from the saddle), F* as d^2 at every depth. Slopes are fitted to these points.
+    as d^(H+1) (as d^H from the saddle), F* as d^2 at every depth. Slopes are fitted to these points, in float64.
     """
     from matplotlib.lines import Line2D
 
@@ -240,7 +240,9 @@ def figure_orders(records: Records) -> Figure:
         for run in part:
             changes = found(records, run).changes
             for name, style in (("loss_change", "-"), ("equilibrated_change", ":")):
-                axis.plot(DISTANCES, np.abs(changes[name]), style, color=colours[depth(run)], lw=1.0)
+                size = np.abs(changes[name])
+                size[size < np.finfo(np.float32).tiny] = np.nan  # records hold float32
+                axis.plot(DISTANCES, size, style, color=colours[depth(run)], lw=1.0)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_title(label, loc="left", pad=14)
