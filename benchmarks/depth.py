@@ -4,8 +4,8 @@
     python benchmarks/depth.py 128 8       one of them
 
 One step: batch 64, T = H inference steps in deviations, Adam. The ceiling is the same products in one jitted loop, in the same
-order, shapes, layout and precision and with the same segments skipped: forward pass, inference, errors at its end, weight
-gradients. Nothing else of the step is in it. Beside it the same step of a linear net, which has no tanh (what is left to the
+order, shapes, layout and precision and with the same segments skipped: forward pass, inference (whose transposed weights are there
+already), errors at its end, weight gradients. Nothing else of the step is in it. Beside it the same step of a linear net, which has no tanh (what is left to the
 ceiling there is memory traffic and additions), and the step in bfloat16. One line a size goes to benchmarks/history.jsonl.
 """
 
@@ -45,12 +45,16 @@ def network(width: int, n_hidden: int, activation: Activation = "tanh") -> Netwo
 def bare_products(net: Network, steps: int, iterations: int) -> Callable[[], None]:
     """The products of `iterations` training steps, with next to nothing between them."""
     first, *hidden, last = [segment.weight for segment in net.segments]
+    # In the layout that inference has them in. Of the first weights, and not of the updated: a copy is no product.
+    transposed = [jnp.array(jnp.swapaxes(w, 1, 2)) for w in (*hidden, last)]
     depths = [w.shape[0] for w in hidden]
     x = jr.normal(jr.key(1), (D_IN, BATCH))
     small = 1e-9
 
     @jax.jit
-    def run(first: Array, hidden: tuple[Array, ...], last: Array) -> tuple[Array, tuple[Array, ...], Array]:
+    def run(
+        first: Array, hidden: tuple[Array, ...], last: Array, transposed: list[Array]
+    ) -> tuple[Array, tuple[Array, ...], Array]:
         def iteration(_: Array, weights: tuple[Array, tuple[Array, ...], Array]) -> tuple:
             first, hidden, last = weights
             z, stacks = first[0] @ x, []
@@ -61,12 +65,12 @@ def bare_products(net: Network, steps: int, iterations: int) -> Callable[[], Non
 
             def infer(t: Array, state: tuple[tuple[Array, ...], Array]) -> tuple[tuple[Array, ...], Array]:
                 stacks, z = state
-                above = last[0].T @ (last[0] @ z)
+                above = transposed[-1][0] @ (last[0] @ z)
                 moved, reached = [], 1
-                for w, stack in zip(reversed(hidden), reversed(stacks), strict=True):
+                for w, wt, stack in zip(reversed(hidden), reversed(transposed[:-1]), reversed(stacks), strict=True):
 
-                    def work(stack: Array, above: Array, w: Array = w) -> tuple[Array, Array]:
-                        pull = jnp.einsum("loi,lob->lib", w, jnp.einsum("loi,lib->lob", w, stack))
+                    def work(stack: Array, above: Array, w: Array = w, wt: Array = wt) -> tuple[Array, Array]:
+                        pull = jnp.einsum("lio,lob->lib", wt, jnp.einsum("loi,lib->lob", w, stack))
                         return pull, above
 
                     def rest(stack: Array, above: Array) -> tuple[Array, Array]:
@@ -86,7 +90,7 @@ def bare_products(net: Network, steps: int, iterations: int) -> Callable[[], Non
         return lax.fori_loop(0, iterations, iteration, (first, hidden, last))
 
     assert sum(depths) == net.depth - 2
-    return lambda: jax.block_until_ready(run(first, tuple(hidden), last))
+    return lambda: jax.block_until_ready(run(first, tuple(hidden), last, transposed))
 
 
 def training_step(net: Network, steps: int, iterations: int, precision: Precision = "float32") -> Callable[[], None]:

@@ -14,7 +14,6 @@ from jaxtyping import PRNGKeyArray
 
 from pcexp.activation import Activation, Output
 from pcexp.convolution import Convolution
-from pcexp.forward_only import ForwardOnlyDense
 from pcexp.network import Network
 from pcexp.parameterisation import AbstractParameterisation, LayerPosition, default_bias
 from pcexp.segments import AbstractSegment, Dense
@@ -80,9 +79,9 @@ class FullyConnected(AbstractArchitecture):
         key: PRNGKeyArray,
     ) -> Network:
         depth = self.n_hidden + 1
-        kind = Dense if self.premultipliers == "everywhere" else ForwardOnlyDense
+        forward_only = self.premultipliers == "forward_pass"
         draw = _Draw(
-            parameterisation, depth, self.activation, self.form, self.biases, self.skips, self.output, key, kind
+            parameterisation, depth, self.activation, self.form, self.biases, self.skips, self.output, key, forward_only
         )
         hidden = [
             draw.segment(layers, self.width, self.width)
@@ -146,9 +145,9 @@ class _Draw(NamedTuple):
     skips: bool
     output: Output
     key: PRNGKeyArray
-    kind: type[Dense] | type[ForwardOnlyDense] = Dense
+    forward_only: bool = False
 
-    def segment(self, layers: range, d_in: int, d_out: int) -> Dense | ForwardOnlyDense:
+    def segment(self, layers: range, d_in: int, d_out: int) -> Dense:
         """Layers of equal shape as one segment. phi never acts on x nor on the output, the ends have no skip."""
         positions = [LayerPosition(index, self.depth, d_in, self.skips, self.activation) for index in layers]
         weights, biases = [], []
@@ -158,13 +157,14 @@ class _Draw(NamedTuple):
             weights.append(self.parameterisation.weight(at, (d_out, d_in), key=weight_key))
             if self.biases:
                 biases.append(default_bias((d_out,), d_in, bias_key))
-        return self.kind(
+        return Dense(
             jnp.stack(weights),
             jnp.stack(biases) if self.biases else None,
             self.parameterisation.premultiplier(positions[0]),
             skip=self.skips and 1 < layers[0] < self.depth,
             before=self.activation if self.form == "pre" and layers[0] > 1 else "linear",
             after=self.output if layers[0] == self.depth else self.activation if self.form == "post" else "linear",
+            forward_only=self.forward_only,
         )
 
 

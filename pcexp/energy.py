@@ -8,7 +8,6 @@ A `mask` of the shape of y is 1 where the output's error counts and 0 where it d
 free, its error is zero and it pulls on nothing. None: all of it counts.
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -155,7 +154,7 @@ def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activi
             summed = jnp.sum(pulled, axis=own)
             shared = tuple(axis for axis, size in enumerate(segment.bias.shape) if size == 1)
             bias = jnp.sum(summed, axis=shared, keepdims=True)
-        gradients.append(dataclasses.replace(segment, weight=weight, bias=bias))
+        gradients.append(segment.with_parameters(weight, bias))
     return Network(tuple(gradients))
 
 

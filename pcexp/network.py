@@ -22,11 +22,12 @@ class Network(eqx.Module):
     segments: tuple[AbstractSegment, ...]
 
     def in_products(self, precision: Precision) -> "Network":
-        """The same network with its weights as products take them: they are computed in the type of the weights."""
-        if precision != "bfloat16":
-            return self
-        rounded = [segment.weight.astype(jnp.bfloat16) for segment in self.segments]
-        return eqx.tree_at(lambda network: [segment.weight for segment in network.segments], self, rounded)
+        """The same network with its weights as products take them."""
+        return Network(tuple(segment.in_products(precision) for segment in self.segments))
+
+    def for_inference(self) -> "Network":
+        """The same network with what makes many products with the same weights faster."""
+        return Network(tuple(segment.for_inference() for segment in self.segments))
 
     @property
     def depth(self) -> int:
@@ -50,8 +51,10 @@ class Network(eqx.Module):
 
     @property
     def is_linear(self) -> bool:
-        """Whether every layer is an affine map of one vector."""
-        return all(isinstance(s, Dense) and s.before == s.after == "linear" for s in self.segments)
+        """Whether every layer is an affine map of one vector, and derivatives are those of the map."""
+        return all(
+            isinstance(s, Dense) and not s.forward_only and s.before == s.after == "linear" for s in self.segments
+        )
 
     def forward(self, x: Float[Array, "..."], *, batched: bool = False) -> tuple[Activities, tuple[Reference, ...]]:
         """Forward pass zhat_l = mu_l(zhat_{l-1}) and the reference that deviations from it need.

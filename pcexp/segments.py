@@ -10,12 +10,15 @@ the first axis of weights, inputs and outputs.
 """
 
 import abc
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from pcexp.activation import Activation, Output, activate, activation_difference
@@ -47,6 +50,19 @@ class AbstractSegment(eqx.Module):
     @property
     def depth(self) -> int:
         return self.weight.shape[0]
+
+    def in_products(self, precision: Precision) -> "AbstractSegment":
+        """The same layers with their weights as products take them: they are computed in the type of the weights."""
+        low = self.weight.astype(jnp.bfloat16) if precision == "bfloat16" else self.weight
+        return dataclasses.replace(self, weight=low)
+
+    def for_inference(self) -> "AbstractSegment":
+        """The same layers with what makes many products with the same weights faster."""
+        return self
+
+    def with_parameters(self, weight: Array, bias: Array | None) -> "AbstractSegment":
+        """Other weights and biases in these layers, or their derivatives."""
+        return dataclasses.replace(self, weight=weight, bias=bias)
 
     @abc.abstractmethod
     def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
@@ -151,7 +167,12 @@ class AbstractSegment(eqx.Module):
 
 
 class Dense(AbstractSegment):
-    """Fully connected layers; inputs with more than one axis are flattened."""
+    """Fully connected layers; inputs with more than one axis are flattened.
+
+    With `forward_only` the premultiplier acts in predictions, and so in errors and energies, and is 1 in every derivative
+    (section 5.8): inference and learning descend with J_l = W_l diag(phi'(z)) + tau_l in the place of the derivative by z, and
+    with e phi(z)^T in that of the derivative by the weights. That is no gradient of the energy, unless all a_l are 1.
+    """
 
     weight: Float[Array, "depth d_out d_in"]
     bias: Float[Array, "depth d_out"] | None
@@ -159,40 +180,65 @@ class Dense(AbstractSegment):
     skip: bool = eqx.field(static=True)
     before: Activation = eqx.field(static=True)
     after: Activation | Output = eqx.field(static=True)
+    forward_only: bool = eqx.field(static=True, default=False)
+    transposed: Float[Array, "depth d_in d_out"] | None = None
     batch_axis = -1  # feature-major: W @ Z with the batch as columns was the fastest layout
+
+    def for_inference(self) -> "Dense":
+        # XLA:CPU takes twice as long for W^T U as for W V, and has bfloat16 instructions only for the latter. A solve
+        # multiplies with the same weights many times: a copy pays.
+        if jax.default_backend() != "cpu":
+            return self
+        return dataclasses.replace(self, transposed=jnp.swapaxes(self.weight, 1, 2))
+
+    def with_parameters(self, weight: Array, bias: Array | None) -> "Dense":
+        return dataclasses.replace(self, weight=weight, bias=bias, transposed=None)
 
     def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth d_out"]:
         if inputs.ndim > 2:
             inputs = inputs.reshape(self.depth, -1)
-        if self.depth == 1:  # a plain product: XLA:CPU is faster at it than at a batched one
-            product = _product("oi,i->o", self.weight[0], inputs[0])[None]
-        else:
-            product = _product("loi,li->lo", self.weight, inputs)
+        product = _product(self.weight, 2, inputs, 1)
+        if self.forward_only:
+            return scaled_value(self.premultiplier, product)
         return product if self.premultiplier == 1 else self.premultiplier * product
 
     def multiply_transposed(
         self, outputs: Float[Array, "depth d_out"], like: Float[Array, "depth ..."]
     ) -> Float[Array, "depth ..."]:
-        if self.depth == 1:
-            pulled = _product("oi,o->i", self.weight[0], outputs[0])[None]
+        if self.transposed is None:
+            pulled = _product(self.weight, 1, outputs, 1)
         else:
-            pulled = _product("loi,lo->li", self.weight, outputs)
-        pulled = pulled if like.ndim == 2 else pulled.reshape(like.shape)
-        return pulled if self.premultiplier == 1 else self.premultiplier * pulled
+            pulled = _product(self.transposed, 2, outputs, 1)
+        return self._derivative(pulled if like.ndim == 2 else pulled.reshape(like.shape))
 
     def weight_gradient(self, v: Array, pulled: Array, batch_axes: tuple[int, int]) -> Float[Array, "depth d_out d_in"]:
         if v.ndim > 3:  # a convolution below
             v = jnp.moveaxis(v, batch_axes[0], -1).reshape(self.depth, -1, v.shape[batch_axes[0]])
-        low = self.weight.dtype
-        if self.depth == 1:
-            product = _product("ob,ib->oi", pulled[0].astype(low), v[0])[None]
-        else:
-            product = _product("lob,lib->loi", pulled.astype(low), v)
-        return product if self.premultiplier == 1 else self.premultiplier * product
+        return self._derivative(_product(pulled.astype(self.weight.dtype), 2, v, 2))
+
+    def _derivative(self, product: Array) -> Array:
+        """A product of a derivative, with the premultiplier that derivatives see."""
+        return product if self.forward_only or self.premultiplier == 1 else self.premultiplier * product
 
 
-def _product(equation: str, factor: Array, v: Array) -> Array:
-    """Product of v with a factor: in bfloat16 where that is what the factor has, then summed and returned in float32."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def scaled_value(a: float, u: Array) -> Array:
+    """The value a u with the derivative of u: for what is differentiated by JAX, as the energy of error descent is."""
+    return a * u
+
+
+@scaled_value.defjvp
+def _unscaled_tangent(a: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return a * primals[0], tangents[0]
+
+
+def _product(factor: Array, axis: int, v: Array, v_axis: int) -> Array:
+    """Products of two stacks, one a layer, summed over an axis of each, the axes of v last.
+
+    In bfloat16 where that is what the factor has, then summed and returned in float32. A stack of one too is multiplied as a
+    stack: taken out of it and put back, under vmap, its batch would move to the front and back around every product.
+    """
+    dimensions = (((axis,), (v_axis,)), ((0,), (0,)))
     if factor.dtype == jnp.bfloat16:
-        return jnp.einsum(equation, factor, v.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
-    return jnp.einsum(equation, factor, v)
+        return lax.dot_general(factor, v.astype(jnp.bfloat16), dimensions, preferred_element_type=jnp.float32)
+    return lax.dot_general(factor, v, dimensions)

@@ -129,6 +129,12 @@ def weight_norms(network: Network) -> Float[Array, " depth"]:
     )
 
 
+def _all_finite(gradient: Network) -> Bool[Array, ""]:
+    """Whether the squares of a gradient have a finite sum."""
+    # A product of vectors: XLA:CPU writes the squares to memory before it sums them.
+    return jnp.isfinite(sum(jnp.vdot(s.weight, s.weight) for s in gradient.segments))
+
+
 def _advance(
     state: TrainState,
     learning: AbstractLearning,
@@ -166,7 +172,7 @@ def _advance(
         key = jax.random.fold_in(jax.random.fold_in(state.key, 1), t)
         seen = {} if data.mask is None else {"mask": data.mask[index].T}
         out = learning.gradient(state.network, x, y, precision=training.precision, key=key, **seen)
-        return out, jnp.isfinite(out.loss) & jnp.isfinite(jnp.sum(weight_norms(out.gradient)))
+        return out, jnp.isfinite(out.loss) & _all_finite(out.gradient)
 
     def see(state: TrainState, out: WeightGradient, t: Array) -> dict[str, Array]:
         return {"iteration": t, **measure(Observation(state.network, *out, data))}

@@ -46,7 +46,7 @@ class InferenceProblem(eqx.Module):
         precision: Precision = "float32",
     ) -> "InferenceProblem":
         """The problem of one batch, with its forward pass."""
-        return cls(network.in_products(precision), x, y, forward_pass(network, x), mask)
+        return cls(network.in_products(precision).for_inference(), x, y, forward_pass(network, x), mask)
 
     def start(self, form: Form) -> Activities:
         """Free variables at the forward pass: zhat, or deviations of exactly zero."""

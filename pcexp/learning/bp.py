@@ -1,7 +1,5 @@
 """Backpropagation."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -61,6 +59,6 @@ def last_layers_of(gradient: Network, k: int) -> Network:
         frozen = min(max(gradient.depth - k - first, 0), segment.depth)
         weight = segment.weight.at[:frozen].set(0)
         bias = None if segment.bias is None else segment.bias.at[:frozen].set(0)
-        segments.append(dataclasses.replace(segment, weight=weight, bias=bias))
+        segments.append(segment.with_parameters(weight, bias))
         first += segment.depth
     return Network(tuple(segments))

@@ -103,15 +103,15 @@ DEFECTS = (
     Defect(
         "dense layers ignore the premultiplier",
         "segments.py",
-        'product = _product("loi,li->lo", self.weight, inputs)',
-        'product = _product("loi,li->lo", self.weight, inputs) / self.premultiplier',
+        "return product if self.premultiplier == 1 else self.premultiplier * product",
+        "return product",
         PRE,
     ),
     Defect(
         "the pull of dense layers ignores the premultiplier",
         "segments.py",
-        "return pulled if self.premultiplier == 1 else self.premultiplier * pulled",
-        "return pulled",
+        "return self._derivative(pulled if like.ndim == 2 else pulled.reshape(like.shape))",
+        "return pulled if like.ndim == 2 else pulled.reshape(like.shape)",
         PRE,
     ),
     Defect(
@@ -129,7 +129,16 @@ DEFECTS = (
         (f"{CONVOLUTION}test_the_linear_map_is_xlas_convolution_and_so_are_its_gradients[2]",),
     ),
     Defect("biases are ignored", "segments.py", "return u if self.bias is None else u + self.bias", "return u", POST),
-    Defect("square weights are transposed", "segments.py", '"loi,li->lo"', '"lio,li->lo"', PRE),
+    Defect(
+        "square weights are transposed",
+        "segments.py",
+        "product = _product(self.weight, 2, inputs, 1)",
+        "product = _product(self.weight, 1, inputs, 1)",
+        PRE,
+    ),
+    Defect(
+        "inference pulls with weights as they are", "segments.py", "jnp.swapaxes(self.weight, 1, 2)", "self.weight", PRE
+    ),
     Defect(
         "differences skip one layer too many",
         "network.py",
@@ -410,8 +419,8 @@ DEFECTS = (
     Defect(
         "weight gradients ignore the premultiplier",
         "segments.py",
-        'product = _product("lob,lib->loi", pulled.astype(low), v)',
-        'product = _product("lob,lib->loi", pulled.astype(low), v) / self.premultiplier',
+        "return self._derivative(_product(pulled.astype(self.weight.dtype), 2, v, 2))",
+        "return _product(pulled.astype(self.weight.dtype), 2, v, 2)",
         PRE,
     ),
     Defect(
@@ -461,9 +470,9 @@ DEFECTS = (
     ),
     Defect(
         "inference sees premultipliers that are in the forward pass only",
-        "forward_only.py",
-        "return self.plain.multiply_transposed(outputs, like)",
-        "return self.premultiplier * self.plain.multiply_transposed(outputs, like)",
+        "segments.py",
+        "return product if self.forward_only or self.premultiplier == 1 else",
+        "return product if self.premultiplier == 1 else",
         (f"{NUMERICS}test_forward_only.py::test_backpropagation_takes_the_premultipliers_as_1[tanh]",),
     ),
     Defect(
