@@ -66,6 +66,9 @@ def main() -> None:
         sys.stdout.flush()
     except HydraException as error:
         sys.exit(f"pcexp: {refusal(error)}")
+    except KeyboardInterrupt:  # before the first cell or after the last: in between a stop is asked for
+        print("pcexp: interrupted; nothing that was computed is lost, the same command continues", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # as in `python -m pcexp ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

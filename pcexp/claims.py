@@ -33,11 +33,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement with the figure that it belongs to; `rule` judges it on the records of one data set."""
+    """A statement with the figure that it belongs to; `rule` judges it on the records of one data set.
+
+    A statement about numbers of one data set names it in `data`: it is judged on no other.
+    """
 
     figure: str
     statement: str
     rule: Callable[["Records"], Verdict]
+    data: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,14 +93,11 @@ def ended(records: "Records") -> list[Run]:
     return [run for run in records.runs.iter_rows(named=True) if run["outcome"] in ("done", "diverged")]
 
 
-def insufficient(
-    records: "Records", expected: str, why: str, *, data: str | None = None, scale: str | None = None
-) -> Verdict:
-    """The verdict where records cannot decide, with the command that would settle it: of other data or another scale, perhaps."""
+def insufficient(records: "Records", expected: str, why: str, *, scale: str | None = None) -> Verdict:
+    """The verdict where records cannot decide, with the command that would settle it: at another scale, perhaps."""
     command = records.command
-    for key, value in (("data", data), ("scale", scale)):
-        if value is not None:
-            command = re.sub(rf" {key}=\S+", "", command) + f" {key}={value}"
+    if scale is not None:
+        command = re.sub(r" scale=\S+", "", command) + f" scale={scale}"
     return Verdict("insufficient", why, f"run {command}", expected, 0, records.scale)
 
 

@@ -30,11 +30,12 @@ SCALES = ("thesis", "small", "smoke")
 
 
 def judge(study: Any, records: Records) -> list[Judged]:
-    """Verdicts of all claims of a study, data set by data set."""
+    """Verdicts of the claims of a study, data set by data set; of each those that speak of it."""
     return [
         Judged(" ".join(filter(None, group.values())), claim, claim.rule(records.select(**group)))
         for group in records.groups()
         for claim in study.CLAIMS
+        if claim.data in (None, group["data"])
     ]
 
 

@@ -37,7 +37,7 @@ def _claims(p: str) -> Iterable[Claim]:
     yield Claim("C.20", f"{p}: muPC's accuracy does not fall with width", width_rule(p))
     for figure, data in (("C.14", "mnist"), ("C.27", "fashion_mnist")):
         yield Claim(
-            "C.14, C.27", f"{p}, {figure}: T = 1 is worse than T = H and falls with depth", one_step_rule(p, data)
+            "C.14, C.27", f"{p}, {figure}: T = 1 is worse than T = H and falls with depth", one_step_rule(p), data
         )
     long = (
         ("C.17: relu, H = 128, at least 97.5 % in 5 epochs", "mnist", 4685, ">= 97.5 %", lambda best, _: best >= 97.5),
@@ -52,7 +52,7 @@ def _claims(p: str) -> Iterable[Claim]:
         ),
     )  # fmt: skip
     for statement, data, iterations, expected, holds in long:
-        yield Claim("C.17-C.19", f"{p}, {statement}", long_rule(p, data, iterations, expected, holds))
+        yield Claim("C.17-C.19", f"{p}, {statement}", long_rule(p, iterations, expected, holds), data)
     yield Claim("5.8", f"{p}: muPC at Adam's rate times sqrt(N L) does not train", rates_rule(p, above=True))
     yield Claim("5.8", f"{p}: nor at the rate over sqrt(N L), the other reading", rates_rule(p, above=False))
     yield Claim(
@@ -60,7 +60,7 @@ def _claims(p: str) -> Iterable[Claim]:
         f"{p}: muPC with premultipliers in the forward pass only does not train",
         forward_only_rule(p),
     )
-    yield Claim("anchor", f"{p}: muPC, L = 30, N = 128, relu, as published", anchor_rule(p))
+    yield Claim("anchor", f"{p}: muPC, L = 30, N = 128, relu, as published", anchor_rule(p), "mnist")
 
 
 CLAIMS = tuple(claim for protocol in PROTOCOLS for claim in _claims(protocol))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,21 @@ if TYPE_CHECKING:  # figures are imported when a run has ended, not before
 
 CLOSE_UP = 60
 Curves = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
+Drawing = Callable[["Records"], "Figure"]
+
+
+def _where_asked(arm: str, *activations: str) -> Callable[[Drawing], Callable[[Records], Figure | None]]:
+    """Leaves a figure out for data on which no such runs of muPC were asked for."""
+
+    def decorate(draw: Drawing) -> Callable[[Records], Figure | None]:
+        @functools.wraps(draw)
+        def drawn(records: Records) -> Figure | None:
+            parts = (mupc(records, p, a, arm) for p in PROTOCOLS for a in activations or ACTIVATIONS)
+            return draw(records) if any(len(part.asked) for part in parts) else None
+
+        return drawn
+
+    return decorate
 
 
 def _draw(panel: Any, curves: Curves, runs: Iterable[Run], colour: Any, **style: Any) -> None:
@@ -136,31 +152,37 @@ def _shaded(records: Records, arm: str, size: Callable[[Run], int], letter: str,
     return figure
 
 
+@_where_asked("depth", "relu")
 def figure_5_1_right(records: Records) -> Figure:
     """Test accuracy over one epoch at each depth, ReLU: muPC, SP with skips, BP. One line a seed."""
     return _models(records, "depth", ("relu",), "Figure 5.1, right: test accuracy, ReLU")
 
 
+@_where_asked("depth", "tanh", "linear")
 def figure_c_16(records: Records) -> Figure:
     """Test accuracy over one epoch at each depth, tanh and linear: muPC, SP with skips, BP. One line a seed."""
     return _models(records, "depth", ("tanh", "linear"), "Figure C.16: test accuracy, tanh and linear")
 
 
+@_where_asked("long", "relu")
 def figure_c_17(records: Records) -> Figure:
     """Test accuracy over several epochs, ReLU: muPC and BP. One line a seed."""
     return _models(records, "long", ("relu",), "Figures C.17-C.19: test accuracy over several epochs, ReLU")
 
 
+@_where_asked("width")
 def figure_c_20(records: Records) -> Figure:
     """Test accuracy of muPC by width. One line a seed."""
     return _shaded(records, "width", width_of, "N", "Figure C.20: test accuracy of muPC by width")
 
 
+@_where_asked("one_step")
 def figure_c_14(records: Records) -> Figure:
     """Test accuracy of muPC with one step of inference, by depth, and dotted with T = H. One line a seed."""
     return _shaded(records, "one_step", depth_of, "H", "Figures C.14, C.27: test accuracy of muPC with T = 1")
 
 
+@_where_asked("rates")
 def figure_5_8(records: Records) -> Figure:
     """Test accuracy of muPC at Adam's rate, and at that rate times and over sqrt(N L). One line a seed."""
     from pcexp import plotting
@@ -185,6 +207,7 @@ def figure_5_8(records: Records) -> Figure:
     return figure
 
 
+@_where_asked("forward_only")
 def figure_forward_only(records: Records) -> Figure:
     """Test accuracy of muPC with premultipliers in the forward pass only, by Adam's rate and by beta. One line a seed."""
     from pcexp import plotting
@@ -207,6 +230,7 @@ def figure_forward_only(records: Records) -> Figure:
     return figure
 
 
+@_where_asked("anchor", "relu")
 def figure_anchor(records: Records) -> Figure:
     """Test accuracy of muPC at the anchor, with the published values and the tolerances asked for. One line a seed."""
     from matplotlib.lines import Line2D

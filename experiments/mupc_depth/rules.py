@@ -159,12 +159,12 @@ def width_rule(protocol: str) -> Rule:
     return rule
 
 
-def one_step_rule(protocol: str, data: str) -> Rule:
+def one_step_rule(protocol: str) -> Rule:
     expected = "T = 1 below T = H at each depth and seed, and lower at the deepest than at the shallowest"
 
     def rule(records: Records) -> Verdict:
-        if (why := _other_data(records, data)) is not None:
-            return insufficient(records, expected, why, data=data, scale="thesis")
+        if (why := _caveat(records)) is not None:
+            return insufficient(records, expected, why)
         cases: Kinds = defaultdict(list)
         used = []
         for activation in ACTIVATIONS:
@@ -186,21 +186,18 @@ def one_step_rule(protocol: str, data: str) -> Rule:
     return rule
 
 
-def _other_data(records: Records, data: str) -> str | None:
-    """Why these records cannot decide a claim on published accuracies of a data set."""
-    found = records.asked["data"].unique().to_list() if len(records.asked) else []
-    if found != [data]:
-        return f"the claim is about {data}"
+def _caveat(records: Records) -> str | None:
+    """Why records of this copy of a data set cannot decide a claim on published accuracies."""
     caveats = records.runs["run.data_caveat"].drop_nulls() if "run.data_caveat" in records.runs.columns else ()
-    return next((f"the copy of {data}: {caveat}" for caveat in caveats if caveat), None)
+    return next((f"the copy of the data: {caveat}" for caveat in caveats if caveat), None)
 
 
-def long_rule(protocol: str, data: str, iterations: int, expected: str, holds: Callable[[float, float], bool]) -> Rule:
+def long_rule(protocol: str, iterations: int, expected: str, holds: Callable[[float, float], bool]) -> Rule:
     """On runs of H = 128 of so many iterations; `holds` sees the highest accuracy of a run, and BP's at the end less its own."""
 
     def rule(records: Records) -> Verdict:
-        if (why := _other_data(records, data)) is not None:
-            return insufficient(records, expected, why, data=data, scale="thesis")
+        if (why := _caveat(records)) is not None:
+            return insufficient(records, expected, why)
         part, rival = mupc(records, protocol, "relu", "long"), bp(records, "relu", "long")
         rivals, curves = by_seed(runs_of(rival), depth_of), tests(records)
         cases: Kinds = defaultdict(list)
@@ -222,8 +219,8 @@ def anchor_rule(protocol: str) -> Rule:
     )
 
     def rule(records: Records) -> Verdict:
-        if (why := _other_data(records, "mnist")) is not None:
-            return insufficient(records, expected, why, data="mnist")
+        if (why := _caveat(records)) is not None:
+            return insufficient(records, expected, why)
         part, curves = mupc(records, protocol, "relu", "anchor"), tests(records)
         runs = [run for run in runs_of(part) if (width_of(run), depth_of(run)) == (128, 29)]
         cases: Kinds = {}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import quick
 
+from pcexp.__main__ import main
 from pcexp.cell import Cell
 from pcexp.configuration import Refused
 from pcexp.runner import Session
@@ -249,3 +250,17 @@ def test_leftovers_of_a_killed_process_are_no_data(
         (folder / name).write_text("half")
     assert run(*quick.LONG) == 0
     assert quick.numbers(outputs) == quick.numbers(undisturbed)
+
+
+def test_ctrl_c_before_the_first_cell_or_after_the_last_is_answered_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pcexp.__main__._run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    said = "pcexp: interrupted; nothing that was computed is lost, the same command continues\n"
+    assert capsys.readouterr().err == said
