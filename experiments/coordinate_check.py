@@ -50,7 +50,7 @@ from pcexp.claims import Case, Claim, Run, Verdict, ended, verdict
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
 from pcexp.network import Network
-from pcexp.pack import Pack, components, initial_network, lane_key
+from pcexp.pack import Drawn, Pack, components, initial_network, lane_key
 from pcexp.runner import Job
 from pcexp.spec import Lane
 from pcexp.study import AbstractStudy
@@ -94,7 +94,7 @@ class CoordinateCheck(AbstractStudy):
             # Traced: the run and its control share a compilation.
             rated = eqx.Partial(hidden_rate, optimiser, jnp.asarray(factor))
             state = initial_state(network, rated, key=lane_key(job.spec, lane, 1))
-            packs[name] = Pack([lane], [state], [(learning, rated)])
+            packs[name] = Pack([lane], _always(Drawn(state, learning, rated)))
         for iteration in range(iterations(job.spec.training, len(x))):
             row: dict[str, Any] = {"iteration": iteration}
             for name, pack in packs.items():
@@ -111,6 +111,10 @@ class CoordinateCheck(AbstractStudy):
             for name in ("", "control_")
             for layer, i in (("hidden", LAST_HIDDEN), ("output", OUTPUT))
         }
+
+
+def _always(drawn: Drawn) -> Callable[[Lane], Drawn]:
+    return lambda _: drawn
 
 
 def hidden_rate(

@@ -26,7 +26,7 @@ from pcexp import checkpoint
 from pcexp.architecture import AbstractArchitecture
 from pcexp.cell import read_lines
 from pcexp.network import Network
-from pcexp.pack import ROWS_A_CALL, Pack, arithmetic, components, evaluate, in_floats, initial_network, lane_key
+from pcexp.pack import ROWS_A_CALL, Drawn, Pack, arithmetic, components, evaluate, in_floats, initial_network, lane_key
 from pcexp.progress import duration
 from pcexp.runner import AtEnd, Job, Stopped
 from pcexp.spec import Lane, insert
@@ -88,34 +88,26 @@ class LaneTraining:
         self.total = iterations(self.spec.training, n)
         floats = jnp.result_type(float)
         x, y = jnp.asarray(train.x, floats), jnp.asarray(train.y, floats)
-        states: list[TrainState] = []
-        parts, self.seconds_before = [], {}
+        self.first = {lanes[0].name: self._fresh(lanes[0])}
+        first = self.first[lanes[0].name].state
+        self.spec.learning.check(first.network)
+        mask = None if train.mask is None else jnp.asarray(train.mask, floats)
+        probe = batch_layout(first.network, x[:probe_size])
+        self.data = TrainingSet(x, y, probe, y[:probe_size].T, self.dataset.augment, mask)
+        reached, self.seconds_before = {}, {}
         for lane in lanes:
-            network = initial_network(self.spec, lane, self.dataset)
-            if not states:
-                self.spec.learning.check(network)
-                probe = batch_layout(network, x[:probe_size])
-                mask = None if train.mask is None else jnp.asarray(train.mask, floats)
-                self.data = TrainingSet(x, y, probe, y[:probe_size].T, self.dataset.augment, mask)
-            _, learning, optimiser = components(self.spec, lane)
-            fresh = initial_state(network, optimiser, key=lane_key(self.spec, lane, 1))
-            state, self.seconds_before[lane.name] = self._resume(lane, fresh)
-            states.append(state)
-            parts.append((learning, optimiser))
-        self.cell.rewind({lane.name: int(s.iteration) for lane, s in zip(lanes, states, strict=True)})
+            reached[lane.name], self.seconds_before[lane.name] = self._reached(lane, first)
+        self.cell.rewind(reached)
         cpu = jax.default_backend() == "cpu"
         self.workers = self.session.execution.workers or (len(os.sched_getaffinity(0)) if cpu else 1)
-        size = self.session.execution.pack_size or (1 if cpu else self._lanes_in_memory(states[0]))
+        size = self.session.execution.pack_size or (1 if cpu else self._lanes_in_memory(first))
         self.packs = []
-        # Lanes that were cut off at different iterations cannot share a counter.
-        for _, group in itertools.groupby(
-            sorted(range(len(lanes)), key=lambda i: int(states[i].iteration)), key=lambda i: int(states[i].iteration)
-        ):
-            members = list(group)
+        # Lanes that were cut off at different iterations cannot share a counter. The most advanced first: they end soonest.
+        for iteration in sorted(set(reached.values()), reverse=True):
+            members = [lane for lane in lanes if reached[lane.name] == iteration]
             n_packs = -(-len(members) // size)
-            for k in range(n_packs):
-                some = members[len(members) * k // n_packs : len(members) * (k + 1) // n_packs]
-                self.packs.append(Pack([lanes[i] for i in some], [states[i] for i in some], [parts[i] for i in some]))
+            bounds = [len(members) * k // n_packs for k in range(n_packs + 1)]
+            self.packs += [Pack(members[start:stop], self._drawn) for start, stop in itertools.pairwise(bounds)]
         if not cpu and len(self.packs) > 1:
             self.session.progress.say(f"{len(lanes)} lanes of {self.spec.cell} run in {len(self.packs)} packs")
         self.seconds_an_iteration: dict[int, float] = {}
@@ -134,37 +126,53 @@ class LaneTraining:
         lane = 3 * parameters + 4 * activities * self.data.x.dtype.itemsize + 8 * len(self.data.x)
         return max(1, int(0.8 * free / lane))
 
-    def _resume(self, lane: Lane, fresh: TrainState) -> tuple[TrainState, float]:
-        """Where a lane goes on, and the seconds that it has run."""
+    def _fresh(self, lane: Lane) -> Drawn:
+        """A lane before its first iteration."""
+        network = initial_network(self.spec, lane, self.dataset)
+        _, learning, optimiser = components(self.spec, lane)
+        return Drawn(initial_state(network, optimiser, key=lane_key(self.spec, lane, 1)), learning, optimiser)
+
+    def _drawn(self, lane: Lane) -> Drawn:
+        """A lane where it goes on."""
+        drawn, path = self.first.pop(lane.name, None) or self._fresh(lane), self.cell.checkpoint(lane.name)
+        return drawn._replace(state=checkpoint.load(path, drawn.state)[0]) if path.exists() else drawn
+
+    def _reached(self, lane: Lane, like: TrainState) -> tuple[int, float]:
+        """The iteration that a lane goes on at, and the seconds that it has run; its checkpoint must be `like` a state."""
         path = self.cell.checkpoint(lane.name)
         if not path.exists():
-            return fresh, 0.0
+            return 0, 0.0
         try:
-            state, about = checkpoint.load(path, fresh)
+            state, about = checkpoint.load(path, like)
         except checkpoint.CheckpointError as error:
             aside = path.with_suffix(".set-aside")
             os.replace(path, aside)
             self.session.progress.say(f"{error}; set aside as {aside}, the lane starts again")
-            return fresh, 0.0
-        return state, float(about["seconds_run"])
+            return 0, 0.0
+        return int(state.iteration), float(about["seconds_run"])
 
     def run(self) -> None:
-        """Advance packs, the least advanced first, until all lanes are finished or the session stops."""
-        waiting = deque(self._compiled(self.packs))
+        """Advance packs, each to its end before another begins, until all lanes are finished or the session stops."""
+        waiting = deque(self.packs)
+        self.packs = []  # held by those that advance them only: a pack that has ended frees its memory
         flying: dict[Future[Progressed], Pack] = {}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="lane") as pool:
             while waiting or flying:
                 while waiting and len(flying) < self.workers and not self.session.stopping:
                     pack = waiting.popleft()
+                    if len(pack.lanes) not in self.compiled:
+                        waiting.extendleft(reversed(self._compiled([pack])))
+                        continue
                     flying[pool.submit(self._call, pack, self._call_size(pack))] = pack
                 if not flying:
                     break
                 done, _ = wait(flying, return_when=FIRST_COMPLETED)
                 for future in done:
-                    waiting.extend(self._absorb(flying.pop(future), future))
+                    waiting.extendleft(reversed(self._absorb(flying.pop(future), future)))
         if waiting:
             for pack in waiting:
-                self._save(pack)
+                if pack.advanced:
+                    self._save(pack)
             raise Stopped
 
     def _compiled(self, packs: Sequence[Pack]) -> list[Pack]:
@@ -202,11 +210,12 @@ class LaneTraining:
 
     def _call(self, pack: Pack, n: int) -> Progressed:
         """On a worker thread: what the test set says where the pack stands, if that is due, and n iterations or fewer."""
-        every, t, tests = self.spec.training.test_every, pack.iteration, []
-        if every is not None:
-            n = min(n, every - t % every)
-            if t % every == 0:
-                with arithmetic(self.spec.training.precision):
+        every, tests = self.spec.training.test_every, []
+        with arithmetic(self.spec.training.precision):
+            t = pack.iteration
+            if every is not None:
+                n = min(n, every - t % every)
+                if t % every == 0:
                     tests = pack.evaluate(self.dataset)
         return tests, t, *pack.call(self.data, self.spec, self.measure, n)
 

@@ -1,9 +1,9 @@
 """Packs: the lanes that advance together in one compiled call, one on a CPU, several vmapped on a GPU."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -72,29 +72,53 @@ def arithmetic(precision: Precision) -> Iterator[None]:
         yield
 
 
-class Pack:
-    """Lanes at one iteration that advance together: one on a CPU, several vmapped on a GPU."""
+class Drawn(NamedTuple):
+    """What a lane, or a pack of lanes along a first axis, trains with."""
 
-    def __init__(self, lanes: Sequence[Lane], states: Sequence[TrainState], parts: Sequence[tuple[Any, Any]]) -> None:
-        self.lanes = lanes
+    state: TrainState
+    learning: Any
+    optimiser: Any
+
+
+class Pack:
+    """Lanes at one iteration that advance together: one on a CPU, several vmapped on a GPU.
+
+    What they hold of the device's memory is drawn when they begin and goes when the pack is dropped: of a grid that does not
+    fit into memory at once, only the packs that are being advanced are there.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], draw: Callable[[Lane], Drawn]) -> None:
+        self.lanes, self.draw = lanes, draw
         self.single = len(lanes) == 1
-        stack = (lambda *trees: trees[0]) if self.single else _stack
-        self.state: TrainState = stack(*states)
-        self.learning, self.optimiser = stack(*[p[0] for p in parts]), stack(*[p[1] for p in parts])
+        self.held: Drawn | None = None
+        self.advanced = False
         self.written: dict[str, bool] = {lane.name: False for lane in lanes}
         self.saved_at = time.monotonic()
         self.seconds_to_save = 0.0
         self.seconds_run = 0.0
 
+    def begin(self) -> Drawn:
+        """What the lanes hold, drawn if that has not been done."""
+        if self.held is None:
+            drawn = [self.draw(lane) for lane in self.lanes]
+            self.held = drawn[0] if self.single else _stack(*drawn)
+        return self.held
+
+    @property
+    def state(self) -> TrainState:
+        """Where the lanes stand."""
+        return self.begin().state
+
     def call(self, data: TrainingSet, spec: Spec, measure: Measure, n: int) -> tuple[Rows, float]:
         """Advance by n iterations (on a worker thread); the rows, and the seconds that one iteration took."""
-        start, before = time.perf_counter(), self.iteration
         run = advance if self.single else advance_pack
         with arithmetic(spec.training.precision):
+            held = self.begin()
+            start, before = time.perf_counter(), self.iteration
             state, rows = run(
-                self.state,
-                self.learning,
-                self.optimiser,
+                held.state,
+                held.learning,
+                held.optimiser,
                 data,
                 spec.training,
                 measure,
@@ -102,7 +126,7 @@ class Pack:
                 jnp.asarray(n, jnp.int32),
             )
             jax.block_until_ready((state, rows))
-        self.state = state
+        self.held, self.advanced = held._replace(state=state), self.advanced or n > 0
         seconds = time.perf_counter() - start
         self.seconds_run += seconds
         return rows, seconds / max(self.iteration - before, 1)
@@ -142,12 +166,9 @@ class Pack:
 
     def part(self, indices: Sequence[int]) -> "Pack":
         """A pack of some of the lanes."""
-        parts = (self.learning, self.optimiser)
-        pack = Pack(
-            [self.lanes[i] for i in indices],
-            [self.lane_state(i) for i in indices],
-            [parts if self.single else _lane(parts, i) for i in indices],
-        )
+        pack = Pack([self.lanes[i] for i in indices], self.draw)
+        if self.advanced:  # if not, they are drawn again, when their turn comes
+            pack.held, pack.advanced = _lane(self.begin(), indices[0] if pack.single else np.asarray(indices)), True
         pack.written = {lane.name: self.written[lane.name] for lane in pack.lanes}
         pack.saved_at, pack.seconds_run = self.saved_at, self.seconds_run
         return pack
@@ -185,7 +206,7 @@ _outputs = eqx.filter_jit(_test_outputs)
 _outputs_of_lanes = eqx.filter_jit(eqx.filter_vmap(_test_outputs, in_axes=(eqx.if_array(0), None)))
 
 
-def _lane(tree: Any, i: int) -> Any:
+def _lane(tree: Any, i: int | np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[i] if eqx.is_array(leaf) else leaf, tree)
 
 

@@ -1,5 +1,6 @@
 """Packs: several lanes in one program, what the test set says on the way, and a memory that does not hold them all."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,24 @@ def test_a_pack_that_would_take_more_than_half_of_the_budget_is_halved(
     assert "4 lanes would take 7 min 28 s of 8.5 min: in halves" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("pack_size", "most"), [(1, 2), (2, 4)])
+def test_only_lanes_that_are_being_advanced_are_in_memory(
+    outputs: Path, run: Run, short_calls: None, monkeypatch: pytest.MonkeyPatch, pack_size: int, most: int
+) -> None:
+    begin, begun, seen = lanes.Pack.begin, weakref.WeakSet[Any](), []
+
+    def counted(pack: Any) -> Any:
+        drawn = begin(pack)
+        begun.add(pack)
+        seen.append(sum(len(one.lanes) for one in begun))
+        return drawn
+
+    monkeypatch.setattr(lanes.Pack, "begin", counted)
+    asked = ("lanes.seed=[0,1,2,3,4,5,6,7]", "execution.workers=2", f"execution.pack_size={pack_size}")
+    assert run(*quick.LONG[:2], *asked) == 0
+    assert len(quick.entries(outputs)) == 8 and max(seen) == most
+
+
 def test_lanes_that_stand_at_different_iterations_do_not_share_a_pack(
     outputs: Path, run: Run, short_calls: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,9 +110,9 @@ def test_lanes_that_stand_at_different_iterations_do_not_share_a_pack(
     packs: list[set[int]] = []
     make = lanes.Pack.__init__
 
-    def seen(pack: Any, of: Any, states: Any, parts: Any) -> None:
-        packs.append({int(state.iteration) for state in states})
-        make(pack, of, states, parts)
+    def seen(pack: Any, of: Any, draw: Any) -> None:
+        packs.append({int(draw(lane).state.iteration) for lane in of})
+        make(pack, of, draw)
 
     monkeypatch.setattr(lanes.Pack, "__init__", seen)
     assert run(*asked, "execution.pack_size=3") == 0
