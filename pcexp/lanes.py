@@ -2,35 +2,38 @@
 
 On a CPU each worker thread advances one lane at a time inside a synchronous XLA call: products of this size use one core, so
 threads over lanes use all cores, share one compilation, and an uneven number of lanes still fills them. On a GPU the lanes of
-a cell are vmapped in packs.
+a cell are vmapped in packs, and each of several GPUs has a thread and a pack of its own.
 """
 
 import itertools
-import json
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 
 from pcexp import checkpoint
-from pcexp.architecture import AbstractArchitecture
-from pcexp.cell import read_lines
-from pcexp.network import Network
-from pcexp.pack import ROWS_A_CALL, Drawn, Pack, arithmetic, components, evaluate, in_floats, initial_network, lane_key
+from pcexp.pack import (
+    ROWS_A_CALL,
+    Drawn,
+    Pack,
+    arithmetic,
+    components,
+    initial_network,
+    lane_key,
+    on_device,
+)
 from pcexp.progress import duration
 from pcexp.runner import AtEnd, Job, Stopped
-from pcexp.spec import Lane, insert
-from pcexp.targets import ALLOWED_TARGETS, build
+from pcexp.spec import Lane
 from pcexp.train import (
     Measure,
     Rows,
@@ -46,30 +49,6 @@ OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 Progressed = tuple[list[dict[str, float]], int, Rows, float]
 """What a call gives: the test set's verdicts on the lanes and where they stood, rows, and seconds an iteration."""
-
-__all__ = ["LaneTraining", "evaluate", "trained_network"]
-
-
-def trained_network(folder: Path, lane: str) -> Network:
-    """The network that a lane of the cell in `folder` ended with (kept with execution.save_networks=true).
-
-    Raises CheckpointError where it is missing, damaged, or of another shape than the cell's configuration says.
-    """
-    path = folder / "networks" / f"{lane}.npz"
-    about = checkpoint.about(path)
-    science = json.loads((folder / "config.json").read_text())["science"]
-    for entry in read_lines(folder / "lanes.jsonl"):
-        if entry["lane"] == lane:
-            for key, value in entry["values"].items():
-                if key != "seed":
-                    insert(science, key, value)
-    architecture: AbstractArchitecture = build(science["network"], "network", ALLOWED_TARGETS)
-    parameterisation = build(science["parameterisation"], "parameterisation", ALLOWED_TARGETS)
-    shape = tuple(about["input_shape"])
-    drawn = architecture.build(parameterisation, shape, about["d_out"], key=jr.key(0))
-    with arithmetic(science["training"].get("precision", "float32")):
-        network, _ = checkpoint.load(path, in_floats(drawn))
-    return network
 
 
 class LaneTraining:
@@ -98,8 +77,8 @@ class LaneTraining:
         for lane in lanes:
             reached[lane.name], self.seconds_before[lane.name] = self._reached(lane, first)
         self.cell.rewind(reached)
-        cpu = jax.default_backend() == "cpu"
-        self.workers = self.session.execution.workers or (len(os.sched_getaffinity(0)) if cpu else 1)
+        cpu, self.devices = jax.default_backend() == "cpu", jax.local_devices()
+        self.workers = self.session.execution.workers or (len(os.sched_getaffinity(0)) if cpu else len(self.devices))
         size = self.session.execution.pack_size or (1 if cpu else self._lanes_in_memory(first))
         self.packs = []
         # Lanes that were cut off at different iterations cannot share a counter. The most advanced first: they end soonest.
@@ -112,7 +91,9 @@ class LaneTraining:
             self.session.progress.say(f"{len(lanes)} lanes of {self.spec.cell} run in {len(self.packs)} packs")
         self.seconds_an_iteration: dict[int, float] = {}
         self.seconds_compile = 0.0
-        self.compiled: set[int] = set()
+        self.compiled: set[tuple[int, jax.Device | None]] = set()
+        self.data_on: dict[jax.Device | None, TrainingSet] = {}
+        self.compiling = {device: threading.Lock() for device in (None, *self.devices)}
 
     def _lanes_in_memory(self, state: TrainState) -> int:
         """Lanes that the device's memory holds at once, by an estimate; where it is wrong, packs are halved."""
@@ -160,10 +141,8 @@ class LaneTraining:
             while waiting or flying:
                 while waiting and len(flying) < self.workers and not self.session.stopping:
                     pack = waiting.popleft()
-                    if len(pack.lanes) not in self.compiled:
-                        waiting.extendleft(reversed(self._compiled([pack])))
-                        continue
-                    flying[pool.submit(self._call, pack, self._call_size(pack))] = pack
+                    self._place(pack, [other.device for other in flying.values()])
+                    flying[pool.submit(self._call, pack)] = pack
                 if not flying:
                     break
                 done, _ = wait(flying, return_when=FIRST_COMPLETED)
@@ -175,24 +154,24 @@ class LaneTraining:
                     self._save(pack)
             raise Stopped
 
-    def _compiled(self, packs: Sequence[Pack]) -> list[Pack]:
-        """The packs, each size compiled; in halves where the device's memory does not hold one, failed where not one lane."""
-        ready = []
-        for pack in packs:
-            if len(pack.lanes) in self.compiled:
-                ready.append(pack)
-                continue
-            start = time.perf_counter()
-            try:
-                pack.call(self.data, self.spec, self.measure, 0)  # no iteration: this compiles
-            except jax.errors.JaxRuntimeError as error:
-                ready += self._compiled(self._halves(pack, error))
-                continue
-            self.compiled.add(len(pack.lanes))
-            self.seconds_compile += time.perf_counter() - start
-            pack.seconds_run = 0.0
-            ready.append(pack)
-        return ready
+    def _place(self, pack: Pack, busy: Sequence[jax.Device | None]) -> None:
+        """Put a pack on a device that is not busy: its own, if that is one."""
+        if len(self.devices) > 1:
+            pack.move(min(self.devices, key=lambda device: (busy.count(device), device != pack.device)))
+
+    def _ready(self, pack: Pack) -> TrainingSet:
+        """On a worker thread: the data on the pack's device, once the program for packs of this size is compiled for it."""
+        size, device = len(pack.lanes), pack.device
+        with self.compiling[device], arithmetic(self.spec.training.precision):
+            if device not in self.data_on:
+                self.data_on[device] = on_device(device, self.data)
+            if (size, device) not in self.compiled:
+                start, before = time.perf_counter(), pack.seconds_run
+                pack.call(self.data_on[device], self.spec, self.measure, 0)  # no iteration: this compiles
+                self.compiled.add((size, device))
+                self.seconds_compile += time.perf_counter() - start
+                pack.seconds_run = before
+        return self.data_on[device]
 
     def _halves(self, pack: Pack, error: Exception) -> tuple[Pack, ...]:
         """What can still be tried of a pack that a call failed on: its halves where it was too large."""
@@ -208,8 +187,9 @@ class LaneTraining:
             return FIRST_CALL_ITERATIONS
         return max(1, min(int(self.session.execution.call_s / seconds), ROWS_A_CALL * self.spec.training.record_every))
 
-    def _call(self, pack: Pack, n: int) -> Progressed:
-        """On a worker thread: what the test set says where the pack stands, if that is due, and n iterations or fewer."""
+    def _call(self, pack: Pack) -> Progressed:
+        """On a worker thread: what the test set says where the pack stands, if that is due, and some iterations."""
+        data, n = self._ready(pack), self._call_size(pack)
         every, tests = self.spec.training.test_every, []
         with arithmetic(self.spec.training.precision):
             t = pack.iteration
@@ -217,14 +197,14 @@ class LaneTraining:
                 n = min(n, every - t % every)
                 if t % every == 0:
                     tests = pack.evaluate(self.dataset)
-        return tests, t, *pack.call(self.data, self.spec, self.measure, n)
+        return tests, t, *pack.call(data, self.spec, self.measure, n)
 
     def _absorb(self, pack: Pack, future: Future[Progressed]) -> Sequence[Pack]:
         """Write what a call gave; what goes on of the pack."""
         try:
             tests, tested_at, rows, seconds = future.result()
         except jax.errors.JaxRuntimeError as error:
-            return self._compiled(self._halves(pack, error))
+            return self._halves(pack, error)
         twice = self.seconds_an_iteration.get(2 * len(pack.lanes), math.inf)
         self.seconds_an_iteration[len(pack.lanes)] = seconds
         tested = (
@@ -258,9 +238,9 @@ class LaneTraining:
             self.session.progress.say(
                 f"{len(pack.lanes)} lanes would take {duration(left)} of {minutes:g} min: in halves"
             )
-            return self._compiled(pack.halves())
+            return pack.halves()
         if 2 * len(over) >= len(pack.lanes) and left / 2 > self.seconds_compile:
-            return self._compiled([pack.part([i for i in range(len(pack.lanes)) if i not in over])])
+            return (pack.part([i for i in range(len(pack.lanes)) if i not in over]),)
         return (pack,)
 
     def _fail(self, pack: Pack, error: Exception) -> None:

@@ -83,14 +83,15 @@ class Drawn(NamedTuple):
 class Pack:
     """Lanes at one iteration that advance together: one on a CPU, several vmapped on a GPU.
 
-    What they hold of the device's memory is drawn when they begin and goes when the pack is dropped: of a grid that does not
-    fit into memory at once, only the packs that are being advanced are there.
+    What they hold of a device's memory is drawn when they begin and goes when the pack is dropped: of a grid that does not
+    fit into memory at once, only the packs that are being advanced are there. Without a `device` they are on JAX's default one.
     """
 
     def __init__(self, lanes: Sequence[Lane], draw: Callable[[Lane], Drawn]) -> None:
         self.lanes, self.draw = lanes, draw
         self.single = len(lanes) == 1
         self.held: Drawn | None = None
+        self.device: jax.Device | None = None
         self.advanced = False
         self.written: dict[str, bool] = {lane.name: False for lane in lanes}
         self.saved_at = time.monotonic()
@@ -100,9 +101,16 @@ class Pack:
     def begin(self) -> Drawn:
         """What the lanes hold, drawn if that has not been done."""
         if self.held is None:
-            drawn = [self.draw(lane) for lane in self.lanes]
-            self.held = drawn[0] if self.single else _stack(*drawn)
+            with jax.default_device(self.device):
+                drawn = [self.draw(lane) for lane in self.lanes]
+                self.held = on_device(self.device, drawn[0] if self.single else _stack(*drawn))
         return self.held
+
+    def move(self, device: jax.Device) -> None:
+        """Have the lanes advance on a device, with what they hold."""
+        if self.held is not None and device != self.device:
+            self.held = on_device(device, self.held)
+        self.device = device
 
     @property
     def state(self) -> TrainState:
@@ -168,7 +176,8 @@ class Pack:
         """A pack of some of the lanes."""
         pack = Pack([self.lanes[i] for i in indices], self.draw)
         if self.advanced:  # if not, they are drawn again, when their turn comes
-            pack.held, pack.advanced = _lane(self.begin(), indices[0] if pack.single else np.asarray(indices)), True
+            pack.device, pack.advanced = self.device, True
+            pack.held = _lane(self.begin(), indices[0] if pack.single else np.asarray(indices))
         pack.written = {lane.name: self.written[lane.name] for lane in pack.lanes}
         pack.saved_at, pack.seconds_run = self.saved_at, self.seconds_run
         return pack
@@ -208,6 +217,13 @@ _outputs_of_lanes = eqx.filter_jit(eqx.filter_vmap(_test_outputs, in_axes=(eqx.i
 
 def _lane(tree: Any, i: int | np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[i] if eqx.is_array(leaf) else leaf, tree)
+
+
+def on_device(device: jax.Device | None, tree: Any) -> Any:
+    """A tree with its arrays on a device."""
+    if device is None:
+        return tree
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, device) if eqx.is_array(leaf) else leaf, tree)
 
 
 def _stack(*trees: Any) -> Any:

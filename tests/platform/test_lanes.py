@@ -12,8 +12,9 @@ import quick
 
 from pcexp import checkpoint, lanes, sweep
 from pcexp.cell import read_lines
-from pcexp.lanes import evaluate, initial_network, trained_network
+from pcexp.pack import evaluate, initial_network
 from pcexp.runner import Datasets
+from pcexp.trained import trained_network
 
 Run = Callable[..., int]
 

@@ -1,5 +1,7 @@
 """Packs: several lanes in one program, what the test set says on the way, and a memory that does not hold them all."""
 
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from pcexp.cell import Cell, read_lines
 from pcexp.collecting import thinned
 from pcexp.runner import Job, Session
 from pcexp.targets import SpecError
+from pcexp.trained import trained_network
 
 Run = Callable[..., int]
 SEEDS = "lanes.seed=[0,1,2]"
@@ -91,6 +94,48 @@ def test_only_lanes_that_are_being_advanced_are_in_memory(
     asked = ("lanes.seed=[0,1,2,3,4,5,6,7]", "execution.workers=2", f"execution.pack_size={pack_size}")
     assert run(*quick.LONG[:2], *asked) == 0
     assert len(quick.entries(outputs)) == 8 and max(seen) == most
+
+
+SEVERAL_DEVICES = """
+import os, sys
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax
+import pcexp.lanes, pcexp.sweep
+pcexp.sweep._report = lambda *_: None
+pcexp.lanes.LaneTraining._call_size = lambda *_: 20
+call = pcexp.lanes.Pack.call
+
+def placed(pack, data, *rest):
+    found = call(pack, data, *rest)
+    arrays = [leaf for leaf in jax.tree.leaves((pack.state, data)) if isinstance(leaf, jax.Array)]
+    assert all(leaf.devices() == {pack.device} for leaf in arrays)
+    print("placed", pack.device.id, *(lane.name for lane in pack.lanes), flush=True)
+    return found
+
+pcexp.lanes.Pack.call = placed
+from pcexp.__main__ import main
+main()
+"""
+
+
+def test_packs_go_to_all_devices_and_the_rows_are_those_of_one(outputs: Path, run: Run, tmp_path: Path) -> None:
+    asked = (*quick.LONG[:2], "lanes.seed=[0,1,2,3,4,5]", "execution.pack_size=2")
+    several = tmp_path / "several"
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL_DEVICES, *quick.QUICK, *asked, f"execution.outputs={several}", "execution.workers=2"],
+        cwd=tmp_path, env=quick.environment(tmp_path), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    places: dict[str, set[str]] = {}
+    for line in done.stdout.splitlines():
+        if line.startswith("placed"):
+            _, device, *names = line.split()
+            places.setdefault(device, set()).update(names)
+    assert places.keys() == {"0", "1"} and not places["0"] & places["1"]  # each pack stays where it began
+    assert sorted(map(len, places.values())) == [2, 4]
+    assert run(*asked) == 0
+    assert quick.numbers(several) == quick.numbers(outputs)
 
 
 def test_lanes_that_stand_at_different_iterations_do_not_share_a_pack(
@@ -177,7 +222,7 @@ def test_what_a_study_says_of_initial_and_final_weights_joins_the_summary(
     from pcexp.runner import Datasets
 
     fresh = lanes.initial_network(spec, spec.lanes[0], Datasets()(spec))
-    trained = lanes.trained_network(folder, entry["lane"])
+    trained = trained_network(folder, entry["lane"])
     expected = [np.linalg.norm(f.weight - i.weight) for i, f in zip(fresh.segments, trained.segments, strict=True)]
     np.testing.assert_allclose(entry["summary"]["moved"], expected, rtol=1e-6)
     assert min(expected) > 0

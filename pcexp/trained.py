@@ -1,0 +1,36 @@
+"""Networks that lanes ended with, where a run was asked to keep them."""
+
+import json
+from pathlib import Path
+
+import jax.random as jr
+
+from pcexp import checkpoint
+from pcexp.architecture import AbstractArchitecture
+from pcexp.cell import read_lines
+from pcexp.network import Network
+from pcexp.pack import arithmetic, in_floats
+from pcexp.spec import insert
+from pcexp.targets import ALLOWED_TARGETS, build
+
+
+def trained_network(folder: Path, lane: str) -> Network:
+    """The network that a lane of the cell in `folder` ended with (kept with execution.save_networks=true).
+
+    Raises CheckpointError where it is missing, damaged, or of another shape than the cell's configuration says.
+    """
+    path = folder / "networks" / f"{lane}.npz"
+    about = checkpoint.about(path)
+    science = json.loads((folder / "config.json").read_text())["science"]
+    for entry in read_lines(folder / "lanes.jsonl"):
+        if entry["lane"] == lane:
+            for key, value in entry["values"].items():
+                if key != "seed":
+                    insert(science, key, value)
+    architecture: AbstractArchitecture = build(science["network"], "network", ALLOWED_TARGETS)
+    parameterisation = build(science["parameterisation"], "parameterisation", ALLOWED_TARGETS)
+    shape = tuple(about["input_shape"])
+    drawn = architecture.build(parameterisation, shape, about["d_out"], key=jr.key(0))
+    with arithmetic(science["training"].get("precision", "float32")):
+        network, _ = checkpoint.load(path, in_floats(drawn))
+    return network
