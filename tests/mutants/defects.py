@@ -133,11 +133,15 @@ DEFECTS = (
         "square weights are transposed",
         "segments.py",
         "product = _product(self.weight, 2, inputs, 1)",
-        "product = _product(self.weight, 1, inputs, 1)",
+        "d_out, d_in = self.weight.shape[1:]\n        product = _product(self.weight, 1 + (d_out != d_in), inputs, 1)",
         PRE,
     ),
     Defect(
-        "inference pulls with weights as they are", "segments.py", "jnp.swapaxes(self.weight, 1, 2)", "self.weight", PRE
+        "inference pulls with square weights as they are",
+        "segments.py",
+        "transposed=jnp.swapaxes(self.weight, 1, 2)",
+        "transposed=self.weight if self.weight.shape[1] == self.weight.shape[2] else jnp.swapaxes(self.weight, 1, 2)",
+        PRE,
     ),
     Defect(
         "differences skip one layer too many",
