@@ -79,7 +79,9 @@ class LaneTraining:
         self.cell.rewind(reached)
         cpu, self.devices = jax.default_backend() == "cpu", jax.local_devices()
         self.workers = self.session.execution.workers or (len(os.sched_getaffinity(0)) if cpu else len(self.devices))
-        size = self.session.execution.pack_size or (1 if cpu else self._lanes_in_memory(first))
+        # On GPUs as many lanes as fit, but no device without a share.
+        share = -(-len(lanes) // len(self.devices))
+        size = self.session.execution.pack_size or (1 if cpu else min(self._lanes_in_memory(first), share))
         self.packs = []
         # Lanes that were cut off at different iterations cannot share a counter. The most advanced first: they end soonest.
         for iteration in sorted(set(reached.values()), reverse=True):
