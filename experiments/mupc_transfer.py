@@ -186,18 +186,23 @@ def _draw(axis: Any, grid: Grid, smallest: Grid, levels: np.ndarray) -> Any:
     return drawn
 
 
-def _contours(records: Records, title: str, activation: str, ends_only: bool = False) -> Figure:
-    """Rows are protocols and arms, columns sizes."""
+def _contours(records: Records, title: str, activation: str, ends_only: bool = False) -> Figure | None:
+    """Rows are protocols and arms, columns sizes; of what was asked for, if there is any."""
     from matplotlib.lines import Line2D
 
     from pcexp import plotting
 
     axes_of = ("depth",) if ends_only else ("width", "depth")
-    rows = [(protocol, axis) for axis in axes_of for protocol in PROTOCOLS]
     lines = {}
-    for protocol, axis in rows:
-        line = arm(grids(records.select(protocol=protocol, activation=activation)), axis)
-        lines[protocol, axis] = [line[0], line[-1]] if ends_only and len(line) > 2 else line
+    for axis in axes_of:
+        for protocol in PROTOCOLS:
+            part = records.select(protocol=protocol, activation=activation)
+            if len(part.asked):
+                line = arm(grids(part), axis)
+                lines[protocol, axis] = [line[0], line[-1]] if ends_only and len(line) > 2 else line
+    if not lines:
+        return None
+    rows = list(lines)
     columns = max(1, *(len(line) for line in lines.values()))
     figure, panels = plotting.panels(len(rows), columns, title, width=2.6, height=2.3)
     seen = [np.log10(loss) for line in lines.values() for g in line for loss in g.loss.values() if math.isfinite(loss)]
@@ -233,22 +238,22 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
     return figure
 
 
-def figure_5_1_left(records: Records) -> Figure:
+def figure_5_1_left(records: Records) -> Figure | None:
     """Lowest loss over both learning rates, the shallowest and the deepest net, tanh."""
     return _contours(records, "Figure 5.1, left: lowest training loss, tanh", "tanh", ends_only=True)
 
 
-def figure_5_5(records: Records) -> Figure:
+def figure_5_5(records: Records) -> Figure | None:
     """Lowest loss over both learning rates, by width and by depth, tanh."""
     return _contours(records, "Figure 5.5: lowest training loss over learning rates, tanh", "tanh")
 
 
-def figure_c_31(records: Records) -> Figure:
+def figure_c_31(records: Records) -> Figure | None:
     """Lowest loss over both learning rates, by width and by depth, linear."""
     return _contours(records, "Figure C.31: lowest training loss over learning rates, linear", "linear")
 
 
-def figure_c_32(records: Records) -> Figure:
+def figure_c_32(records: Records) -> Figure | None:
     """Lowest loss over both learning rates, by width and by depth, ReLU."""
     return _contours(records, "Figure C.32: lowest training loss over learning rates, ReLU", "relu")
 

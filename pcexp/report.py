@@ -39,15 +39,18 @@ def judge(study: Any, records: Records) -> list[Judged]:
     ]
 
 
-def figures(study: Any, records: Records, folder: Path, again: bool = True) -> list[Drawn]:
-    """All figures of a study as PNG and PDF, one a data set (and variant); drawn `again`, or only where one is missing."""
+def figures(study: Any, records: Records, folder: Path, again: bool = True, suffix: str = "") -> list[Drawn]:
+    """All figures of a study as PNG and PDF, one a data set (and variant); drawn `again`, or only where one is missing.
+
+    A `suffix` of their file names keeps those of several scales apart.
+    """
     drawn = []
     folder.mkdir(parents=True, exist_ok=True)
     for group in records.groups():
         part = records.select(**group)
         data = " ".join(filter(None, group.values()))
         for name, make in study.FIGURES.items():
-            stem = re.sub(r"[^\w.=-]+", "_", f"fig_{name}_{data}")
+            stem = re.sub(r"[^\w.=-]+", "_", f"fig_{name}_{data}{suffix}")
             if len(stem) > 80:
                 stem = f"{stem[:70]}_{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
             if again or not (folder / f"{stem}.png").exists():
@@ -130,7 +133,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     # All studies are on the page; only those asked for are drawn again and printed.
     for name in known:
         chosen = not options.studies or name in options.studies
-        drawn_at: str | None = None
+        largest: str | None = None
         for scale in [options.scale] if options.scale else SCALES:
             records = (
                 read_results(options.results, name, scale)
@@ -147,10 +150,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
                 print(f"left out: the study {name} is not at hand: {error}")
                 break
             judged = judge(study, records)
-            # results/NAME/ holds the figures of the largest scale that has runs.
-            drawn_at = drawn_at or scale
+            # Plain names in results/NAME/ are those of the largest scale that has runs.
+            largest = largest or scale
             folder = target / name if options.results else target / name / scale
-            drawn = figures(study, records, folder, again=chosen) if not options.results or drawn_at == scale else []
+            suffix = f"_{scale}" if options.results and scale != largest else ""
+            drawn = figures(study, records, folder, chosen, suffix)
             parts.append(Part(name, study.__doc__ or "", judged, drawn, records))
             if not chosen:
                 continue
