@@ -3,10 +3,12 @@
 No JAX here: `--help` and shell completion stay quick.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -62,12 +64,39 @@ def variant(hydra: Any, lane_keys: set[str]) -> str:
     return " ".join(sorted(changed))
 
 
+@functools.cache
+def parsed(override: str) -> Override:
+    """An override as Hydra reads it. Raises HydraException."""
+    return OverridesParser.create().parse_overrides([override])[0]
+
+
+def of_values(overrides: Sequence[str], groups: Collection[str]) -> dict[str, tuple[str, Any]]:
+    """Overrides that give a value to a key and could come in any order, with key and value; no option of `groups`."""
+    keys = {override: parsed(override).key_or_group for override in overrides}
+
+    def alone(override: str) -> bool:
+        own = keys[override] + "."
+        return not any(
+            own.startswith(key + ".") or key.startswith(own) for other, key in keys.items() if other != override
+        )
+
+    return {
+        override: (key, parsed(override).value())
+        for override, key in keys.items()
+        if parsed(override).type is OverrideType.CHANGE
+        and parsed(override).package is None
+        and key not in groups
+        and not parsed(override).is_hydra_override()
+        and alone(override)
+    }
+
+
 def split_lanes(config: DictConfig, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Overrides that Hydra applies, and values of lane keys among them: those make lanes, not cells."""
     keys = _lane_keys(OmegaConf.select(config, "lanes"))
     kept: list[str] = []
     lanes: dict[str, Any] = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in map(parsed, overrides):
         key = override.get_key_element().lstrip("+").removeprefix("lanes.")
         if key in keys and not override.is_delete():
             values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()

@@ -1,8 +1,9 @@
 """Training lanes: packs of lanes on worker threads, rows and checkpoints between compiled calls.
 
 On a CPU each worker thread advances one lane at a time inside a synchronous XLA call: products of this size use one core, so
-threads over lanes use all cores, share one compilation, and an uneven number of lanes still fills them. On a GPU the lanes of
-a cell are vmapped in packs, and each of several GPUs has a thread and a pack of its own.
+threads over lanes use all cores, share one compilation, and an uneven number of lanes still fills them; while the last ones
+end, the next cell compiles and takes their places. On a GPU the lanes of a cell are vmapped in packs, and each of several
+GPUs has a thread and a pack of its own.
 """
 
 import itertools
@@ -77,8 +78,7 @@ class LaneTraining:
         for lane in lanes:
             reached[lane.name], self.seconds_before[lane.name] = self._reached(lane, first)
         self.cell.rewind(reached)
-        cpu, self.devices = jax.default_backend() == "cpu", jax.local_devices()
-        self.workers = self.session.execution.workers or (len(os.sched_getaffinity(0)) if cpu else len(self.devices))
+        cpu, self.devices = self.session.on_cpu, jax.local_devices()
         # On GPUs as many lanes as fit, but no device without a share.
         share = -(-len(lanes) // len(self.devices))
         size = self.session.execution.pack_size or (1 if cpu else min(self._lanes_in_memory(first), share))
@@ -95,6 +95,7 @@ class LaneTraining:
         self.seconds_compile = 0.0
         self.compiled: set[tuple[int, jax.Device | None]] = set()
         self.data_on: dict[jax.Device | None, TrainingSet] = {}
+        self.advancing: set[Pack] = set()
         self.compiling = {device: threading.Lock() for device in (None, *self.devices)}
 
     def _lanes_in_memory(self, state: TrainState) -> int:
@@ -139,17 +140,30 @@ class LaneTraining:
         waiting = deque(self.packs)
         self.packs = []  # held by those that advance them only: a pack that has ended frees its memory
         flying: dict[Future[Progressed], Pack] = {}
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="lane") as pool:
-            while waiting or flying:
-                while waiting and len(flying) < self.workers and not self.session.stopping:
-                    pack = waiting.popleft()
-                    self._place(pack, [other.device for other in flying.values()])
-                    flying[pool.submit(self._call, pack)] = pack
-                if not flying:
-                    break
-                done, _ = wait(flying, return_when=FIRST_COMPLETED)
-                for future in done:
-                    waiting.extendleft(reversed(self._absorb(flying.pop(future), future)))
+        workers = self.session.workers
+        with ThreadPoolExecutor(workers, thread_name_prefix="lane") as pool:
+            try:
+                while waiting or flying:
+                    while waiting and len(flying) < workers and not self.session.stopping:
+                        pack = waiting.popleft()
+                        self._place(pack, [other.device for other in flying.values()])
+                        flying[pool.submit(self._call, pack)] = pack
+                    if self.session.stopping:  # these will not go on, and others wait for their places to hear so
+                        for pack in waiting:
+                            self._leave(pack)
+                    if not flying:
+                        break
+                    done, _ = wait(flying, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        pack = flying.pop(future)
+                        parts = self._absorb(pack, future)
+                        if pack not in parts:
+                            self._leave(pack)
+                        waiting.extendleft(reversed(parts))
+            finally:
+                wait(flying)
+                for pack in list(self.advancing):
+                    self._leave(pack)
         if waiting:
             for pack in waiting:
                 if pack.advanced:
@@ -189,9 +203,23 @@ class LaneTraining:
             return FIRST_CALL_ITERATIONS
         return max(1, min(int(self.session.execution.call_s / seconds), ROWS_A_CALL * self.spec.training.record_every))
 
+    def _enter(self, pack: Pack) -> None:
+        """On a worker thread: wait until fewer packs than workers advance, of all cells. Raises Stopped."""
+        if pack not in self.advancing:
+            self.session.places.acquire()
+            self.advancing.add(pack)
+            if self.session.stopping:
+                raise Stopped
+
+    def _leave(self, pack: Pack) -> None:
+        if pack in self.advancing:
+            self.advancing.remove(pack)
+            self.session.places.release()
+
     def _call(self, pack: Pack) -> Progressed:
         """On a worker thread: what the test set says where the pack stands, if that is due, and some iterations."""
         data, n = self._ready(pack), self._call_size(pack)
+        self._enter(pack)
         every, tests = self.spec.training.test_every, []
         with arithmetic(self.spec.training.precision):
             t = pack.iteration
@@ -205,6 +233,8 @@ class LaneTraining:
         """Write what a call gave; what goes on of the pack."""
         try:
             tests, tested_at, rows, seconds = future.result()
+        except Stopped:
+            return (pack,)
         except jax.errors.JaxRuntimeError as error:
             return self._halves(pack, error)
         twice = self.seconds_an_iteration.get(2 * len(pack.lanes), math.inf)

@@ -1,6 +1,7 @@
 """Progress of a command: one bar with rate and time left on a terminal, plain lines in a log file."""
 
 import sys
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +17,10 @@ LINE_EVERY_S = 15.0
 
 
 class Progress:
-    """Work done and left over all cells of a command, weighted by the estimated cost of each cell."""
+    """Work done and left over all cells of a command, weighted by the estimated cost of each cell.
+
+    Of cells that run at once the one that began first is named.
+    """
 
     def __init__(self, costs: Mapping[str, float]) -> None:
         self._costs = dict(costs)  # estimated work of each cell that is not finished
@@ -26,9 +30,9 @@ class Progress:
         self._start = time.monotonic()
         self._last_line = self._start
         self._cells_done = 0
-        self._rate = ""
-        self._began: dict[str, float] = {}
-        self._gained: dict[str, float] = {}
+        self._running: list[Spec] = []
+        self._began, self._gained = self._start, 0.0  # of the cell that is named
+        self._lock = threading.Lock()
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._bar: Bar | None = None
 
@@ -55,28 +59,36 @@ class Progress:
 
     def begin(self, spec: "Spec", lanes: Sequence[str]) -> None:
         """A cell starts with these unfinished lanes."""
-        self._done[spec.cell], self._lanes[spec.cell] = {}, len(lanes)
-        self._diverged[spec.cell] = set()
-        self._began[spec.cell], self._gained[spec.cell] = time.monotonic(), 0.0
-        self._show(spec)
+        with self._lock:
+            self._done[spec.cell], self._lanes[spec.cell] = {}, len(lanes)
+            self._diverged[spec.cell] = set()
+            self._running.append(spec)
+            if self._running[0] is spec:
+                self._began, self._gained = time.monotonic(), 0.0
+            self._show(self._running[0])
 
     def advance(self, spec: "Spec", iterations: Mapping[str, int], total: int, diverged: Collection[str] = ()) -> None:
         """Lanes of a cell have reached these iterations of `total`; those that diverged go no further."""
-        before = sum(self._done[spec.cell].values())
-        self._done[spec.cell] |= {
-            lane: 1.0 if lane in diverged else n / max(total, 1) for lane, n in iterations.items()
-        }
-        self._diverged[spec.cell] |= set(diverged)
-        self._gained[spec.cell] += (sum(self._done[spec.cell].values()) - before) * total
-        elapsed = time.monotonic() - self._began[spec.cell]
-        self._rate = f"{self._gained[spec.cell] / max(elapsed, 1e-3):,.0f} iterations/s"
-        self._show(spec)
+        with self._lock:
+            before = sum(self._done[spec.cell].values())
+            self._done[spec.cell] |= {
+                lane: 1.0 if lane in diverged else n / max(total, 1) for lane, n in iterations.items()
+            }
+            self._diverged[spec.cell] |= set(diverged)
+            if self._running[0] is spec:
+                self._gained += (sum(self._done[spec.cell].values()) - before) * total
+            self._show(self._running[0])
 
     def end(self, spec: "Spec") -> None:
         """A cell is finished."""
-        self._cells_done += 1
-        self._done[spec.cell] = {str(i): 1.0 for i in range(self._lanes[spec.cell])}
-        self._show(spec)
+        with self._lock:
+            self._cells_done += 1
+            self._done[spec.cell] = {str(i): 1.0 for i in range(self._lanes[spec.cell])}
+            self._show(self._running[0])
+            first = self._running[0] is spec
+            self._running.remove(spec)
+            if first:
+                self._began, self._gained = time.monotonic(), 0.0
 
     def _show(self, spec: "Spec") -> None:
         work = sum(
@@ -85,6 +97,7 @@ class Progress:
         )
         total = sum(self._costs.values()) or 1.0
         now = time.monotonic()
+        rate = f"{self._gained / max(now - self._began, 1e-3):,.0f} iterations/s" if self._gained else ""
         left = "" if work <= 0 else f"{duration((now - self._start) * (total - work) / work)} left"
         labels = " ".join(spec.labels[k] for k in ("data", "network", "learning", "protocol") if k in spec.labels)
         finished = sum(share >= 1 for share in self._done[spec.cell].values())
@@ -93,11 +106,11 @@ class Progress:
             lanes += f", {failed} diverged"
         text = f"cell {min(self._cells_done + 1, len(self._costs))}/{len(self._costs)} {labels}: {lanes}"
         if self._bar is not None:
-            note = " ".join(part for part in (self._rate, left) if part)
+            note = " ".join(part for part in (rate, left) if part)
             self._bar.update(self._task, description=text, completed=work, total=total, note=note)
         elif now - self._last_line > LINE_EVERY_S:
             self._last_line = now
-            self.say(f"{100 * work / total:3.0f} %  {text}  {self._rate}  {left}")
+            self.say(f"{100 * work / total:3.0f} %  {text}  {rate}  {left}")
 
 
 def duration(seconds: float) -> str:

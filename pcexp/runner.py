@@ -50,23 +50,36 @@ class Datasets:
 
     def __init__(self) -> None:
         self._loaded: dict[str, Dataset] = {}
+        self._loading = threading.Lock()
 
     def __call__(self, spec: Spec) -> Dataset:
         """The data of a cell, flattened where its network wants vectors. Raises DataError."""
         name = f"{spec.science['data']} {spec.network.flat_inputs}"
-        if name not in self._loaded:
-            dataset = spec.data.load()
-            self._loaded[name] = dataset.flattened() if spec.network.flat_inputs else dataset
-        return self._loaded[name]
+        with self._loading:
+            if name not in self._loaded:
+                dataset = spec.data.load()
+                self._loaded[name] = dataset.flattened() if spec.network.flat_inputs else dataset
+            return self._loaded[name]
 
 
 class Session:
-    """What the cells of one command share: settings, tracker, progress, data, and the wish to stop."""
+    """What the cells of one command share: settings, tracker, progress, data, places for lanes, and the wish to stop.
+
+    A pack that advances holds one of `places`, whatever its cell; a cell whose lanes do not train is `alone` with others of
+    its kind waiting, because memory may hold what it computes but once.
+    """
 
     def __init__(
         self, execution: Execution, tracker: AbstractTracker, progress: Progress, datasets: "Datasets"
     ) -> None:
         self.execution, self.tracker, self.progress, self.datasets = execution, tracker, progress, datasets
+        self.on_cpu = jax.default_backend() == "cpu"
+        own = len(os.sched_getaffinity(0)) if self.on_cpu else len(jax.local_devices())
+        self.workers = execution.workers or own
+        # The next cell is built and compiled while lanes of the one before run. Not on a GPU: its memory holds one cell.
+        self.cells_at_once = 2 if self.on_cpu and self.workers > 1 else 1
+        self.places = threading.Semaphore(self.workers)
+        self.alone, self.mirroring = threading.Lock(), threading.Lock()
         self._stop = threading.Event()
         self._deadline = None if execution.max_minutes is None else time.monotonic() + 60 * execution.max_minutes
 
@@ -74,6 +87,10 @@ class Session:
     def stopping(self) -> bool:
         """Whether a signal or the budget asks to stop at the next opportunity."""
         return self._stop.is_set() or (self._deadline is not None and time.monotonic() > self._deadline)
+
+    def stop(self) -> None:
+        """Ask to stop between two calls."""
+        self._stop.set()
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -112,28 +129,32 @@ class Job:
             {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
             for row in self.cell.lines(lane.name)
         ]
-        self.session.tracker.log(
-            LaneLog(
-                study=self.spec.name,
-                cell=self.spec.cell,
-                lane=lane.name,
-                config=self.spec.science | {"lane": lane.values},
-                labels=self.spec.labels,
-                outcome=outcome,
-                summary=dict(summary),
-                rows=rows,
-            )
+        log = LaneLog(
+            study=self.spec.name,
+            cell=self.spec.cell,
+            lane=lane.name,
+            config=self.spec.science | {"lane": lane.values},
+            labels=self.spec.labels,
+            outcome=outcome,
+            summary=dict(summary),
+            rows=rows,
         )
+        with self.session.mirroring:
+            self.session.tracker.log(log)
 
     def record(self, rows: Callable[[Lane, Dataset], Iterable[Mapping[str, Any]]]) -> None:
         """Write the rows (each with its iteration) that a study computes for every unfinished lane. Raises Stopped.
 
         For studies that do not train for long: lanes follow one another, and one that was cut off starts again.
         """
-        from pcexp.pack import arithmetic
-
         dataset = self.session.datasets(self.spec)
         self.cell.rewind({})
+        with self.session.alone:
+            self._record(rows, dataset)
+
+    def _record(self, rows: Callable[[Lane, Dataset], Iterable[Mapping[str, Any]]], dataset: Dataset) -> None:
+        from pcexp.pack import arithmetic
+
         for lane in self.lanes():
             if self.session.stopping:
                 raise Stopped

@@ -5,6 +5,7 @@ one cell here. The manifest says what was asked for at a scale, so that report a
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,33 +143,42 @@ def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _run_cells(specs: Sequence[Spec], handles: Mapping[str, Cell], session: Session) -> int:
-    """Run what is missing, cell after cell; the status of the command."""
-    progress = session.progress
-    with progress, session.signals():
+    """Run what is missing, cell after cell, the next one getting ready while lanes run; the status of the command."""
+    with session.progress, session.signals():
         try:
-            for cell in specs:
-                handle = handles[cell.cell]
-                if not handle.missing:
-                    continue
-                if session.stopping:
-                    raise Stopped  # before networks are built and compiled
-                progress.begin(cell, handle.missing)
-                try:
-                    with handle.open(_about(cell)):
-                        cell.study.run(Job(cell, handle, session))
-                except CellBusy as error:
-                    progress.say(f"left out: {error}")
-                    continue
-                progress.end(cell)
+            with ThreadPoolExecutor(session.cells_at_once, thread_name_prefix="cell") as pool:
+                cells = [pool.submit(_run_cell, spec, handles[spec.cell], session) for spec in specs]
+                wait(cells, return_when=FIRST_EXCEPTION)
+                errors = [error for cell in cells if cell.done() and (error := cell.exception())]
+                if errors:
+                    session.stop()  # the others save what they have, and end too
+            for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
+                raise error
         except Stopped:
             left = sum(len(handle.missing) for handle in handles.values())
-            progress.say(f"stopped; {left} lanes are not finished. The same command continues.")
+            session.progress.say(f"stopped; {left} lanes are not finished. The same command continues.")
             return 130
         except OutputError as error:
             raise Refused(str(error)) from error
         finally:
             session.tracker.close()
     return 1 if any(handle.missing for handle in handles.values()) else 0
+
+
+def _run_cell(spec: Spec, handle: Cell, session: Session) -> None:
+    """On a thread of the cell's own: run what is missing of it. Raises Stopped and OutputError."""
+    missing = handle.missing
+    if not missing:
+        return
+    if session.stopping:
+        raise Stopped  # before networks are built and compiled
+    try:
+        with handle.open(_about(spec)):
+            session.progress.begin(spec, missing)
+            spec.study.run(Job(spec, handle, session))
+            session.progress.end(spec)
+    except CellBusy as error:
+        session.progress.say(f"left out: {error}")
 
 
 def _about(cell: Spec) -> dict[str, Any]:

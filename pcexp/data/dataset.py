@@ -10,6 +10,8 @@ from jaxtyping import Float32, Int
 
 from pcexp.data.augmentation import Augment
 
+ALIGNMENT_BYTES = 64
+
 
 class DataError(Exception):
     """Data that are absent or unusable: what was looked for, where, and what to run."""
@@ -31,6 +33,17 @@ class Split(NamedTuple):
         return self._replace(x=np.ascontiguousarray(x).reshape(len(x), int(np.prod(x.shape[1:]))))
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """The same array where XLA reads it in place on a CPU, at a multiple of 64 bytes; elsewhere each use copies it."""
+    if array.flags.c_contiguous and array.flags.writeable and array.ctypes.data % ALIGNMENT_BYTES == 0:
+        return array
+    memory = np.empty(array.nbytes + ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    found = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    found[...] = array
+    return found
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Training, validation and test splits, normalised and ready for the device."""
@@ -47,9 +60,11 @@ class Dataset:
     """What happens to the images of a training batch; the splits hold them unchanged."""
 
     def __post_init__(self) -> None:
-        for split in (self.train, self.validation, self.test):
+        for name in ("train", "validation", "test"):
+            split: Split = getattr(self, name)
             if len(split.x) != len(split.y) or split.x.shape[1:] != self.train.x.shape[1:]:
                 raise ValueError(f"{self.name}: splits disagree, {split.x.shape} with {split.y.shape}")
+            object.__setattr__(self, name, split._replace(x=aligned(split.x), y=aligned(split.y)))
 
     @property
     def input_shape(self) -> tuple[int, ...]:

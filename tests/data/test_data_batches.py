@@ -1,11 +1,12 @@
-"""Batches of an epoch."""
+"""Batches of an epoch, and where their examples lie."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.data import batch_indices, epoch_permutation, n_batches
+from pcexp.data import Dataset, batch_indices, epoch_permutation, n_batches
+from pcexp.data.dataset import Split
 
 
 def test_an_epoch_visits_every_example_at_most_once_and_drops_the_partial_batch():
@@ -53,3 +54,27 @@ def test_a_batch_larger_than_the_training_set_or_empty_is_refused_with_both_numb
         n_batches(10, batch_size)
     with pytest.raises(ValueError, match=rf"batch_size={batch_size}.*10"):
         batch_indices(jnp.arange(10), 0, batch_size)
+
+
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda x: x,
+        lambda x: np.asfortranarray(x),
+        lambda x: read_only(x),
+        lambda x: np.concatenate([x[:0].reshape(-1), [0], x.reshape(-1)]).astype(np.float32)[1:].reshape(x.shape),
+    ],
+    ids=["as made", "Fortran order", "read-only", "off by four bytes"],
+)
+def test_examples_are_read_in_place_on_a_cpu_wherever_they_were_made(made):
+    x = np.random.default_rng(0).normal(size=(96, 7)).astype(np.float32)
+    split = Split(made(x), np.ones((96, 2), np.float32))
+    dataset = Dataset("made up", split, split, split, "", "")
+    np.testing.assert_array_equal(dataset.train.x, x)
+    for array in (dataset.train.x, dataset.test.y):
+        assert jnp.asarray(array, jnp.float32).unsafe_buffer_pointer() == array.ctypes.data

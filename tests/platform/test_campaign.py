@@ -171,7 +171,8 @@ def test_when_the_budget_is_used_it_says_what_is_left_and_the_same_command_conti
 
         patch.setattr(Cell, "finish", counted)
         patch.setattr(Session, "stopping", property(lambda _: len(finished) > 0))
-        assert ended(*words, "execution.max_minutes=60") == 130
+        # One worker: cells one after the other.
+        assert ended(*words, "execution.max_minutes=60", "execution.workers=1") == 130
     said = capsys.readouterr().out
     assert said.count("campaign at scale smoke: 1 cells of 1 studies, 1 lanes to run") == 1
     assert len(quick.numbers(outputs)) == 1
