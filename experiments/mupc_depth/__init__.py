@@ -40,6 +40,11 @@ Premultipliers in the forward pass only (H = 8, eta 0.1, 0.01, 0.001 with the pu
 ends at 78.9 to 79.9 %, BP at 83.9 to 84.9, T = 1 at 75.9 to 76.7: below T = H in all 8 pairs and lower at H = 32 (by
 0.4 and 0.5 points). After 2,700 iterations at H = 16: 80.2 to 81.8, BP 85.4 to 85.8. CIFAR-10 (lossy copy; relu, H =
 16, 2,700 iterations, 2 seeds): muPC ends at 35.8 to 36.5 %, BP at 48.7 and 49.0.
+
+Rounding. The records were made on an AMD EPYC. The same 486 runs on an Intel Xeon (2026-11-21; other products, other
+order of sums): muPC's accuracies differ by 0.02 points in the median; runs at rates near instability end elsewhere (9 of 486
+change between done and diverged, others learn with one processor and not with the other); of 32 claims one changes its
+verdict: tanh, corrected, SP stays below muPC at H = 8 by 1.55 points there, and here by 0.42.
 """
 
 from __future__ import annotations
