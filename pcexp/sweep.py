@@ -1,4 +1,4 @@
-"""The whole sweep of a command: one cell a science half, a manifest, an estimate, then cell after cell.
+"""The whole sweep of a command: one cell a science half, a manifest, an estimate, then the cells, the next beside the last lanes.
 
 Hydra composes one configuration a job (hydra_plugins/pcexp.py hands them over); jobs that differ in lane values only become
 one cell here. The manifest says what was asked for at a scale, so that report and claims can count against it.

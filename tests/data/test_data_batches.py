@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pcexp.data import Dataset, batch_indices, epoch_permutation, n_batches
-from pcexp.data.dataset import Split
+from pcexp.data.dataset import Split, aligned
 
 
 def test_an_epoch_visits_every_example_at_most_once_and_drops_the_partial_batch():
@@ -65,8 +65,8 @@ def read_only(array):
     "made",
     [
         lambda x: x,
-        lambda x: np.asfortranarray(x),
-        lambda x: read_only(x),
+        lambda x: aligned(np.ascontiguousarray(x.T)).T,
+        lambda x: read_only(aligned(x.copy())),
         lambda x: np.concatenate([x[:0].reshape(-1), [0], x.reshape(-1)]).astype(np.float32)[1:].reshape(x.shape),
     ],
     ids=["as made", "Fortran order", "read-only", "off by four bytes"],

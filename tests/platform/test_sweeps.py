@@ -43,26 +43,29 @@ def plain(config: Any) -> dict[str, Any]:
     [
         (),
         ("network.width=16", "lanes.seed=[0,1]"),
-        ("study.width=16",),  # the same key as the axis, which comes after it
+        ("study.width=16",),  # the key of an axis
         ("+lanes.optimiser.learning_rate=[0.1,0.2]", "++study.n_hidden=3"),
         ("~training.test_every", "learning.gradient_scale=sum"),
     ],
 )
 def test_a_job_of_a_sweep_is_composed_as_hydra_composes_it(loader: Any, more: Sequence[str]) -> None:
-    base = ["+experiment=mupc_depth", "scale=smoke", *more]
+    base = ["+experiment=mupc_depth", "scale=smoke"]
     master = loader.load_configuration("config", base, run_mode=RunMode.MULTIRUN)
     axes = [
-        ["study={arm:depth,width:8,n_hidden:2}", "study={arm:width,width:16,n_hidden:2}"],
+        [
+            "study={arm:width,width:16,n_hidden:2}",
+            "study={width:8,n_hidden:2}",
+        ],  # a mapping is merged into what is there
         ["network.activation=relu", "network.activation=tanh"],
         ["learning=pc", "learning=bp"],
         ["protocol=published", "protocol=corrected"],
     ]
     compositions, several = Compositions(loader, master), []
     for job in itertools.product(*axes):
-        overrides = [*base, *job]
-        several.append(plain(compositions(overrides)))
-        assert several[-1] == plain(loader.load_sweep_config(master, overrides))
-    assert len({str(config) for config in several}) == len(several)
+        for overrides in ([*base, *more, *job], [*base, *job, *more]):
+            several.append(plain(compositions(overrides)))
+            assert several[-1] == plain(loader.load_sweep_config(master, overrides))
+    assert len({str(config) for config in several}) >= 16
 
 
 @pytest.mark.parametrize("wrong", ["network.widht=8", "network.width.more=8", "inference.max_steps={a:1"])
@@ -119,7 +122,9 @@ def test_the_next_cell_compiles_while_lanes_run_and_no_more_lanes_run_than_there
                 second.set()
             return call(pack, data, spec, measure, n)
         if pack.iteration > 0:
-            waited.append(second.wait(60))  # a cell does not go on before the other one is being compiled
+            waited.append(
+                all(waited) and second.wait(20)
+            )  # a cell does not go on before the other one is being compiled
         with lock:
             running.add(pack)
             most[0] = max(most[0], len(running))
@@ -172,6 +177,7 @@ def test_an_error_in_one_cell_ends_the_command_with_it_and_what_the_other_has_is
         with pytest.raises(ZeroDivisionError, match="a mistake in a study"):
             both("execution.workers=2")
     assert not list(outputs.glob("*/*/lock"))
+    assert len(quick.numbers(outputs)) < 3  # it was stopped, not run to its end
     assert both("execution.workers=2") == 0
     assert quick.numbers(outputs) == one_by_one
 
