@@ -142,7 +142,8 @@ class Pack:
     def rows(self, rows: Rows) -> Iterator[dict[str, Any]]:
         """Rows as they are written, with the lane that each belongs to."""
         count, due = int(rows.n_rows), np.asarray(rows.due)
-        columns = {name: np.asarray(values[:count]) for name, values in rows.values.items()}
+        # Cut on the host: a slice of a device's array is a program for every count.
+        columns = {name: np.asarray(values)[:count] for name, values in rows.values.items()}
         for i, lane in enumerate(self.lanes):
             for row in range(count):
                 if due[row] if self.single else due[row, i]:
