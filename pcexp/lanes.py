@@ -160,6 +160,9 @@ class LaneTraining:
                         if pack not in parts:
                             self._leave(pack)
                         waiting.extendleft(reversed(parts))
+            except BaseException:
+                self.session.stop()  # an error ends the command; packs that wait for a place hear of it so
+                raise
             finally:
                 wait(flying)
                 for pack in list(self.advancing):
@@ -206,7 +209,9 @@ class LaneTraining:
     def _enter(self, pack: Pack) -> None:
         """On a worker thread: wait until fewer packs than workers advance, of all cells. Raises Stopped."""
         if pack not in self.advancing:
-            self.session.places.acquire()
+            while not self.session.places.acquire(timeout=0.2):
+                if self.session.stopping:
+                    raise Stopped
             self.advancing.add(pack)
             if self.session.stopping:
                 raise Stopped

@@ -149,9 +149,9 @@ def _run_cells(specs: Sequence[Spec], handles: Mapping[str, Cell], session: Sess
             with ThreadPoolExecutor(session.cells_at_once, thread_name_prefix="cell") as pool:
                 cells = [pool.submit(_run_cell, spec, handles[spec.cell], session) for spec in specs]
                 wait(cells, return_when=FIRST_EXCEPTION)
-                errors = [error for cell in cells if cell.done() and (error := cell.exception())]
-                if errors:
+                if any(cell.done() and cell.exception() for cell in cells):
                     session.stop()  # the others save what they have, and end too
+            errors = [error for cell in cells if (error := cell.exception())]
             for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
                 raise error
         except Stopped:

@@ -155,6 +155,20 @@ def numbers(outputs: Path) -> dict[str, Any]:
     return found
 
 
+def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Where two `numbers` differ: lanes that one lacks, summaries, and of each lane the first row."""
+    said = [f"{name} is in one only" for name in sorted(found.keys() ^ expected.keys())]
+    for name in sorted(found.keys() & expected.keys()):
+        (summary, rows), (other, others) = found[name], expected[name]
+        if len(rows) != len(others):
+            said.append(f"{name}: {len(rows)} rows, not {len(others)}")
+        pairs = [(row, wanted) for row, wanted in zip(rows, others, strict=False) if row != wanted]
+        said += [f"{name}: {len(pairs)} rows, first {row}, not {wanted}" for row, wanted in pairs[:1]]
+        if summary != other:
+            said.append(f"{name}: {summary}, not {other}")
+    return said
+
+
 def grid(*overrides: str, activations: Sequence[str] = ("linear", "tanh", "relu")) -> list[Spec]:
     """The cells of saddle escape, at the given scale and seeds."""
     configs = []
@@ -175,3 +189,11 @@ def manifest(outputs: Path, scale: str = "smoke") -> dict[str, Any]:
 def entries(outputs: Path) -> dict[str, dict[str, Any]]:
     """Records of the finished lanes of the quick cell."""
     return {entry["lane"]: entry for entry in read_lines(cell_folder(outputs) / "lanes.jsonl")}
+
+
+def column(outputs: Path, name: str) -> dict[tuple[str, int], Any]:
+    """Values of a column of the quick cell by lane and iteration; none is there twice."""
+    lines = [row for row in read_lines(cell_folder(outputs) / "rows.jsonl") if name in row]
+    found = {(row["lane"], row["iteration"]): row[name] for row in lines}
+    assert len(found) == len(lines)
+    return found

@@ -86,7 +86,7 @@ def test_ctrl_c_stops_between_calls_and_the_same_command_continues_to_the_same_b
     assert 30 < before < 180
 
     assert run(*quick.LONG) == 0
-    assert quick.numbers(outputs) == quick.numbers(undisturbed)
+    assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
 
 
 def test_kill_9_leaves_what_the_same_command_continues_to_the_same_bits_and_another_process_stays_out(
@@ -106,7 +106,7 @@ def test_kill_9_leaves_what_the_same_command_continues_to_the_same_bits_and_anot
     assert (folder / "lock").exists() and not (folder / "DONE").exists()
 
     assert run(*quick.LONG) == 0
-    assert quick.numbers(outputs) == quick.numbers(undisturbed)
+    assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
     assert not (folder / "lock").exists() and not list(folder.glob("checkpoints/*.npz"))
 
 
@@ -119,7 +119,7 @@ def test_a_stop_after_any_call_changes_no_number(
     before = recorded(outputs)
     assert 0 < before < recorded(undisturbed)
     assert run(*quick.LONG) == 0
-    assert quick.numbers(outputs) == quick.numbers(undisturbed)
+    assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
     assert (quick.cell_folder(outputs) / "DONE").exists()
 
 
@@ -163,7 +163,7 @@ def test_the_budget_of_minutes_stops_cleanly(outputs: Path, run: Run, capsys: py
 
 def test_how_a_run_is_cut_into_calls_changes_no_number(outputs: Path, run: Run, undisturbed: Path) -> None:
     assert run(*quick.LONG, "execution.call_s=0.01", "execution.workers=1") == 0
-    assert quick.numbers(outputs) == quick.numbers(undisturbed)
+    assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
 
 
 # Files that were being written
@@ -184,7 +184,7 @@ def test_rows_that_were_written_after_the_last_checkpoint_are_not_there_twice(
     for path in [] if checkpoints else folder.glob("checkpoints/*.npz"):
         path.unlink()
     assert run(*quick.LONG) == 0
-    assert quick.numbers(outputs) == quick.numbers(undisturbed)
+    assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
 
 
 @pytest.mark.parametrize("tail", [b'{"lane": "', b'{"lane": "x", "iteration": 5, "probe_loss": 0.1}', b"\0\0\0"])
@@ -196,7 +196,7 @@ def test_a_line_that_was_cut_off_is_written_again(
     with open(folder / name, "ab") as file:
         file.write(tail)
     assert run(*quick.LONG) == 0
-    assert quick.numbers(outputs) == quick.numbers(undisturbed)
+    assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
 
 
 def test_a_finished_lane_whose_record_was_cut_off_is_run_again(undisturbed: Path, outputs: Path, run: Run) -> None:
@@ -205,7 +205,7 @@ def test_a_finished_lane_whose_record_was_cut_off_is_run_again(undisturbed: Path
     content = (folder / "lanes.jsonl").read_bytes()
     (folder / "lanes.jsonl").write_bytes(content[:-20])
     assert run(*quick.LONG) == 0
-    assert quick.numbers(outputs) == quick.numbers(undisturbed)
+    assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
     assert (folder / "lanes.jsonl").read_bytes().startswith(content[: content.rstrip().rfind(b"\n") + 1])
 
 
@@ -226,7 +226,7 @@ def test_a_spoilt_checkpoint_is_named_and_set_aside_and_its_lane_starts_again(
     said = capsys.readouterr().out
     assert str(path) in said and "set aside" in said
     assert len(list(folder.glob("checkpoints/*.set-aside"))) == 1
-    assert quick.numbers(outputs) == quick.numbers(undisturbed)
+    assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "lanes.jsonl"])
@@ -249,7 +249,7 @@ def test_leftovers_of_a_killed_process_are_no_data(
     for name in ("rows.jsonl.99.tmp", "config.json.99.tmp", "DONE.99.tmp", "checkpoints/aaaa.npz.99.tmp"):
         (folder / name).write_text("half")
     assert run(*quick.LONG) == 0
-    assert quick.numbers(outputs) == quick.numbers(undisturbed)
+    assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
 
 
 def test_ctrl_c_before_the_first_cell_or_after_the_last_is_answered_in_a_line(

@@ -1,7 +1,5 @@
 """Packs: several lanes in one program, what the test set says on the way, and a memory that does not hold them all."""
 
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 import quick
 
 from pcexp import lanes
-from pcexp.cell import Cell, read_lines
+from pcexp.cell import Cell
 from pcexp.collecting import thinned
 from pcexp.runner import Job, Session
 from pcexp.targets import SpecError
@@ -23,14 +21,6 @@ from pcexp.trained import trained_network
 
 Run = Callable[..., int]
 SEEDS = "lanes.seed=[0,1,2]"
-
-
-def rows(outputs: Path, column: str) -> dict[tuple[str, int], Any]:
-    """Values of a column by lane and iteration; none is there twice."""
-    lines = [r for r in read_lines(quick.cell_folder(outputs) / "rows.jsonl") if column in r]
-    found = {(row["lane"], row["iteration"]): row[column] for row in lines}
-    assert len(found) == len(lines)
-    return found
 
 
 def test_a_pack_that_the_memory_does_not_hold_runs_in_halves_and_says_so(
@@ -53,9 +43,9 @@ def test_a_pack_that_the_memory_does_not_hold_runs_in_halves_and_says_so(
     assert "do not fit in memory: in halves" in said
     assert 2 in sizes and 1 in sizes
     assert {entry["outcome"] for entry in quick.entries(outputs).values()} == {"done"}
-    losses = rows(outputs, "train_error")
+    losses = quick.column(outputs, "train_error")
     assert run("lanes.seed=[0,1,2,3]", f"execution.outputs={outputs.parent / 'single'}") == 0
-    single = rows(outputs.parent / "single", "train_error")
+    single = quick.column(outputs.parent / "single", "train_error")
     assert losses.keys() == single.keys()
     np.testing.assert_allclose(list(losses.values()), [single[key] for key in losses], rtol=1e-4)
 
@@ -96,48 +86,6 @@ def test_only_lanes_that_are_being_advanced_are_in_memory(
     assert len(quick.entries(outputs)) == 8 and max(seen) == most
 
 
-SEVERAL_DEVICES = """
-import os, sys
-os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-import jax
-import pcexp.lanes, pcexp.sweep
-pcexp.sweep._report = lambda *_: None
-pcexp.lanes.LaneTraining._call_size = lambda *_: 20
-call = pcexp.lanes.Pack.call
-
-def placed(pack, data, *rest):
-    found = call(pack, data, *rest)
-    arrays = [leaf for leaf in jax.tree.leaves((pack.state, data)) if isinstance(leaf, jax.Array)]
-    assert all(leaf.devices() == {pack.device} for leaf in arrays)
-    print("placed", pack.device.id, *(lane.name for lane in pack.lanes), flush=True)
-    return found
-
-pcexp.lanes.Pack.call = placed
-from pcexp.__main__ import main
-main()
-"""
-
-
-def test_packs_go_to_all_devices_and_the_rows_are_those_of_one(outputs: Path, run: Run, tmp_path: Path) -> None:
-    asked = (*quick.LONG[:2], "lanes.seed=[0,1,2,3,4,5]", "execution.pack_size=2")
-    several = tmp_path / "several"
-    done = subprocess.run(
-        [sys.executable, "-c", SEVERAL_DEVICES, *quick.QUICK, *asked, f"execution.outputs={several}", "execution.workers=2"],
-        cwd=tmp_path, env=quick.environment(tmp_path), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    places: dict[str, set[str]] = {}
-    for line in done.stdout.splitlines():
-        if line.startswith("placed"):
-            _, device, *names = line.split()
-            places.setdefault(device, set()).update(names)
-    assert places.keys() == {"0", "1"} and not places["0"] & places["1"]  # each pack stays where it began
-    assert sorted(map(len, places.values())) == [2, 4]
-    assert run(*asked) == 0
-    assert quick.numbers(several) == quick.numbers(outputs)
-
-
 def test_lanes_that_stand_at_different_iterations_do_not_share_a_pack(
     outputs: Path, run: Run, short_calls: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,16 +110,18 @@ def test_lanes_that_stand_at_different_iterations_do_not_share_a_pack(
     monkeypatch.setattr(lanes.Pack, "__init__", seen)
     assert run(*asked, "execution.pack_size=3") == 0
     assert len(packs) == 2 and all(len(iterations) == 1 for iterations in packs)
-    assert {key[1] for key in rows(outputs, "train_error")} == set(range(0, 300, 5))
+    assert {key[1] for key in quick.column(outputs, "train_error")} == set(range(0, 300, 5))
 
 
 @pytest.mark.parametrize("extra", [[], ["execution.pack_size=3"]], ids=["single lanes", "one pack"])
 def test_accuracies_on_the_way_are_those_of_runs_that_end_there(outputs: Path, run: Run, extra: list[str]) -> None:
     assert run(SEEDS, "training.test_every=15", *extra) == 0
-    found = rows(outputs, "test_accuracy")
+    found = quick.column(outputs, "test_accuracy")
     asked = {(lane, t) for lane in quick.entries(outputs) for t in (0, 15, 30, 40)}
     assert found.keys() == asked
-    assert not {key for key in rows(outputs, "train_error") if key[1] % 2}  # rows of a kind have their own turns
+    assert not {
+        key for key in quick.column(outputs, "train_error") if key[1] % 2
+    }  # rows of a kind have their own turns
     for t in (15, 30, 40):
         elsewhere = outputs.parent / f"until {t}"
         assert run(SEEDS, f"training.max_iterations={t}", f"execution.outputs={elsewhere}") == 0
@@ -198,7 +148,7 @@ def test_accuracies_on_the_way_are_neither_lost_nor_doubled_by_a_stop(
             patch.setattr(Session, "stopping", property(lambda _, n=stop_after: written[0] >= n))
             assert run(*asked, quick.OFTEN) == 130
     assert run(*asked) == 0
-    assert rows(outputs, "test_accuracy") == rows(outputs.parent / "whole", "test_accuracy")
+    assert quick.column(outputs, "test_accuracy") == quick.column(outputs.parent / "whole", "test_accuracy")
 
 
 def test_what_a_study_says_of_initial_and_final_weights_joins_the_summary(
