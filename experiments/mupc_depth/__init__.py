@@ -41,7 +41,13 @@ ends at 78.9 to 79.9 %, BP at 83.9 to 84.9, T = 1 at 75.9 to 76.7: below T = H i
 0.4 and 0.5 points). After 2,700 iterations at H = 16: 80.2 to 81.8, BP 85.4 to 85.8. CIFAR-10 (lossy copy; relu, H =
 16, 2,700 iterations, 2 seeds): muPC ends at 35.8 to 36.5 %, BP at 48.7 and 49.0.
 
-Rounding. The records were made on an AMD EPYC. The same 486 runs on an Intel Xeon (2026-11-21; other products, other
+Findings at `thesis`, in part (MNIST, 900 iterations, 3 seeds; no SP, T = 1 or rates): at N = 512 muPC comes close to BP. relu, H =
+8 and 16: 96.5 and 96.5 % published, 96.6 and 96.7 corrected, 0.1 to 0.6 points behind BP in the median; tanh, H = 8: 96.0 and 96.5,
+level with BP and 0.5 ahead; linear, H = 8: 83.7 and 84.1, 2.9 (one seed 5.1) and 1.8 behind. So what it lacks at N = 64 is width:
+each doubling from N = 64 to 512 helps (H = 8; relu 3.2 to 3.7, 1.8 to 2.1 and 0.6 to 0.7 points). muPC at H = 32, 64 and 128 and at
+N = 1024 was not run at this scale.
+
+Rounding. The records at `small` were made on an AMD EPYC. The same 486 runs on an Intel Xeon (2026-11-21; other products, other
 order of sums): muPC's accuracies differ by 0.02 points in the median; runs at rates near instability end elsewhere (9 of 486
 change between done and diverged, others learn with one processor and not with the other); of 32 claims one changes its
 verdict: tanh, corrected, SP stays below muPC at H = 8 by 1.55 points there, and here by 0.42.
