@@ -1,12 +1,16 @@
 """Every test in a folder of its own; runs in this process."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import quick
 
 from pcexp import lanes, sweep
+from pcexp.cell import Cell
+from pcexp.runner import Session
 from pcexp.spec import Spec
 
 
@@ -65,3 +69,25 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of 20 iterations, however quick the machine is."""
     monkeypatch.setattr(lanes.LaneTraining, "_call_size", lambda *_: 20)
+
+
+@pytest.fixture
+def stopping_after(
+    short_calls: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Inside the block, a run is asked to stop once so many calls have been written, as a signal between calls does."""
+
+    @contextlib.contextmanager
+    def stopping_after(calls: int) -> Iterator[None]:
+        written, append = [0], Cell.append
+
+        def counted(cell: Cell, rows: Any) -> None:
+            append(cell, rows)
+            written[0] += 1
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Cell, "append", counted)
+            patch.setattr(Session, "stopping", property(lambda _: written[0] >= calls))
+            yield
+
+    return stopping_after

@@ -1,10 +1,9 @@
 """Cut off at any moment, the same command continues, and its numbers are those of a run that nobody stopped, to the bit."""
 
-import contextlib
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,8 @@ import quick
 from pcexp.__main__ import main
 from pcexp.cell import Cell
 from pcexp.configuration import Refused
-from pcexp.runner import Session
 
 Run = Callable[..., int]
-
-
-@pytest.fixture
-def stopping_after(
-    short_calls: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """Inside the block, a run is asked to stop once so many calls have been written, as a signal between calls does."""
-
-    @contextlib.contextmanager
-    def stopping_after(calls: int) -> Iterator[None]:
-        written, append = [0], Cell.append
-
-        def counted(cell: Cell, rows: Any) -> None:
-            append(cell, rows)
-            written[0] += 1
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Cell, "append", counted)
-            patch.setattr(Session, "stopping", property(lambda _: written[0] >= calls))
-            yield
-
-    return stopping_after
 
 
 def recorded(outputs: Path) -> int:

@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.pcexp import Compositions
 from pcexp import lanes, sweep
-from pcexp.cell import Cell
 from pcexp.runner import Job, Session
 
 # Composition
@@ -144,17 +143,9 @@ def test_the_next_cell_compiles_while_lanes_run_and_no_more_lanes_run_than_there
 
 @pytest.mark.parametrize("calls", [1, 3, 5, 8, 20])
 def test_a_stop_with_two_cells_under_way_changes_no_number(
-    outputs: Path, both: Callable[..., int], one_by_one: Mapping[str, Any], short_calls: None, monkeypatch: Any, calls: int
-) -> None:  # fmt: skip
-    written, append = [0], Cell.append
-
-    def counted(cell: Cell, rows: Any) -> None:
-        append(cell, rows)
-        written[0] += 1
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Cell, "append", counted)
-        patch.setattr(Session, "stopping", property(lambda _: written[0] >= calls))
+    outputs: Path, both: Callable[..., int], one_by_one: Mapping[str, Any], stopping_after: Any, calls: int
+) -> None:
+    with stopping_after(calls):
         assert both("execution.workers=2") == 130
     assert len(quick.numbers(outputs)) < 6
     assert both("execution.workers=2") == 0
