@@ -86,7 +86,7 @@ class Progress:
             self._done[spec.cell] = {str(i): 1.0 for i in range(self._lanes[spec.cell])}
             self._show(self._running[0])
             first = self._running[0] is spec
-            self._running.remove(spec)
+            self._running = [other for other in self._running if other is not spec]
             if first:
                 self._began, self._gained = time.monotonic(), 0.0
 
