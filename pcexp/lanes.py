@@ -148,9 +148,6 @@ class LaneTraining:
                         pack = waiting.popleft()
                         self._place(pack, [other.device for other in flying.values()])
                         flying[pool.submit(self._call, pack)] = pack
-                    if self.session.stopping:  # these will not go on, and others wait for their places to hear so
-                        for pack in waiting:
-                            self._leave(pack)
                     if not flying:
                         break
                     done, _ = wait(flying, return_when=FIRST_COMPLETED)
@@ -208,13 +205,11 @@ class LaneTraining:
 
     def _enter(self, pack: Pack) -> None:
         """On a worker thread: wait until fewer packs than workers advance, of all cells. Raises Stopped."""
-        if pack not in self.advancing:
-            while not self.session.places.acquire(timeout=0.2):
-                if self.session.stopping:
-                    raise Stopped
-            self.advancing.add(pack)
+        while pack not in self.advancing:
             if self.session.stopping:
                 raise Stopped
+            if self.session.places.acquire(timeout=0.2):
+                self.advancing.add(pack)
 
     def _leave(self, pack: Pack) -> None:
         if pack in self.advancing:

@@ -65,8 +65,8 @@ class Datasets:
 class Session:
     """What the cells of one command share: settings, tracker, progress, data, places for lanes, and the wish to stop.
 
-    A pack that advances holds one of `places`, whatever its cell; a cell whose lanes do not train is `alone` with others of
-    its kind waiting, because memory may hold what it computes but once.
+    A pack that advances holds one of `places`, whatever its cell. Cells whose lanes do not train take turns at `alone`:
+    memory may hold what one of them computes, and not two.
     """
 
     def __init__(

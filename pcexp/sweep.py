@@ -1,4 +1,4 @@
-"""The whole sweep of a command: one cell a science half, a manifest, an estimate, then the cells, the next beside the last lanes.
+"""The whole sweep of a command: one cell a science half, a manifest, an estimate, then its cells.
 
 Hydra composes one configuration a job (hydra_plugins/pcexp.py hands them over); jobs that differ in lane values only become
 one cell here. The manifest says what was asked for at a scale, so that report and claims can count against it.
@@ -143,7 +143,7 @@ def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _run_cells(specs: Sequence[Spec], handles: Mapping[str, Cell], session: Session) -> int:
-    """Run what is missing, cell after cell, the next one getting ready while lanes run; the status of the command."""
+    """Run what is missing, the next cell getting ready while lanes of the one before run; the status of the command."""
     with session.progress, session.signals():
         try:
             with ThreadPoolExecutor(session.cells_at_once, thread_name_prefix="cell") as pool:
