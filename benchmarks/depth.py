@@ -23,13 +23,13 @@ from jax import lax
 from jaxtyping import Array
 from run import about_here, medians, observe, product_rate
 
-from pcexp.activation import Activation
-from pcexp.architecture import FullyConnected
 from pcexp.inference import GradientDescent
 from pcexp.learning import PC
-from pcexp.network import Network
-from pcexp.parameterisation import MuPC
-from pcexp.segments import Precision
+from pcexp.model.activation import Activation
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import MuPC
+from pcexp.model.segments import Precision
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
 SIZES = ((128, 8), (128, 32), (128, 128), (512, 8), (512, 32))

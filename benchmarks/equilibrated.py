@@ -11,10 +11,10 @@ from timing import about_here, medians, product_rate, remember  # isort: split
 import jax
 import jax.random as jr
 
-from pcexp.architecture import FullyConnected
 from pcexp.inference import ClosedForm
 from pcexp.learning import BP, PC, Equilibrated
-from pcexp.parameterisation import Standard
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import Standard
 
 WIDTH, N_HIDDEN, D_OUT, BATCH = 300, 10, 10, 64
 RULES = {

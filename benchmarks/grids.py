@@ -34,16 +34,17 @@ import optax
 from hydra import compose, initialize_config_dir
 
 from pcexp.__main__ import CONF, register
-from pcexp.architecture import FullyConnected
-from pcexp.cell import Cell
-from pcexp.configuration import resolved, split_lanes
+from pcexp.config.composition import resolved, split_lanes
+from pcexp.config.spec import Spec, spec
 from pcexp.inference import GradientDescent
 from pcexp.learning import PC
-from pcexp.parameterisation import MuPC
-from pcexp.progress import Progress
-from pcexp.runner import Datasets, Execution, Job, Session
-from pcexp.spec import Spec, spec
-from pcexp.tracking import NoTracker
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import MuPC
+from pcexp.records.cell import Cell
+from pcexp.run.job import Job
+from pcexp.run.progress import Progress
+from pcexp.run.session import Datasets, Execution, Session
+from pcexp.run.tracking import NoTracker
 from pcexp.train import Training, TrainingSet, advance, initial_state, iterations
 
 STRETCH = 40

@@ -40,11 +40,11 @@ import optax
 from peer_process import OtherProcess, PeerFailed
 from peer_worker import Layer, Peer, Problem, build, seconds
 
-from pcexp.architecture import FullyConnected
 from pcexp.inference import GradientDescent
 from pcexp.learning import PC
-from pcexp.network import Network
-from pcexp.parameterisation import MuPC, Standard
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import MuPC, Standard
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
 SIZES = ((128, 8), (128, 32), (512, 8), (512, 32))

@@ -22,10 +22,10 @@ import optax
 from jax import lax
 from jaxtyping import Array
 
-from pcexp.architecture import FullyConnected
 from pcexp.inference import GradientDescent
 from pcexp.learning import BP, PC, AbstractLearning
-from pcexp.parameterisation import NearOrigin
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import NearOrigin
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
 WIDTH, N_HIDDEN, D_IN, D_OUT, BATCH, STEPS = 100, 4, 64, 10, 64, 20  # the digits job

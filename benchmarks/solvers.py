@@ -27,10 +27,8 @@ from jaxtyping import Array
 from run import about_here, product_rate
 from solvers_table import written
 
-from pcexp import parameterisation
-from pcexp.architecture import FullyConnected
 from pcexp.data import Digits
-from pcexp.energy import summed_energy
+from pcexp.energy import Batch, summed_energy
 from pcexp.inference import (
     AbstractInference,
     AdamInference,
@@ -43,7 +41,9 @@ from pcexp.inference import (
 )
 from pcexp.inference.base import root_mean_square
 from pcexp.inference.momentum import extreme_eigenvalues
-from pcexp.network import Network
+from pcexp.model import parameterisation
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
 
 HISTORY, TABLE = (Path(__file__).with_name(name) for name in ("history.jsonl", "solvers.md"))
 TARGETS = ("1e-2", "1e-4", "1e-6")
@@ -103,7 +103,7 @@ def problem_of(about: dict[str, Any]) -> Problem:
 
     @eqx.filter_jit
     def start(network: Network, x: Array, y: Array) -> tuple[Array, Array]:
-        problem = InferenceProblem.from_batch(network, x, y)
+        problem = InferenceProblem.from_batch(network, Batch(x, y))
         _, gradient = problem.energy_and_gradient("deviations", problem.start("deviations"))
         return root_mean_square(gradient), jnp.max(extreme_eigenvalues(problem, 16)[1])
 
@@ -112,7 +112,7 @@ def problem_of(about: dict[str, Any]) -> Problem:
 
 @eqx.filter_jit
 def _solved(solver: AbstractInference, network: Network, x: Array, y: Array) -> tuple[Array, ...]:
-    found = solver.solve(InferenceProblem.from_batch(network, x, y))
+    found = solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
     return found.n_steps, found.residual, found.converged, summed_energy(found.errors) / y.shape[-1]
 
 

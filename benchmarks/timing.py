@@ -18,7 +18,7 @@ import jax
 import jax.random as jr
 from jaxtyping import Array
 
-from pcexp.provenance import provenance
+from pcexp.run.provenance import provenance
 from pcexp.train import Observation
 
 REPEATS = 7

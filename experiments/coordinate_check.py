@@ -46,20 +46,21 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from pcexp.claims import Case, Claim, Run, Verdict, ended, verdict
+from pcexp.config.spec import Lane
+from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
-from pcexp.network import Network
-from pcexp.pack import Drawn, Pack, components, initial_network, lane_key
-from pcexp.runner import Job
-from pcexp.spec import Lane
-from pcexp.study import AbstractStudy
+from pcexp.model.network import Network
+from pcexp.report.claims import Case, Claim, Run, Verdict, ended, verdict
+from pcexp.run.draw import Drawn, components, initial_network, lane_key
+from pcexp.run.job import Job
+from pcexp.run.pack import Pack
 from pcexp.train import Observation, TrainingSet, batch_layout, initial_state, iterations, weight_norms
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 FLAT_SLOPE = 0.15
 GROWING_SLOPE = 0.3
@@ -251,7 +252,7 @@ def _lines(part: Records, axis: str, column: str, row: int) -> list[tuple[list[i
 
 def _grid(records: Records, axis: str, title: str, curves: Sequence[tuple[str, str, int, Any]]) -> Figure:
     """Rows are activations, columns models; curves are (learning, column, row, colour)."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     figure, panels = plotting.panels(len(ACTIVATIONS), len(MODELS), title)
     for i, activation in enumerate(ACTIVATIONS):
@@ -279,7 +280,7 @@ def _grid(records: Records, axis: str, title: str, curves: Sequence[tuple[str, s
 
 def _scale(panel: Any, sizes: Sequence[int]) -> None:
     """Logarithmic axes where there is something on them; two decades at least, or what is flat would look like noise."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     low, high = panel.dataLim.minposy, panel.dataLim.y1
     if not sizes:
@@ -298,7 +299,7 @@ def _change(axis: str, learning: str) -> Callable[[Records], Figure]:
     def figure(records: Records) -> Figure:
         from matplotlib.lines import Line2D
 
-        from pcexp import plotting
+        from pcexp.report import plotting
 
         colours = plotting.shades(len(LAYERS))
         curves = [(learning, f"change_{k}", -1, colour) for k, colour in enumerate(colours, start=1)]
@@ -318,7 +319,7 @@ def _size(axis: str) -> Callable[[Records], Figure]:
     def figure(records: Records) -> Figure:
         from matplotlib.lines import Line2D
 
-        from pcexp import plotting
+        from pcexp.report import plotting
 
         column, start = f"size_{LAST_HIDDEN + 1}", "#999999"
         curves = [("bp", column, 0, start), *((rule, column, -1, plotting.COLOURS[rule]) for rule in ("bp", "pc"))]

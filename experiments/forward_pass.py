@@ -49,21 +49,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pcexp.claims import Case, Claim, Verdict, verdict
+from pcexp.config.spec import Lane
+from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
-from pcexp.network import Network
-from pcexp.pack import initial_network
-from pcexp.runner import Job
-from pcexp.segments import AbstractSegment
-from pcexp.spec import Lane
-from pcexp.study import AbstractStudy
+from pcexp.model.network import Network
+from pcexp.model.segments import AbstractSegment
+from pcexp.report.claims import Case, Claim, Verdict, verdict
+from pcexp.run.draw import initial_network
+from pcexp.run.job import Job
 from pcexp.train import batch_layout
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 AWAY_FACTOR = 10
 """Exploding, vanishing: the growth of the deepest network is beyond this factor."""
@@ -217,7 +217,7 @@ def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str
     """Rows are activations, columns models; one thin line a seed, a colour a depth, a ring for the output layer."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     def depth_of(run: Mapping[str, Any]) -> int:
         return run["config.network.n_hidden"] + 1

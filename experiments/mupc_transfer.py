@@ -36,15 +36,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Array
 
-from pcexp.claims import Case, Claim, Verdict, ended, insufficient, verdict
-from pcexp.runner import Job
-from pcexp.study import AbstractStudy
+from pcexp.config.study import AbstractStudy
+from pcexp.report.claims import Case, Claim, Verdict, ended, insufficient, verdict
+from pcexp.run.job import Job
 from pcexp.train import Observation
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 WITHIN = 1.1
 ETA, BETA = "optimiser.learning_rate", "learning.inference.activity_lr"
@@ -195,7 +195,7 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
     """Rows are protocols and arms, columns sizes; of what was asked for, if there is any."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     axes_of = ("depth",) if ends_only else ("width", "depth")
     lines = {}

@@ -36,16 +36,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pcexp.claims import Claim, Ratio, Status, Verdict, censored_ratio, insufficient, median_ratio, spread
+from pcexp.config.study import AbstractStudy
 from pcexp.energy import outputs
-from pcexp.runner import Job
-from pcexp.study import AbstractStudy
+from pcexp.report.claims import Claim, Ratio, Status, Verdict, censored_ratio, insufficient, median_ratio, spread
+from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 ESCAPE_FRACTION = 0.9
 DEPARTURE_FRACTION = 0.95
@@ -250,7 +250,7 @@ def _curves(
     """Rows are protocols, columns activations; one thin line a seed, a mark at each event."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
     for i, protocol in enumerate(PROTOCOLS):

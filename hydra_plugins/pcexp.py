@@ -12,7 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pcexp.configuration import of_values, resolved, split_lanes
+from pcexp.config.composition import of_values, resolved, split_lanes
 
 
 class Compositions:
@@ -54,7 +54,7 @@ class LocalLauncher(Launcher):
         self._config, self._context = config, hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from pcexp.sweep import run_all  # JAX: not imported for --help
+        from pcexp.run.sweep import run_all  # JAX: not imported for --help
 
         if code := run_all(self._composed(job_overrides)):
             raise SystemExit(code)  # Hydra would drop a status that is returned

@@ -24,7 +24,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pcexp.__main__ import CONF, refusal, register, speak  # first: it sets what JAX reads when it is imported
+from pcexp.command_line import CONF, refusal, register, speak  # first: it sets what JAX reads when it is imported
 
 # isort: split
 import jax
@@ -32,15 +32,15 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
-from pcexp import manifest
-from pcexp.cell import Cell
-from pcexp.configuration import Refused
-from pcexp.cost import ASSUMED_FLOPS_A_SECOND, Cost, describe, estimate
+from pcexp.config.composition import Refused
+from pcexp.config.spec import Spec
 from pcexp.data import DataError
-from pcexp.progress import duration
-from pcexp.runner import Datasets
-from pcexp.spec import Spec
-from pcexp.sweep import Command, command, refusing
+from pcexp.records import manifest
+from pcexp.records.cell import Cell
+from pcexp.run.cost import ASSUMED_FLOPS_A_SECOND, Cost, describe, estimate
+from pcexp.run.progress import duration
+from pcexp.run.session import Datasets
+from pcexp.run.sweep import Command, command, refusing
 
 
 class Piece(NamedTuple):

@@ -10,15 +10,24 @@ free, its error is zero and it pulls on nothing. None: all of it counts.
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.network import Activities, Network
-from pcexp.segments import AbstractSegment, Reference
+from pcexp.model.network import Activities, Network
+from pcexp.model.segments import AbstractSegment, Reference
 
 Mask = Float[Array, "d_out batch"] | None
+
+
+class Batch(eqx.Module):
+    """What is clamped: inputs x in the network's batch layout, targets y, and where the output's error counts."""
+
+    x: Float[Array, "..."]
+    y: Float[Array, "d_out batch"]
+    mask: Mask = None
 
 
 class ForwardPass(NamedTuple):

@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pcexp.data.augmentation import Augment
 from pcexp.data.batches import batch_indices, epoch_permutation
+from pcexp.energy import Batch
 from pcexp.learning import AbstractLearning, WeightGradient
-from pcexp.network import Network
-from pcexp.segments import Precision
+from pcexp.model.network import Network
+from pcexp.model.segments import Precision
 
 
 class Training(eqx.Module):
@@ -170,8 +171,8 @@ def _advance(
             examples = data.augment(examples, key=jax.random.fold_in(jax.random.fold_in(state.key, 2), t))
         x, y = batch_layout(state.network, examples), data.y[index].T
         key = jax.random.fold_in(jax.random.fold_in(state.key, 1), t)
-        seen = {} if data.mask is None else {"mask": data.mask[index].T}
-        out = learning.gradient(state.network, x, y, precision=training.precision, key=key, **seen)
+        mask = None if data.mask is None else data.mask[index].T
+        out = learning.gradient(state.network, Batch(x, y, mask), key=key)
         return out, jnp.isfinite(out.loss) & _all_finite(out.gradient)
 
     def see(state: TrainState, out: WeightGradient, t: Array) -> dict[str, Array]:

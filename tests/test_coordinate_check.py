@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 
 from experiments import coordinate_check
-from pcexp.architecture import FullyConnected
-from pcexp.claims import Verdict
-from pcexp.network import Network
-from pcexp.parameterisation import NTK
-from pcexp.records import Records
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import NTK
+from pcexp.records.tables import Records
+from pcexp.report.claims import Verdict
 
 D, N, L, K = 5, 6, 5, 3
 

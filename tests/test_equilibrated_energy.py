@@ -15,15 +15,16 @@ from test_experiments import composed, ran
 
 from experiments import equilibrated_energy
 from experiments.equilibrated_energy import PCBesideTheory
-from pcexp import sweep
-from pcexp.architecture import FullyConnected
-from pcexp.claims import Verdict
+from pcexp.config.spec import SpecError, lane_values
+from pcexp.energy import Batch
 from pcexp.inference import ODE, AbstractInference, ErrorDescent
 from pcexp.learning import PC, WeightGradient
-from pcexp.network import Network
-from pcexp.parameterisation import Standard
-from pcexp.records import Records
-from pcexp.spec import SpecError, lane_values
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import Standard
+from pcexp.records.tables import Records
+from pcexp.report.claims import Verdict
+from pcexp.run import sweep
 
 BASE = ("+experiment=equilibrated_energy", "scale=smoke")
 HORIZON = "learning.inference.horizon"
@@ -41,7 +42,7 @@ def linear() -> tuple[Network, Any, Any]:
 
 @eqx.filter_jit
 def gradient(rule: Any, network: Network, x: Any, y: Any) -> WeightGradient:
-    return rule.gradient(network, jnp.asarray(x), jnp.asarray(y), precision="float64")
+    return rule.gradient(network, Batch(jnp.asarray(x), jnp.asarray(y)))
 
 
 @pytest.mark.usefixtures("x64")
@@ -230,7 +231,7 @@ def test_a_run_that_is_missing_leaves_its_claims_open(protocol: str, part: str) 
 def test_claims_and_figures_answer_on_no_records_at_all() -> None:
     empty = Records("equilibrated_energy", "small", pl.DataFrame(), pl.DataFrame(), pl.DataFrame())
     assert {v.status for v in verdicts(empty).values()} == {"insufficient"}
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     for make in equilibrated_energy.FIGURES.values():
         figure = make(empty)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import quick
 
-from pcexp import plotting, report, sweep
-from pcexp.records import Records, read_outputs
-from pcexp.spec import spec
+from pcexp.config.spec import spec
+from pcexp.records.tables import Records, read_outputs
+from pcexp.report import plotting
+from pcexp.report import rendering as report
+from pcexp.run import sweep
 
 EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
 

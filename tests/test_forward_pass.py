@@ -12,12 +12,13 @@ import pytest
 import quick
 
 from experiments import forward_pass
-from pcexp import report, sweep
-from pcexp.architecture import FullyConnected
-from pcexp.claims import Verdict
-from pcexp.network import Network
-from pcexp.parameterisation import MuPC
-from pcexp.records import Records, read_outputs
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import MuPC
+from pcexp.records.tables import Records, read_outputs
+from pcexp.report import rendering as report
+from pcexp.report.claims import Verdict
+from pcexp.run import sweep
 
 PHI = {"linear": lambda z: z, "tanh": np.tanh, "relu": lambda z: np.maximum(z, 0)}
 D, N, L, K = 5, 24, 12, 3

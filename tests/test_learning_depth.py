@@ -16,14 +16,14 @@ import quick
 from experiments import learning_depth
 from experiments.learning_depth import LearningDepth
 from experiments.learning_depth.runs import EPS, ETA, ROUND_OFF
-from pcexp.architecture import FullyConnected
-from pcexp.claims import Verdict
 from pcexp.data.dataset import Dataset, Split
 from pcexp.inference import ErrorDescent
 from pcexp.learning.layerwise import cosines, norms, relative_errors
-from pcexp.network import Network
-from pcexp.parameterisation import MuPC
-from pcexp.records import Records
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import MuPC
+from pcexp.records.tables import Records
+from pcexp.report.claims import Verdict
 from pcexp.train import Observation, TrainingSet
 
 D, N, H, K, B, BETA = 12, 16, 6, 4, 5, 0.5 / 64

@@ -15,15 +15,15 @@ import quick
 from experiments import matrix_completion
 from experiments.matrix_completion import descent
 from experiments.matrix_completion.claims import CLAIMS
-from pcexp import sweep
-from pcexp.architecture import FullyConnected
-from pcexp.claims import Verdict
-from pcexp.configuration import Refused
+from pcexp.config.composition import Refused
 from pcexp.data import PublishedMatrix
 from pcexp.learning import BP
-from pcexp.network import Network
-from pcexp.parameterisation import NearOrigin
-from pcexp.records import Records, read_outputs
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import NearOrigin
+from pcexp.records.tables import Records, read_outputs
+from pcexp.report.claims import Verdict
+from pcexp.run import sweep
 
 BASE = ("+experiment=matrix_completion", "scale=smoke")
 ETA, LEVELS = 0.0005, (2.0, 1.5, 0.5)

@@ -11,14 +11,14 @@ import quick
 
 from experiments import mupc_depth
 from experiments.mupc_depth.runs import BETA, ETA, SP
-from pcexp.architecture import FullyConnected
+from pcexp.config.spec import spec
+from pcexp.config.targets import SpecError
 from pcexp.data.dataset import Dataset, Split
-from pcexp.network import Network
-from pcexp.parameterisation import NTK
-from pcexp.segments import Dense
-from pcexp.spec import spec
-from pcexp.sweep import plans
-from pcexp.targets import SpecError
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import NTK
+from pcexp.model.segments import Dense
+from pcexp.run.sweep import plans
 from pcexp.train import Observation, TrainingSet
 
 # Cells

@@ -9,10 +9,10 @@ import pytest
 
 from experiments import mupc_depth
 from experiments.mupc_depth.runs import BETA, ETA, SP
-from pcexp.claims import Verdict
-from pcexp.plotting import plt
-from pcexp.records import Records
-from pcexp.report import judge
+from pcexp.records.tables import Records
+from pcexp.report.claims import Verdict
+from pcexp.report.plotting import plt
+from pcexp.report.rendering import judge
 
 
 def run(part: str = "depth", accuracy: float | None = 0.9, /, **changes: Any) -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 
 from experiments import mupc_transfer
 from experiments.mupc_transfer import BETA, ETA
-from pcexp.claims import Verdict
-from pcexp.records import Records
+from pcexp.records.tables import Records
+from pcexp.report.claims import Verdict
 
 SIZES = [(32, 8), (64, 8), (128, 8), (64, 4), (64, 16)]
 ETAS, BETAS = (0.5, 0.1), (1.0, 0.1)

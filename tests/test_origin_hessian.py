@@ -11,11 +11,11 @@ import quick
 
 from experiments import origin_hessian
 from experiments.origin_hessian import measured, runs
-from pcexp.architecture import FullyConnected
 from pcexp.energy import loss
-from pcexp.network import Network
-from pcexp.parameterisation import Standard
-from pcexp.records import Records, _wide
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import Standard
+from pcexp.records.tables import Records, _wide
 from pcexp.theory.equilibrated import equilibrated_energy
 from pcexp.theory.hessian import hessian
 from pcexp.theory.saddles import zero_rank

@@ -11,12 +11,13 @@ import quick
 
 from experiments import origin_landscape
 from experiments.origin_landscape.landscape import generic_plane, landscape, plane
-from pcexp.architecture import FullyConnected
+from pcexp.energy import Batch
 from pcexp.learning import BP
-from pcexp.network import Network
-from pcexp.parameterisation import NearOrigin
-from pcexp.records import Records
-from pcexp.sweep import plans
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import NearOrigin
+from pcexp.records.tables import Records
+from pcexp.run.sweep import plans
 from pcexp.train import Observation, TrainingSet
 
 BASE = ("+experiment=origin_landscape", "scale=thesis")
@@ -73,7 +74,7 @@ def test_a_measurement_is_of_the_batch_the_probe_the_test_set_and_the_plane_what
 ) -> None:
     network, (x, y) = net(1, 1, 1), batch(1)
     w1, w2 = (float(segment.weight[0, 0, 0]) for segment in network.segments)
-    out = BP(scale).gradient(network, jnp.asarray(x), jnp.asarray(y))
+    out = BP(scale).gradient(network, Batch(jnp.asarray(x), jnp.asarray(y)))
     data = TrainingSet(jnp.asarray(x).T, jnp.asarray(y).T, jnp.asarray(x[:, :5]), jnp.asarray(y[:, :5]))
     axes = jnp.asarray([[0.6, 0.8], [-0.8, 0.6]])
     seen = origin_landscape.measure(axes, jnp.asarray(2 * x), jnp.asarray(y), Observation(network, *out, data))

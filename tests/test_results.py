@@ -5,8 +5,8 @@ from pathlib import Path
 
 import quick
 
-from pcexp import report
-from pcexp.records import read_results
+from pcexp.records.tables import read_results
+from pcexp.report import rendering as report
 
 RESULTS = quick.CONF.parent / "results"
 STUDIES = sorted(path.name for path in RESULTS.glob("*") if path.is_dir())

@@ -7,7 +7,7 @@ import pytest
 import quick
 
 from experiments import saddle_escape
-from pcexp.network import Network
+from pcexp.model.network import Network
 from pcexp.train import Observation, TrainingSet
 
 

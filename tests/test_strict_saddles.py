@@ -14,12 +14,12 @@ from experiments.strict_saddles import edges, search
 from experiments.strict_saddles.batches import FULL_RANK, KINDS, Batch, batch
 from experiments.strict_saddles.points import points_of
 from experiments.strict_saddles.starts import Start, saddle
-from pcexp.architecture import FullyConnected
-from pcexp.claims import Verdict
 from pcexp.energy import loss
-from pcexp.network import Network
-from pcexp.parameterisation import MuPC, Standard
-from pcexp.records import Records
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import MuPC, Standard
+from pcexp.records.tables import Records
+from pcexp.report.claims import Verdict
 from pcexp.theory.equilibrated import equilibrated_energy
 from pcexp.theory.hessian import hessian, vectorised
 

@@ -46,12 +46,12 @@ from jaxtyping import Array
 from experiments.equilibrated_energy.claims import CLAIMS
 from experiments.equilibrated_energy.figures import FIGURES
 from experiments.equilibrated_energy.rules import PCBesideTheory, distance, length
+from pcexp.config.spec import Lane
+from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.learning import Equilibrated
-from pcexp.pack import components, initial_network, lane_key
-from pcexp.runner import Job
-from pcexp.spec import Lane
-from pcexp.study import AbstractStudy
+from pcexp.run.draw import components, initial_network, lane_key
+from pcexp.run.job import Job
 from pcexp.train import Observation, TrainingSet, advance, batch_layout, initial_state, iterations
 
 __all__ = ["CLAIMS", "FIGURES", "EquilibratedEnergy", "PCBesideTheory"]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.equilibrated_energy.runs import at_the_longest, depth_of, missing, runs_of, several_horizons
-from pcexp.claims import Case, Claim, Run, Verdict, insufficient, verdict
+from pcexp.report.claims import Case, Claim, Run, Verdict, insufficient, verdict
 
 if TYPE_CHECKING:
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 EXACT = 1e-6
 CONVERGED = 1e-8

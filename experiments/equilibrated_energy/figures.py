@@ -18,12 +18,12 @@ from experiments.equilibrated_energy.runs import (
     runs_of,
     several_horizons,
 )
-from pcexp.claims import Run
+from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 COLOURS = {"published": "#c1272d", "corrected": "#b35806"}
 """Inference to the published horizon is in PC's own colour."""
@@ -51,7 +51,7 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
     """Rows: energies by either inference, and their gap; columns: depths. One line a seed."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     runs = {protocol: at_the_longest(runs_of(records, "energy", protocol, optimiser)) for protocol in PROTOCOLS}
     depths = _depths(*runs.values())
@@ -107,7 +107,7 @@ def figure_6_1(records: Records) -> Figure:
     """Gap and test accuracy in training by horizon, and against it; converged inference beside them. One line a seed."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     found = several_horizons(records)
     depths = sorted(found) or [0]
@@ -156,7 +156,7 @@ def figure_d_5(records: Records) -> Figure:
     """Energy at the end of inference against F*, a panel a horizon. One line a seed."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     found = several_horizons(records)
     shown = [(depth, horizon) for depth in found for horizon in reversed(found[depth])] or [(0, 0.0)]
@@ -198,7 +198,7 @@ def figure_beside(records: Records) -> Figure:
     """Training by inference beside training on F*: how far F* and the weights are apart. One line a seed."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     runs = {protocol: runs_of(records, "beside", protocol) for protocol in PROTOCOLS}
     depths = _depths(*runs.values())

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import Mask, energy, energy_gradient, loss_at
+from pcexp.energy import Batch, energy, energy_gradient, loss_at
 from pcexp.inference import AbstractInference, InferenceProblem
 from pcexp.learning import AbstractLearning, GradientScale, WeightGradient
 from pcexp.learning.base import gradient_factor
-from pcexp.network import Network
-from pcexp.segments import Precision
+from pcexp.model.network import Network
+from pcexp.model.segments import Precision
 from pcexp.theory.equilibrated import activities, equilibrium
 
 
@@ -21,18 +21,11 @@ class PCBesideTheory(AbstractLearning):
 
     inference: AbstractInference
     gradient_scale: GradientScale
+    precision: Precision = "float32"
 
-    def gradient(
-        self,
-        network: Network,
-        x: Float[Array, "..."],
-        y: Float[Array, "d_out batch"],
-        *,
-        mask: Mask = None,
-        precision: Precision = "float32",
-        key: PRNGKeyArray | None = None,
-    ) -> WeightGradient:
-        problem = InferenceProblem.from_batch(network, x, y, mask=mask, precision=precision)
+    def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        x, y, mask = batch.x, batch.y, batch.mask
+        problem = InferenceProblem.from_batch(network, batch, precision=self.precision)
         found = self.inference.solve(problem, key=key)
         gradient = energy_gradient(network, x, found.activities, found.errors)
         theory = equilibrium(network, problem.at, y, mask=mask)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pcexp.claims import Run, ended
+from pcexp.report.claims import Run, ended
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 HORIZON = "learning.inference.horizon"
 PROTOCOLS = ("published", "corrected")

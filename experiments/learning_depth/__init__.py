@@ -54,16 +54,16 @@ from jaxtyping import Array, Float
 from experiments.learning_depth.claims import CLAIMS
 from experiments.learning_depth.figures import FIGURES
 from experiments.learning_depth.runs import ROUND_OFF
-from pcexp.configuration import Refused
+from pcexp.config.composition import Refused
+from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
-from pcexp.energy import energy, energy_gradient, loss
+from pcexp.energy import Batch, energy, energy_gradient, loss
 from pcexp.inference import AbstractInference, GradientDescent
 from pcexp.inference.base import InferenceProblem
 from pcexp.learning.layerwise import cosines, norms, relative_errors
-from pcexp.network import Network
-from pcexp.pack import evaluate
-from pcexp.runner import Job
-from pcexp.study import AbstractStudy
+from pcexp.model.network import Network
+from pcexp.run.job import Job
+from pcexp.run.pack import evaluate
 from pcexp.train import Observation, batch_layout
 
 __all__ = ["CLAIMS", "FIGURES", "LearningDepth"]
@@ -117,7 +117,7 @@ class Seen(NamedTuple):
 
 def seen_by(solver: AbstractInference, network: Network, x: Float[Array, ...], y: Float[Array, "d batch"]) -> Seen:
     """Gradient, energy and residual where a solver stops."""
-    found = solver.solve(InferenceProblem.from_batch(network, x, y))
+    found = solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
     gradient = energy_gradient(network, x, found.activities, found.errors)
     return Seen(gradient, energy(network, found.errors), found.residual)
 

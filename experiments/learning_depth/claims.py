@@ -28,10 +28,10 @@ from experiments.learning_depth.runs import (
     moved,
     published,
 )
-from pcexp.claims import Case, Claim, Run, Verdict, insufficient, verdict
+from pcexp.report.claims import Case, Claim, Run, Verdict, insufficient, verdict
 
 if TYPE_CHECKING:
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 
 def _each(rule: str, choice: Choice, expected: str, value: Callable[[Run], float], holds: Callable[..., bool]) -> Any:

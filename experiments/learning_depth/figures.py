@@ -27,12 +27,12 @@ from experiments.learning_depth.runs import (
     moved,
     published,
 )
-from pcexp.claims import Run
+from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 COLOURS = {
     "bp": "#3b6ea5",
@@ -87,7 +87,7 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
     """Rows are norms and cosines, columns networks; lines are (form, colour, arm), in the first or the last row of a run."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     sizes = sizes_of(records)
     figure, panels = plotting.panels(2, len(sizes), title, width=3.6)
@@ -158,7 +158,7 @@ GRIDS = {
 
 def figure_grid(records: Records) -> Figure:
     """Inference by T and beta on the initial weights: layers reached, cosine, closed fraction; means over seeds."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     sizes = sizes_of(records)
     figure, panels = plotting.panels(len(GRIDS), len(sizes), "Reach of inference on the initial weights", width=3.2)
@@ -205,7 +205,7 @@ def figure_movement(records: Records) -> Figure:
     """How far each layer's weights moved in training, by rule; one line a seed."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     sizes = sizes_of(records)
     shown = [one for one in SHOWN if one.arm.rule != "pc" or one.arm.choice is not published]
@@ -233,7 +233,7 @@ def figure_movement(records: Records) -> Figure:
 
 def figure_accuracy(records: Records) -> Figure:
     """Test accuracy by rule and rates: one point a seed."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     sizes = sizes_of(records)
     figure, panels = plotting.panels(1, len(sizes), "Test accuracy by rule", width=3.4, height=2.6)
@@ -258,7 +258,7 @@ def figure_eps(records: Records) -> Figure:
     """Accuracy and the number of layers that moved against Adam's eps, gradients in deviations: one point a seed."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     sizes = sizes_of(records)
     curves = [("pc", 0.1, "^"), ("pc", 0.01, "o"), ("pc_float64", 0.01, "s")]

@@ -55,14 +55,15 @@ import optax
 from experiments.matrix_completion.claims import CLAIMS
 from experiments.matrix_completion.descent import Completion, descended
 from experiments.matrix_completion.figures import FIGURES
-from pcexp.configuration import Refused
+from pcexp.config.composition import Refused
+from pcexp.config.spec import Lane
+from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.learning import AbstractLearning
-from pcexp.network import Network
-from pcexp.pack import components, initial_network
-from pcexp.runner import Job, Stopped
-from pcexp.spec import Lane
-from pcexp.study import AbstractStudy
+from pcexp.model.network import Network
+from pcexp.run.draw import components, initial_network
+from pcexp.run.job import Job
+from pcexp.run.session import Stopped
 from pcexp.train import iterations
 
 __all__ = ["CLAIMS", "FIGURES", "MatrixCompletion"]

@@ -19,7 +19,7 @@ from experiments.matrix_completion.runs import (
     published_eta,
     seeds,
 )
-from pcexp.claims import (
+from pcexp.report.claims import (
     Case,
     Claim,
     Ratio,
@@ -34,7 +34,7 @@ from pcexp.claims import (
 )
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 FAR = 10
 """Far fewer iterations: less than a tenth."""

@@ -13,9 +13,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pcexp.energy import loss, outputs
+from pcexp.energy import Batch, loss, outputs
 from pcexp.learning import AbstractLearning
-from pcexp.network import Network
+from pcexp.model.network import Network
 from pcexp.train import weight_norms
 
 CAPACITY = 64
@@ -127,7 +127,7 @@ def advanced(
 
     def visit(at: Position) -> tuple[Position, Any, Array, Array, Array]:
         """The position with what its iterate says, the gradient, loss and norm, and whether a row is due."""
-        found = rule.gradient(at.network, completion.x, completion.y, mask=mask)
+        found = rule.gradient(at.network, Batch(completion.x, completion.y, mask))
         seen = 2 * found.loss / completion.y.shape[0] if completion.masked else completion.losses(at.network)[0]
         norm = jnp.sqrt(jnp.sum(jnp.square(weight_norms(found.gradient)))) / found.diagnostics["gradient_factor"]
         passed = jnp.maximum(at.passed, jnp.sum(seen < completion.levels).astype(jnp.int32))

@@ -19,13 +19,13 @@ from experiments.matrix_completion.runs import (
     published_eta,
     seeds,
 )
-from pcexp.claims import Run
+from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 STARTS = {0: "-", 1: "--", 2: ":"}
 """Line of PC from each saddle."""
@@ -48,7 +48,7 @@ def _curves(records: Records, title: str, column: str, ylabel: str) -> Figure:
     """Rows are protocols, columns activations; PC from a saddle begins at the iteration at which BP is there."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
     diverged = False
@@ -90,7 +90,7 @@ def _curves(records: Records, title: str, column: str, ylabel: str) -> Figure:
 
 
 def _dressed(axis: Axes, records: Records, title: str, n: int) -> None:
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     axis.set_title(title, loc="left", pad=12)
     plotting.caption(axis, records.about, n)
@@ -113,7 +113,7 @@ def figure_ranks(records: Records) -> Figure:
     """Singular values of the map over iterations at one scale, and the threshold above which they count for its rank."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     figure, axes = plotting.panels(2, len(ACTIVATIONS), "Singular values of the map, corrected, one line a seed")
     for i, learning in enumerate(("bp", "pc")):
@@ -160,7 +160,7 @@ def figure_iterations(records: Records) -> Figure:
     """Iterations to leave each saddle that BP visits, PC from the weights at which BP is there; hollow: not left until then."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     figure, axes = plotting.panels(1, len(ACTIVATIONS), "Iterations to leave each saddle that BP visits", height=3.0)
     for axis, activation in zip(axes[0], ACTIVATIONS, strict=True):
@@ -187,7 +187,7 @@ def figure_rates(records: Records) -> Figure:
     """Iterations from the origin to the end at one scale over the learning rate; crosses: the end was not reached."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     part = records.select(protocol="corrected", part="saddle 0")
     figure, axes = plotting.panels(1, len(ACTIVATIONS), "Iterations to a loss of 0.01, corrected", height=3.0)

@@ -65,11 +65,11 @@ from jaxtyping import Array
 
 from experiments.mupc_depth.claims import CLAIMS
 from experiments.mupc_depth.figures import FIGURES
+from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
-from pcexp.network import Network
-from pcexp.pack import evaluate
-from pcexp.runner import Job
-from pcexp.study import AbstractStudy
+from pcexp.model.network import Network
+from pcexp.run.job import Job
+from pcexp.run.pack import evaluate
 from pcexp.train import Observation, weight_norms
 
 __all__ = ["CLAIMS", "FIGURES", "MuPCDepth"]

@@ -17,7 +17,7 @@ from experiments.mupc_depth.rules import (
     width_rule,
 )
 from experiments.mupc_depth.runs import PROTOCOLS
-from pcexp.claims import Claim
+from pcexp.report.claims import Claim
 
 TRAINS_ON_CIFAR, LITTLE = 30.0, 5.0
 

@@ -27,12 +27,12 @@ from experiments.mupc_depth.runs import (
     tests,
     width_of,
 )
-from pcexp.claims import Run
+from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 CLOSE_UP = 60
 Curves = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
@@ -64,7 +64,7 @@ def _draw(panel: Any, curves: Curves, runs: Iterable[Run], colour: Any, **style:
 
 
 def _finish(panel: Any, records: Records, title: str, runs: Sequence[Run], last: bool, first: bool) -> None:
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     panel.set_title(title, loc="left", fontsize=8, pad=12)
     plotting.caption(panel, records.about, len(runs))
@@ -86,7 +86,7 @@ def _marks(*names: tuple[str, Any, str]) -> list[Any]:
 
 def _models(records: Records, arm: str, activations: Sequence[str], title: str) -> Figure:
     """Rows are activations and protocols, columns depths, colours models."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     curves = tests(records)
     rows = [(activation, protocol) for activation in activations for protocol in PROTOCOLS]
@@ -119,7 +119,7 @@ def _models(records: Records, arm: str, activations: Sequence[str], title: str) 
 
 def _shaded(records: Records, arm: str, size: Callable[[Run], int], letter: str, title: str) -> Figure:
     """muPC: rows are protocols, columns activations, shades sizes; T = H dotted beside T = 1."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     curves = tests(records)
     figure, panels = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
@@ -185,7 +185,7 @@ def figure_c_14(records: Records) -> Figure:
 @_where_asked("rates")
 def figure_5_8(records: Records) -> Figure:
     """Test accuracy of muPC at Adam's rate, and at that rate times and over sqrt(N L). One line a seed."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     curves = tests(records)
     figure, panels = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), "Section 5.8: muPC at scaled rates of Adam")
@@ -210,7 +210,7 @@ def figure_5_8(records: Records) -> Figure:
 @_where_asked("forward_only")
 def figure_forward_only(records: Records) -> Figure:
     """Test accuracy of muPC with premultipliers in the forward pass only, by Adam's rate and by beta. One line a seed."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     curves = tests(records)
     found = {(p, a): runs_of(mupc(records, p, a, "forward_only")) for p in PROTOCOLS for a in ACTIVATIONS}
@@ -235,7 +235,7 @@ def figure_anchor(records: Records) -> Figure:
     """Test accuracy of muPC at the anchor, with the published values and the tolerances asked for. One line a seed."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     curves = tests(records)
     figure, panels = plotting.panels(1, len(PROTOCOLS), "Anchor: muPC, ReLU, T = 30", width=3.8, height=3.0)

@@ -30,10 +30,10 @@ from experiments.mupc_depth.runs import (
     tests,
     width_of,
 )
-from pcexp.claims import Case, Run, Verdict, insufficient, spread, verdict
+from pcexp.report.claims import Case, Run, Verdict, insufficient, spread, verdict
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 TRAINS = 50.0
 FEW_POINTS, NO_FALL = 3.0, 0.5

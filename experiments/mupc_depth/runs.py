@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pcexp.claims import Run, ended
+from pcexp.report.claims import Run, ended
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 NO_LEARNING = 15.0
 ETA, BETA = "optimiser.learning_rate", "learning.inference.activity_lr"

@@ -55,13 +55,13 @@ from experiments.origin_hessian.measured import (
     theorem_3_2,
 )
 from experiments.origin_hessian.runs import in_rows
-from pcexp.configuration import Refused
+from pcexp.config.composition import Refused
+from pcexp.config.spec import Lane
+from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
-from pcexp.network import Network
-from pcexp.pack import initial_network, lane_key
-from pcexp.runner import Job
-from pcexp.spec import Lane
-from pcexp.study import AbstractStudy
+from pcexp.model.network import Network
+from pcexp.run.draw import initial_network, lane_key
+from pcexp.run.job import Job
 from pcexp.theory.hessian import origin_spectra, vectorised, zero_rank_spectrum
 from pcexp.theory.saddles import negative_curvature, saddle_order, zero_rank
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from experiments.origin_hessian.runs import depth, done
-from pcexp.claims import Case, Claim, Run, Verdict, insufficient, verdict
+from pcexp.report.claims import Case, Claim, Run, Verdict, insufficient, verdict
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 EXACT = 1e-10
 FACTOR = 1e-6

@@ -9,13 +9,13 @@ import numpy as np
 
 from experiments.origin_hessian.measured import DISTANCES
 from experiments.origin_hessian.runs import depth, described, done, found
-from pcexp.claims import Run
+from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 NUMERIC, UNROLLED, OF_LOSS = "#c1272d", "#e08214", "#3b6ea5"
 HEAT = (("loss", r"loss (Eq. 4.6)"), ("theory", r"$F^*$, theory (Eq. 4.8)"), ("numeric", r"$F^*$, numeric"))
@@ -34,7 +34,7 @@ def _legend(figure: Figure, of_loss: Any) -> None:
     """Marks of theory and of the numeric eigenvalues; `of_loss` is that of the loss."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     marks = [
         Line2D([], [], color=plotting.COLOURS["theory"], label="theory"),
@@ -47,7 +47,7 @@ def _legend(figure: Figure, of_loss: Any) -> None:
 
 def _eigenvalues(axis: Axes, spectra: dict[str, np.ndarray]) -> None:
     """Sorted eigenvalues: theory as a line, the numeric ones as marks."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     index = np.arange(1, len(spectra["numeric_equilibrated"]) + 1)
     # Chains have two or three of them: marks of each size stay apart where they agree.
@@ -64,7 +64,7 @@ def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
     """Rows are nets: the three Hessians, scaled to +-1 each, and the eigenvalues."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     runs = _first_of_each(done(records, arm))
     kept = [(run, held) for run in runs if (held := found(records, run)).matrices]
@@ -95,7 +95,7 @@ def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
 
 def _density(axis: Axes, numeric: np.ndarray, theory: np.ndarray, colour: str) -> None:
     """Counts of numeric eigenvalues as bars, those of the theory as a line over them."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     low, high = min(numeric.min(), theory.min()), max(numeric.max(), theory.max())
     margin = 0.08 * (high - low) if high - low > 1e-9 else 1.0
@@ -115,7 +115,7 @@ def _spectra(records: Records, runs: Sequence[Run], title: str) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     shown = _first_of_each(runs)
     figure, axes = plotting.panels(2, max(len(shown), 1), title, width=2.7, height=2.1)
@@ -144,7 +144,7 @@ def _saddle(records: Records, n_hidden: int, title: str) -> Figure:
     """Counts of eigenvalues of one draw, and the sorted eigenvalues that are not zero of all draws."""
     from matplotlib.patches import Patch
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     runs = [run for run in done(records, "saddle") if depth(run) == n_hidden]
     figure, axes = plotting.panels(1, 3, title, width=3.1, height=2.4)
@@ -224,7 +224,7 @@ def figure_orders(records: Records) -> Figure:
     """
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     runs = done(records, "origin", "chain", "saddle")
     depths = sorted({depth(run) for run in runs})

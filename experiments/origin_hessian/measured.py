@@ -13,9 +13,9 @@ import jax.random as jr
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import energy, loss
+from pcexp.energy import Batch, energy, loss
 from pcexp.inference import GradientDescent, InferenceProblem
-from pcexp.network import Network
+from pcexp.model.network import Network
 from pcexp.theory.equilibrated import equilibrated_energy, equilibrated_gradient
 from pcexp.theory.hessian import (
     hessian,
@@ -60,7 +60,9 @@ def seen(network: Network, x: Inputs) -> tuple[Network, Inputs]:
 
 def unrolled_energy(network: Network, x: Inputs, y: Targets, *, activity_lr: float, steps: int) -> Float[Array, ""]:
     """Energy after so many steps of gradient descent on the activities, from the forward pass."""
-    found = GradientDescent(activity_lr, steps, wavefront=False).solve(InferenceProblem.from_batch(network, x, y))
+    found = GradientDescent(activity_lr, steps, wavefront=False).solve(
+        InferenceProblem.from_batch(network, Batch(x, y))
+    )
     return energy(network, found.errors)
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pcexp.claims import Run
+from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 MOST_ROWS = 60
 """Rows of a lane that are kept where records are committed."""

@@ -45,12 +45,12 @@ from jaxtyping import Array, Float
 from experiments.origin_landscape.claims import CLAIMS, ESCAPE_FRACTION
 from experiments.origin_landscape.figures import FIGURES
 from experiments.origin_landscape.landscape import generic_plane, landscape, plane
+from pcexp.config.spec import Lane
+from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import loss
-from pcexp.pack import initial_network
-from pcexp.runner import Job
-from pcexp.spec import Lane
-from pcexp.study import AbstractStudy
+from pcexp.run.draw import initial_network
+from pcexp.run.job import Job
 from pcexp.theory.equilibrated import equilibrated_energy
 from pcexp.theory.hessian import vectorised
 from pcexp.train import Observation, weight_norms

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pcexp.claims import (
+from pcexp.report.claims import (
     Case,
     Claim,
     Ratio,
@@ -22,7 +22,7 @@ from pcexp.claims import (
 )
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 ESCAPE_FRACTION = 0.9
 FLAT = 0.01

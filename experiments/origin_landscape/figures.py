@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not b
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 DRAWN = ("chain_1", "chain_2", "chain_3", "wide")
 ENERGIES = (("loss", "loss", "bp", "probe_loss"), ("equilibrated", "$F^*$", "pc", "probe_equilibrated"))
@@ -74,7 +74,7 @@ def figure_4_2(records: Records) -> Figure:
     """
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     figure = plotting.plt.figure(figsize=(12.4, 11.4), layout="constrained")
     figure.suptitle("Figure 4.2: landscapes of the loss and of the equilibrated energy around the origin", fontsize=10)
@@ -120,7 +120,7 @@ def figure_b_1(records: Records) -> Figure:
     """
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     columns = [(net, "corrected") for net in CHAINS]
     columns += [(net, protocol) for net in ("wide", "wide_code") for protocol in ("corrected", "published")]
@@ -169,7 +169,7 @@ def figure_escape(records: Records) -> Figure:
     """
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     columns = [(net, "corrected") for net in (*CHAINS, "wide", "wide_code")]
     columns += [(net, "published") for net in ("wide", "wide_code")]

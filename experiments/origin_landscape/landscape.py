@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from pcexp.energy import loss
-from pcexp.network import Network
+from pcexp.model.network import Network
 from pcexp.theory.equilibrated import equilibrated_energy
 from pcexp.theory.hessian import vectorised, zero_output_equilibrated_hessian
 from pcexp.theory.saddles import zero_rank

@@ -61,12 +61,12 @@ from experiments.strict_saddles.figures import FIGURES
 from experiments.strict_saddles.points import FOUND, LOWEST, TOLERANCE
 from experiments.strict_saddles.search import with_maps, with_matrices
 from experiments.strict_saddles.starts import Start, near, random_weights, saddle
+from pcexp.config.spec import Lane
+from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
-from pcexp.network import Network
-from pcexp.pack import in_floats, lane_key
-from pcexp.runner import Job
-from pcexp.spec import Lane
-from pcexp.study import AbstractStudy
+from pcexp.model.network import Network
+from pcexp.run.draw import in_floats, lane_key
+from pcexp.run.job import Job
 
 __all__ = ["CLAIMS", "FIGURES", "StrictSaddles"]
 

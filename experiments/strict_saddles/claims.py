@@ -9,10 +9,10 @@ import numpy as np
 
 from experiments.strict_saddles.batches import KINDS
 from experiments.strict_saddles.points import FOUND, GROUPS, Points, points_of
-from pcexp.claims import Claim, Verdict, insufficient
+from pcexp.report.claims import Claim, Verdict, insufficient
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 ASKED = 1000
 """Critical points that the question asks for."""

@@ -14,7 +14,7 @@ from experiments.strict_saddles.starts import Start
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
 
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 SORTS = {
     Start.RANDOM: ("random weights", "#3b6ea5", "o"),
@@ -49,7 +49,7 @@ def figure_points(records: Records) -> Figure:
     """Lowest eigenvalue of F*'s Hessian at every critical point found, over F* above its infimum, by sort of start."""
     from matplotlib.lines import Line2D
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     points = points_of(records)
     figure, panels = plotting.panels(
@@ -97,7 +97,7 @@ def figure_counts(records: Records) -> Figure:
     """How many critical points of each class and of each rank of the map were found, by kind of data and width."""
     from matplotlib.patches import Patch
 
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     points = points_of(records)
     figure, panels = plotting.panels(
@@ -137,7 +137,7 @@ def figure_counts(records: Records) -> Figure:
 
 def figure_polish(records: Records) -> Figure:
     """How well points are known: gradient norms of all starts, singular values of the maps, curvatures, with the thresholds."""
-    from pcexp import plotting
+    from pcexp.report import plotting
 
     points = points_of(records)
     figure, panels = plotting.panels(

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from experiments.strict_saddles.batches import D_OUT, FULL_RANK
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records import Records
+    from pcexp.records.tables import Records
 
 FOUND = 1e-10
 """A point is found if the norm of the gradient of F* is below this, times the largest weight too where that is above 1.

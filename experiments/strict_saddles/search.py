@@ -16,7 +16,7 @@ import jax.random as jr
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from pcexp.energy import forward_pass, loss
-from pcexp.network import Network
+from pcexp.model.network import Network
 from pcexp.theory.equilibrated import equilibrated_energy, equilibrated_gradient, equilibrium
 from pcexp.theory.hessian import hessian, vectorised
 

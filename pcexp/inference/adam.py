@@ -5,7 +5,7 @@ from jaxtyping import PRNGKeyArray
 
 from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem
 from pcexp.inference.steps import Point, stepped
-from pcexp.network import Activities
+from pcexp.model.network import Activities
 
 
 class AdamInference(AbstractInference):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pcexp.energy import (
+    Batch,
     ForwardPass,
     Mask,
     deviation_errors,
@@ -19,8 +20,8 @@ from pcexp.energy import (
     segment_errors,
     summed_energy,
 )
-from pcexp.network import Activities, Network
-from pcexp.segments import Precision
+from pcexp.model.network import Activities, Network
+from pcexp.model.segments import Precision
 
 Form = Literal["activities", "deviations"]
 """The variables of inference: z itself (as published) or d = z - zhat (no cancellation near the forward pass)."""
@@ -39,14 +40,13 @@ class InferenceProblem(eqx.Module):
     def from_batch(
         cls,
         network: Network,
-        x: Float[Array, "..."],
-        y: Float[Array, "d_out batch"],
+        batch: Batch,
         *,
-        mask: Mask = None,
         precision: Precision = "float32",
     ) -> "InferenceProblem":
         """The problem of one batch, with its forward pass."""
-        return cls(network.in_products(precision).for_inference(), x, y, forward_pass(network, x), mask)
+        products = network.in_products(precision).for_inference()
+        return cls(products, batch.x, batch.y, forward_pass(network, batch.x), batch.mask)
 
     def start(self, form: Form) -> Activities:
         """Free variables at the forward pass: zhat, or deviations of exactly zero."""

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pcexp.inference.base import AbstractInference, Equilibrium, InferenceProblem, root_mean_square
-from pcexp.network import Network
+from pcexp.model.network import Network
 from pcexp.theory.equilibrated import equilibrium
 
 

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from pcexp.energy import batch_axes_of, masked
 from pcexp.inference.base import AbstractInference, Equilibrium, InferenceProblem, root_mean_square
 from pcexp.inference.per_sample import chosen, inner, largest_eigenvalue, ratio, scaled
-from pcexp.network import Activities, Network
-from pcexp.segments import AbstractSegment, Reference
+from pcexp.model.network import Activities, Network
+from pcexp.model.segments import AbstractSegment, Reference
 
 PerSample = Float[Array, " batch"]
 Output = Float[Array, "1 d_out batch"]

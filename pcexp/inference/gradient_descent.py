@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem, segment_gradient
 from pcexp.inference.steps import Point, stepped, stopped
-from pcexp.network import Activities, Network
+from pcexp.model.network import Activities, Network
 
 
 class _Schedule(NamedTuple):

@@ -10,7 +10,7 @@ from pcexp.inference.base import AbstractInference, Equilibrium, Form, Inference
 from pcexp.inference.error_descent import perturbed_pass
 from pcexp.inference.per_sample import inner, largest_eigenvalue, ratio, scaled
 from pcexp.inference.steps import Point, stepped
-from pcexp.network import Activities
+from pcexp.model.network import Activities
 
 PerSample = Float[Array, " batch"]
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray
 
 from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem, root_mean_square
 from pcexp.inference.steps import stopped
-from pcexp.network import Activities
+from pcexp.model.network import Activities
 
 
 class ODE(AbstractInference):

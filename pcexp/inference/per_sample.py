@@ -12,7 +12,7 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from pcexp.network import Activities, Network
+from pcexp.model.network import Activities, Network
 
 
 def _with_axes(network: Network, tree: Activities) -> Iterator[tuple[Array, int]]:

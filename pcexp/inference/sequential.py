@@ -7,8 +7,8 @@ from jaxtyping import Array, PRNGKeyArray
 from pcexp.energy import batch_axes_of
 from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem
 from pcexp.inference.steps import Point, stepped
-from pcexp.network import Activities
-from pcexp.segments import AbstractSegment
+from pcexp.model.network import Activities
+from pcexp.model.segments import AbstractSegment
 
 
 class Sequential(AbstractInference):

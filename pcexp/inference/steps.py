@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from pcexp.energy import summed_energy
 from pcexp.inference.base import Equilibrium, Form, InferenceProblem, root_mean_square
-from pcexp.network import Activities
+from pcexp.model.network import Activities
 
 FIRST_LOOK = 64
 """`energy_tol` looks at the energy after this many steps, and whenever their number has doubled."""

@@ -6,9 +6,8 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import Mask
-from pcexp.network import Network
-from pcexp.segments import Precision
+from pcexp.energy import Batch
+from pcexp.model.network import Network
 
 GradientScale = Literal["batch_mean", "batch_sum", "mean_squared_error"]
 """Units of a weight gradient: of F (the mean over the batch); B F (summed); or 2F/K, the mean over batch and outputs."""
@@ -29,20 +28,11 @@ class WeightGradient(NamedTuple):
 
 
 class AbstractLearning(eqx.Module):
-    """A learning rule; its fields are its hyperparameters."""
+    """A learning rule; its fields are its hyperparameters, among them the `precision` of its products."""
 
     @abc.abstractmethod
-    def gradient(
-        self,
-        network: Network,
-        x: Float[Array, "..."],
-        y: Float[Array, "d_out batch"],
-        *,
-        mask: Mask = None,
-        precision: Precision = "float32",
-        key: PRNGKeyArray | None = None,
-    ) -> WeightGradient:
-        """Weight gradient of one batch; output errors count where the `mask` is 1, everywhere if it is None."""
+    def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        """Weight gradient of one batch; output errors count where its `mask` is 1, everywhere if it is None."""
 
     @abc.abstractmethod
     def forward_passes(self) -> float:

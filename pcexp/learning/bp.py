@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from pcexp.energy import Mask, backpropagated, energy_gradient, forward_pass, loss_at, masked
+from pcexp.energy import Batch, backpropagated, energy_gradient, forward_pass, loss_at, masked
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
-from pcexp.network import Network
-from pcexp.segments import Precision
+from pcexp.model.network import Network
+from pcexp.model.segments import Precision
 
 
 class BP(AbstractLearning):
@@ -18,24 +18,17 @@ class BP(AbstractLearning):
 
     gradient_scale: GradientScale
     last_layers: int | None = None
+    precision: Precision = "float32"
 
     def __check_init__(self) -> None:
         if self.last_layers is not None and self.last_layers < 1:
             raise ValueError(f"last_layers must be at least 1, or null for all, not {self.last_layers}")
 
-    def gradient(
-        self,
-        network: Network,
-        x: Float[Array, "..."],
-        y: Float[Array, "d_out batch"],
-        *,
-        mask: Mask = None,
-        precision: Precision = "float32",
-        key: PRNGKeyArray | None = None,
-    ) -> WeightGradient:
+    def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        x, y, mask = batch.x, batch.y, batch.mask
         at = forward_pass(network, x)
         error = masked(y - at.activities[-1][0], mask)
-        low = network.in_products(precision)
+        low = network.in_products(self.precision)
         gradient = energy_gradient(low, x, at.activities, backpropagated(low, at, error))
         if self.last_layers is not None:
             gradient = last_layers_of(gradient, self.last_layers)

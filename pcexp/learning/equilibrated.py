@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from pcexp.energy import Mask, energy_gradient, forward_pass, loss_at
+from pcexp.energy import Batch, energy_gradient, forward_pass, loss_at
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
-from pcexp.network import Network
-from pcexp.segments import Precision
+from pcexp.model.network import Network
+from pcexp.model.segments import Precision
 from pcexp.theory.equilibrated import activities, equilibrium
 
 
@@ -19,20 +19,13 @@ class Equilibrated(AbstractLearning):
     """
 
     gradient_scale: GradientScale
+    precision: Precision = "float32"
 
-    def gradient(
-        self,
-        network: Network,
-        x: Float[Array, "..."],
-        y: Float[Array, "d_out batch"],
-        *,
-        mask: Mask = None,
-        precision: Precision = "float32",
-        key: PRNGKeyArray | None = None,
-    ) -> WeightGradient:
+    def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        x, y, mask = batch.x, batch.y, batch.mask
         at = forward_pass(network, x)
         found = equilibrium(network, at, y, mask=mask)
-        gradient = energy_gradient(network.in_products(precision), x, activities(at, found, y), found.errors)
+        gradient = energy_gradient(network.in_products(self.precision), x, activities(at, found, y), found.errors)
         factor = gradient_factor(self.gradient_scale, y)
         diagnostics = {"gradient_factor": jnp.asarray(factor), "equilibrated_energy": found.energy}
         return WeightGradient(jax.tree.map(lambda g: factor * g, gradient), loss_at(network, at, y, mask), diagnostics)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pcexp.network import Network
+from pcexp.model.network import Network
 
 
 def norms(gradient: Network) -> Float[Array, " depth"]:

@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from pcexp.energy import Mask, energy_gradient, loss_at
+from pcexp.energy import Batch, energy_gradient, loss_at
 from pcexp.inference.base import AbstractInference, InferenceProblem
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
-from pcexp.network import Network
-from pcexp.segments import Precision
+from pcexp.model.network import Network
+from pcexp.model.segments import Precision
 
 
 class PC(AbstractLearning):
@@ -16,22 +16,14 @@ class PC(AbstractLearning):
 
     inference: AbstractInference
     gradient_scale: GradientScale
+    precision: Precision = "float32"
 
-    def gradient(
-        self,
-        network: Network,
-        x: Float[Array, "..."],
-        y: Float[Array, "d_out batch"],
-        *,
-        mask: Mask = None,
-        precision: Precision = "float32",
-        key: PRNGKeyArray | None = None,
-    ) -> WeightGradient:
-        problem = InferenceProblem.from_batch(network, x, y, mask=mask, precision=precision)
+    def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        problem = InferenceProblem.from_batch(network, batch, precision=self.precision)
         equilibrium = self.inference.solve(problem, key=key)
-        gradient = energy_gradient(problem.network, x, equilibrium.activities, equilibrium.errors)
-        factor = gradient_factor(self.gradient_scale, y)
-        loss = loss_at(problem.network, problem.at, y, mask)
+        gradient = energy_gradient(problem.network, batch.x, equilibrium.activities, equilibrium.errors)
+        factor = gradient_factor(self.gradient_scale, batch.y)
+        loss = loss_at(problem.network, problem.at, batch.y, batch.mask)
         diagnostics = {
             "gradient_factor": jnp.asarray(factor),
             "inference_residual": equilibrium.residual,

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pcexp.energy import ForwardPass, Mask, energy_gradient, forward_pass, masked, outputs
-from pcexp.network import Activities, Network
-from pcexp.segments import Dense
+from pcexp.model.network import Activities, Network
+from pcexp.model.segments import Dense
 
 Precisions = Float[Array, " depth"] | None
 """Precisions p_1..p_L of the layers' errors; None where all are 1."""

@@ -22,8 +22,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from pcexp.energy import forward_pass
-from pcexp.network import Network
-from pcexp.segments import Dense
+from pcexp.model.network import Network
+from pcexp.model.segments import Dense
 from pcexp.theory.equilibrated import Precisions, by_segment, sensitivities
 
 Objective = Callable[[Network], Float[Array, ""]]

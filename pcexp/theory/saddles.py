@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pcexp.energy import forward_pass, outputs
-from pcexp.network import Network
+from pcexp.model.network import Network
 from pcexp.theory.equilibrated import rescaling, sensitivities
 from pcexp.theory.hessian import hidden_rescaling
 

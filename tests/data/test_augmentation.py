@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from pcexp.architecture import FullyConnected
 from pcexp.data import Augment, Augmentation
 from pcexp.learning import BP
-from pcexp.parameterisation import Standard
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import Standard
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
 SHAPE, BLACK = (9, 11, 2), (-0.5, -2.0)

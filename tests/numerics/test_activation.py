@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from pcexp.activation import activate, activation_difference, max_pool, max_pool_difference
+from pcexp.model.activation import activate, activation_difference, max_pool, max_pool_difference
 
 NAMES = ["linear", "tanh", "relu"]
 difference = jax.jit(activation_difference, static_argnums=0)

@@ -11,10 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from pcexp import checkpoint
-from pcexp.architecture import FullyConnected
-from pcexp.checkpoint import CheckpointError
-from pcexp.parameterisation import Standard
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import Standard
+from pcexp.records import checkpoint
+from pcexp.records.checkpoint import CheckpointError
 from pcexp.train import initial_state
 
 

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.architecture import Convolutional
-from pcexp.convolution import Convolution
-from pcexp.energy import forward_pass, outputs, prediction_errors
+from pcexp.energy import Batch, forward_pass, outputs, prediction_errors
 from pcexp.inference import GradientDescent, InferenceProblem
-from pcexp.parameterisation import NTK, Standard
+from pcexp.model.architecture import Convolutional
+from pcexp.model.convolution import Convolution
+from pcexp.model.parameterisation import NTK, Standard
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -122,7 +122,7 @@ def test_an_example_in_a_batch_is_what_it_is_alone(batch_of_images):
 
     @eqx.filter_jit
     def solved(x, y):
-        problem = InferenceProblem.from_batch(network, x, y)
+        problem = InferenceProblem.from_batch(network, Batch(x, y))
         at = GradientDescent(activity_lr=0.2, max_steps=5).solve(problem)
         return at.activities, at.errors, outputs(network, x)
 

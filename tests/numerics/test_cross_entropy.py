@@ -7,11 +7,11 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from pcexp.architecture import Convolutional, FullyConnected
-from pcexp.energy import energy, loss, outputs
+from pcexp.energy import Batch, energy, loss, outputs
 from pcexp.inference import ErrorDescent, GradientDescent, InferenceProblem
 from pcexp.learning import BP, PC
-from pcexp.parameterisation import Standard
+from pcexp.model.architecture import Convolutional, FullyConnected
+from pcexp.model.parameterisation import Standard
 
 pytestmark = pytest.mark.usefixtures("x64")
 BATCH, K = 5, 4
@@ -61,14 +61,14 @@ def weights(network):
 def test_steps_of_inference_and_the_weight_gradient_are_those_of_the_energy_written_out(name, form):
     network, x, y = problem(name)
     solver = GradientDescent(activity_lr=0.1, max_steps=4, form=form)
-    found = eqx.filter_jit(solver.solve)(InferenceProblem.from_batch(network, x, y))
-    z = unstacked(InferenceProblem.from_batch(network, x, y).at.activities)[:-1]
+    found = eqx.filter_jit(solver.solve)(InferenceProblem.from_batch(network, Batch(x, y)))
+    z = unstacked(InferenceProblem.from_batch(network, Batch(x, y)).at.activities)[:-1]
     descend = jax.grad(written_out, argnums=3)
     for _ in range(4):
         z = [a - 0.1 * g for a, g in zip(z, descend(network, x, y, z), strict=True)]
     for ours, theirs in zip(unstacked(found.activities)[:-1], z, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
-    out = PC(solver, "batch_mean").gradient(network, x, y)
+    out = PC(solver, "batch_mean").gradient(network, Batch(x, y))
     exact = eqx.filter_grad(lambda net: written_out(net, x, y, z) / BATCH)(network)
     for ours, theirs in zip(weights(out.gradient), weights(exact), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-8, atol=1e-12)
@@ -88,7 +88,7 @@ def test_bp_is_the_gradient_of_the_cross_entropy(name):
             hidden.append(z)
         return -jnp.sum(y * jax.nn.log_softmax(predictions(network, x, hidden)[-1], axis=0)) / BATCH
 
-    out = BP("batch_mean").gradient(network, x, y)
+    out = BP("batch_mean").gradient(network, Batch(x, y))
     value, exact = eqx.filter_value_and_grad(cross_entropy)(network)
     np.testing.assert_allclose(out.loss, value, rtol=1e-12)
     np.testing.assert_allclose(loss(network, x, y), value, rtol=1e-12)
@@ -102,7 +102,7 @@ def test_bp_is_the_gradient_of_the_cross_entropy(name):
 def test_a_convolutional_net_takes_a_softmax_output_too():
     network = Convolutional((4,), (8,), "tanh", output="softmax").build(Standard(), (4, 4, 1), K, key=jr.key(0))
     x, y = jr.normal(jr.key(1), (BATCH, 4, 4, 1)), jax.nn.one_hot(jnp.arange(BATCH) % K, K).T
-    out, exact = BP("batch_mean").gradient(network, x, y), eqx.filter_grad(loss)(network, x, y)
+    out, exact = BP("batch_mean").gradient(network, Batch(x, y)), eqx.filter_grad(loss)(network, x, y)
     for ours, theirs in zip(weights(out.gradient), weights(exact), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-13)
 
@@ -113,6 +113,6 @@ def test_solvers_that_look_at_squared_errors_refuse_it_and_name_one_that_works(s
     with pytest.raises(ValueError, match="choose gradient_descent, with max_halvings=0"):
         solver.check(network)
     GradientDescent(0.1, 5).check(network)
-    found = GradientDescent(0.1, 5).solve(InferenceProblem.from_batch(network, x, y))
+    found = GradientDescent(0.1, 5).solve(InferenceProblem.from_batch(network, Batch(x, y)))
     with pytest.raises(ValueError, match=r"network\.output=linear"):
         energy(network, found.errors)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.architecture import Convolutional, FullyConnected
+from pcexp.energy import Batch
 from pcexp.inference import GradientDescent
 from pcexp.learning import PC
-from pcexp.parameterisation import MuPC, Orthogonal, Standard
+from pcexp.model.architecture import Convolutional, FullyConnected
+from pcexp.model.parameterisation import MuPC, Orthogonal, Standard
 
 WIDTH, D_OUT, BATCH, BETA = 64, 10, 8, 0.1
 FAITHFUL = 1e-5  # relative error of a layer's weight gradient that float32 is held to
@@ -26,7 +27,7 @@ CASES = {  # form, activation, skips, parameterisation, hidden layers, steps
 @eqx.filter_jit
 def gradients(network, x, y, form, steps, beta=BETA):
     rule = PC(GradientDescent(activity_lr=beta, max_steps=steps, form=form), gradient_scale="batch_mean")
-    return [w for segment in rule.gradient(network, x, y).gradient.segments for w in segment.weight]
+    return [w for segment in rule.gradient(network, Batch(x, y)).gradient.segments for w in segment.weight]
 
 
 def problem(case):

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp import parameterisation as parameterisations
-from pcexp.architecture import FullyConnected
 from pcexp.energy import (
+    Batch,
     accuracy,
     deviation_errors,
     energy,
@@ -21,6 +20,8 @@ from pcexp.energy import (
 )
 from pcexp.inference import InferenceProblem
 from pcexp.learning.pc import energy_gradient
+from pcexp.model import parameterisation as parameterisations
+from pcexp.model.architecture import FullyConnected
 
 D_IN, WIDTH, N_HIDDEN, D_OUT, BATCH = 3, 4, 5, 2, 6
 CASES = {  # form, activation, biases, skips, parameterisation
@@ -59,7 +60,7 @@ def batch(n_hidden=N_HIDDEN, seed=0):
 
 @eqx.filter_jit
 def quantities(network, x, y, hidden):
-    problem = InferenceProblem.from_batch(network, x, y)
+    problem = InferenceProblem.from_batch(network, Batch(x, y))
     activities = (*hidden, y[None])
     errors = prediction_errors(network, x, activities)
     deviations = tuple(z - zhat for z, zhat in zip(activities, problem.at.activities, strict=True))

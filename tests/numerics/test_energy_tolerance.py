@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.architecture import FullyConnected
+from pcexp.energy import Batch
 from pcexp.inference import AdamInference, GradientDescent, InferenceProblem, Momentum, Sequential
-from pcexp.parameterisation import NTK
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import NTK
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -28,7 +29,7 @@ def build(activation):
 
 @eqx.filter_jit
 def solve(solver, network, x, y):
-    return solver.solve(InferenceProblem.from_batch(network, x, y))
+    return solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
 
 
 def heavy_ball_energies(net, x, y, beta, mu, steps):

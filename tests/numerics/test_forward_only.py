@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.architecture import FullyConnected
-from pcexp.energy import prediction_errors, summed_energy
+from pcexp.energy import Batch, prediction_errors, summed_energy
 from pcexp.inference import ClosedForm, GradientDescent
 from pcexp.inference.gradient_descent import Form
 from pcexp.learning import BP, PC
-from pcexp.network import Network
-from pcexp.parameterisation import MuPC
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import MuPC
 
 D, N, H, K, B, BETA, T = 5, 6, 4, 3, 7, 0.05, 6
 A = (D**-0.5, *[(N * (H + 1)) ** -0.5] * (H - 1), 1 / N)
@@ -76,7 +76,7 @@ def test_inference_and_learning_descend_with_the_derivatives_of_a_custom_vjp(act
         pulls = jax.grad(energy)(hidden, weights, x, y, activation)
         hidden = [z - BETA * g for z, g in zip(hidden, pulls, strict=True)]
     expected = jax.grad(energy, argnums=1)(hidden, weights, x, y, activation)
-    found = PC(GradientDescent(BETA, T, form), "batch_sum").gradient(net, x, y).gradient
+    found = PC(GradientDescent(BETA, T, form), "batch_sum").gradient(net, Batch(x, y)).gradient
     for g, e in zip(weights_of(found), expected, strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-9, atol=1e-12 * float(jnp.max(jnp.abs(e))))
 
@@ -89,7 +89,7 @@ def test_backpropagation_takes_the_premultipliers_as_1(activation: str) -> None:
     def loss(weights: list[jax.Array]) -> jax.Array:
         return jnp.sum((y - forward(weights, x, activation)[-1]) ** 2) / 2
 
-    found = BP("batch_sum").gradient(net, x, y)
+    found = BP("batch_sum").gradient(net, Batch(x, y))
     for g, e in zip(weights_of(found.gradient), jax.grad(loss)(weights_of(net)), strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-9)
     assert float(found.loss) == pytest.approx(float(loss(weights_of(net))) / B)

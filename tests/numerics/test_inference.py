@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.architecture import FullyConnected
+from pcexp.energy import Batch
 from pcexp.inference import GradientDescent, InferenceProblem
 from pcexp.learning import PC
-from pcexp.parameterisation import NTK
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import NTK
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -33,7 +34,7 @@ def batch(size=BATCH):
 
 @eqx.filter_jit
 def solve(solver, network, x, y):
-    return solver.solve(InferenceProblem.from_batch(network, x, y))
+    return solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
 
 
 def solved(solver, network, x, y):
@@ -92,7 +93,7 @@ def test_the_gradient_of_a_batch_given_twice_is_the_same_unless_it_is_summed(sca
     @eqx.filter_jit
     def gradient(x, y):
         rule = PC(GradientDescent(activity_lr=0.3, max_steps=3), gradient_scale=scale)
-        return jax.tree.leaves(rule.gradient(network, x, y).gradient)
+        return jax.tree.leaves(rule.gradient(network, Batch(x, y)).gradient)
 
     once, twice = gradient(x, y), gradient(np.tile(x, 2), np.tile(y, 2))
     agree(twice, [factor * np.asarray(g) for g in once])

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.architecture import Convolutional, FullyConnected
+from pcexp.energy import Batch
 from pcexp.inference import ClosedForm, GradientDescent
 from pcexp.learning import BP, PC
-from pcexp.parameterisation import NTK, Standard
+from pcexp.model.architecture import Convolutional, FullyConnected
+from pcexp.model.parameterisation import NTK, Standard
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -56,7 +57,7 @@ def agree(gradient, expected, **tolerance):
 @pytest.mark.parametrize("scale", OBJECTIVES)
 def test_backpropagation_is_the_gradient_of_the_written_out_objective(network, batch, scale):
     x, y = batch
-    out = eqx.filter_jit(BP(gradient_scale=scale).gradient)(network, x, y)
+    out = eqx.filter_jit(BP(gradient_scale=scale).gradient)(network, Batch(x, y))
 
     def objective(p):
         return OBJECTIVES[scale](y - jax.vmap(output, in_axes=(None, 1), out_axes=1)(p, x))
@@ -70,7 +71,7 @@ def test_backpropagation_is_the_gradient_of_the_written_out_objective(network, b
 
 def test_backpropagation_is_the_finite_difference_of_the_loss(network, batch):
     x, y = batch
-    out = eqx.filter_jit(BP(gradient_scale="batch_mean").gradient)(network, x, y)
+    out = eqx.filter_jit(BP(gradient_scale="batch_mean").gradient)(network, Batch(x, y))
     net = by_hand.layers(network, activation="tanh", form="post", skips=False, scales=[1.0] * 3)
     x, y = np.asarray(x), np.asarray(y)
     for index, (segment, (w, _)) in enumerate(
@@ -89,7 +90,7 @@ def test_backpropagation_is_the_finite_difference_of_the_loss(network, batch):
 def test_predictive_coding_is_the_gradient_of_the_written_out_energy_at_the_inferred_activities(network, batch, scale):
     x, y = batch
     solver = GradientDescent(activity_lr=0.2, max_steps=6)
-    out = eqx.filter_jit(PC(solver, gradient_scale=scale).gradient)(network, x, y)
+    out = eqx.filter_jit(PC(solver, gradient_scale=scale).gradient)(network, Batch(x, y))
     net = by_hand.layers(network, activation="tanh", form="post", skips=False, scales=[1.0] * 3)
     activities = by_hand.descended(net, np.asarray(x), np.asarray(y), 0.2, 6)
 
@@ -118,13 +119,13 @@ def test_backpropagation_through_convolutions_is_the_finite_difference_of_the_lo
     rng = np.random.default_rng(8)
     x, y = jnp.asarray(rng.normal(size=(3, 4, 4, 1))), jnp.asarray(rng.normal(size=(2, 3)))
     rule = eqx.filter_jit(BP(gradient_scale="batch_sum").gradient)
-    out = rule(network, x, y)
+    out = rule(network, Batch(x, y))
     for name in ("weight", "bias"):
         where = lambda net, name=name: getattr(net.segments[0], name)  # noqa: E731
         parameter = np.asarray(where(network))
 
         def loss(p, where=where):
-            return 3 * float(rule(eqx.tree_at(where, network, jnp.asarray(p)), x, y).loss)
+            return 3 * float(rule(eqx.tree_at(where, network, jnp.asarray(p)), Batch(x, y)).loss)
 
         np.testing.assert_allclose(where(out.gradient), by_hand.finite_difference(loss, parameter), atol=1e-8)
 
@@ -141,7 +142,7 @@ def test_a_rule_refuses_the_network_that_its_solver_refuses(network):
 def test_with_last_layers_the_others_have_a_gradient_of_exactly_zero(batch, size, k):
     architecture = FullyConnected(WIDTH, 6, "tanh", biases=True, segment_size=size)
     network = architecture.build(Standard(), (D_IN,), D_OUT, key=jax.random.key(2))
-    whole, last = (BP("batch_mean", k).gradient(network, *batch).gradient for k in (None, k))
+    whole, last = (BP("batch_mean", k).gradient(network, Batch(*batch)).gradient for k in (None, k))
 
     def layers(gradient):
         return [(w, b) for s in gradient.segments for w, b in zip(s.weight, s.bias, strict=True)]

@@ -7,9 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from pcexp.architecture import FullyConnected
 from pcexp.data import Dataset, Split
-from pcexp.energy import energy, loss
+from pcexp.energy import Batch, energy, loss
 from pcexp.inference import (
     AdamInference,
     ClosedForm,
@@ -20,8 +19,9 @@ from pcexp.inference import (
     Sequential,
 )
 from pcexp.learning import BP, PC, Equilibrated
-from pcexp.pack import evaluate
-from pcexp.parameterisation import Standard
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import Standard
+from pcexp.run.pack import evaluate
 from pcexp.theory.equilibrated import equilibrated_energy, equilibrated_gradient
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
@@ -68,7 +68,7 @@ def test_backpropagation_of_masked_targets_is_the_derivative_of_the_written_out_
     def objective(ws):
         return jnp.sum(jnp.where(mask == 1, y - output(ws, x), 0) ** 2) / (2 * BATCH)
 
-    out = eqx.filter_jit(BP("batch_mean").gradient)(network, x, y, mask=mask)
+    out = eqx.filter_jit(BP("batch_mean").gradient)(network, Batch(x, y, mask))
     for found, wanted in zip(weights(out.gradient), jax.grad(objective)(weights(network)), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose([out.loss, loss(network, x, y, mask)], objective(weights(network)), rtol=1e-12)
@@ -88,7 +88,7 @@ def test_inference_and_learning_descend_the_energy_of_the_observed_entries(form,
         hidden = [z - beta * g for z, g in zip(hidden, slope, strict=True)]
     wanted = jax.grad(written_energy)(ws, hidden, x, y, mask, form)
     rule = PC(GradientDescent(beta, steps, inference_form), "batch_sum")
-    out = eqx.filter_jit(rule.gradient)(network, x, y, mask=mask)
+    out = eqx.filter_jit(rule.gradient)(network, Batch(x, y, mask))
     for found, expected in zip(weights(out.gradient), wanted, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-13)
     slope = jax.grad(written_energy, argnums=1)(ws, hidden, x, y, mask, form)
@@ -111,7 +111,7 @@ SOLVERS = {
 
 @eqx.filter_jit
 def solved(solver, network, x, y, mask):
-    return solver.solve(InferenceProblem.from_batch(network, x, y, mask=mask))
+    return solver.solve(InferenceProblem.from_batch(network, Batch(x, y, mask)))
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
@@ -150,7 +150,7 @@ def test_the_equilibrated_energy_of_masked_targets_is_the_least_energy_over_free
     wanted = np.mean([least_energy(ws, *example) for example in examples])
     np.testing.assert_allclose(equilibrated_energy(network, x, y, mask=mask), wanted, rtol=1e-10)
     np.testing.assert_allclose(energy(network, solved(ClosedForm(), network, x, y, mask).errors), wanted, rtol=1e-10)
-    out = Equilibrated("batch_mean").gradient(network, x, y, mask=mask)
+    out = Equilibrated("batch_mean").gradient(network, Batch(x, y, mask))
     np.testing.assert_allclose(out.diagnostics["equilibrated_energy"], wanted, rtol=1e-10)
 
 
@@ -166,7 +166,7 @@ def test_masked_targets_of_a_softmax_output_are_refused():
     network, (x, y, mask) = build(output="softmax"), batch()
     for rule in (BP("batch_mean"), PC(GradientDescent(0.1, 2), "batch_mean")):
         with pytest.raises(ValueError, match=r"network\.output=linear"):
-            rule.gradient(network, x, y, mask=mask)
+            rule.gradient(network, Batch(x, y, mask))
 
 
 def test_training_and_evaluation_count_what_the_mask_of_a_split_counts():
@@ -178,7 +178,7 @@ def test_training_and_evaluation_count_what_the_mask_of_a_split_counts():
         state, BP("batch_sum"), eqx.Partial(optax.sgd, learning_rate=0.1), data, training,
         lambda seen: {"loss": seen.loss}, 4, jnp.asarray(1, jnp.int32),
     )  # fmt: skip
-    out = BP("batch_sum").gradient(network, x, y, mask=mask)
+    out = BP("batch_sum").gradient(network, Batch(x, y, mask))
     np.testing.assert_allclose(rows.values["loss"][0], out.loss, rtol=1e-12)
     for new, old, g in zip(*map(weights, (after.network, network, out.gradient)), strict=True):
         np.testing.assert_allclose(new, old - 0.1 * g, rtol=1e-9, atol=1e-14)

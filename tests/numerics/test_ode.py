@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from pcexp.architecture import FullyConnected
+from pcexp.energy import Batch
 from pcexp.inference import ODE, InferenceProblem
-from pcexp.parameterisation import NTK
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import NTK
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -46,7 +47,7 @@ def flowed(net, x, y, horizon, rate=1.0):
 
 @eqx.filter_jit
 def solve(solver, network, x, y):
-    return solver.solve(InferenceProblem.from_batch(network, x, y))
+    return solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
 
 
 def solved(solver, network, x, y):

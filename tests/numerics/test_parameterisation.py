@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.architecture import FullyConnected
 from pcexp.energy import forward_pass
-from pcexp.parameterisation import NTK, LayerPosition, MuPC, NearOrigin, NearZeroRank, Orthogonal, Standard
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import NTK, LayerPosition, MuPC, NearOrigin, NearZeroRank, Orthogonal, Standard
 
 N_HIDDEN, D_OUT, BATCH = 3, 32, 32
 DEPTH = N_HIDDEN + 1

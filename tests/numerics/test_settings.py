@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import pytest
 from jaxtyping import TypeCheckError
 
-from pcexp.architecture import FullyConnected
 from pcexp.energy import accuracy
 from pcexp.inference import GradientDescent
-from pcexp.parameterisation import Standard
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import Standard
 
 
 def test_arrays_of_different_rank_are_not_broadcast():

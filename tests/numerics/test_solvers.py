@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import pcexp.inference
-from pcexp.architecture import Convolutional, FullyConnected
+from pcexp.energy import Batch
 from pcexp.inference import (
     AdamInference,
     ClosedForm,
@@ -25,7 +25,8 @@ from pcexp.inference import (
 )
 from pcexp.inference.error_descent import perturbed_pass
 from pcexp.inference.momentum import extreme_eigenvalues
-from pcexp.parameterisation import NTK, MuPC, Standard
+from pcexp.model.architecture import Convolutional, FullyConnected
+from pcexp.model.parameterisation import NTK, MuPC, Standard
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -72,7 +73,7 @@ def batch(size=BATCH, seed=6):
 
 @eqx.filter_jit
 def solve(solver, network, x, y):
-    return solver.solve(InferenceProblem.from_batch(network, x, y))
+    return solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
 
 
 def solved(solver, network, x, y):
@@ -169,7 +170,7 @@ def test_a_solver_stays_in_the_precision_of_the_network(name):
     x, y = batch()
     single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (network, x, y))
     solver = eqx.tree_at(lambda s: s.tol, SHORT[name], 1e-3, is_leaf=lambda leaf: leaf is None)
-    out = jax.eval_shape(lambda n, x, y: solver.solve(InferenceProblem.from_batch(n, x, y)), *single)
+    out = jax.eval_shape(lambda n, x, y: solver.solve(InferenceProblem.from_batch(n, Batch(x, y))), *single)
     assert {leaf.dtype for leaf in (*out.activities, *out.errors, out.residual)} == {jnp.dtype("float32")}
 
 
@@ -230,7 +231,7 @@ def test_heavy_balls_step_and_momentum_are_those_of_the_extreme_eigenvalues():
 
     @eqx.filter_jit
     def estimated(network, x, y):
-        problem = InferenceProblem.from_batch(network, x, y)
+        problem = InferenceProblem.from_batch(network, Batch(x, y))
         return extreme_eigenvalues(problem, 16), Momentum(30).solve(problem).activities
 
     (smallest, largest), activities = estimated(network, jnp.asarray(x), jnp.asarray(y))
@@ -244,7 +245,7 @@ def test_heavy_balls_step_and_momentum_are_those_of_the_extreme_eigenvalues():
 def test_heavy_balls_two_eigenvalue_loops_run_one_after_the_other(activation):
     # Side by side they waited for each other's threads for ever, on a CPU with two cores.
     network, _ = build(activation)
-    problem = InferenceProblem.from_batch(network, *map(jnp.asarray, batch()))
+    problem = InferenceProblem.from_batch(network, Batch(*map(jnp.asarray, batch())))
     program = jax.make_jaxpr(lambda: extreme_eigenvalues(problem, 7))().jaxpr
     first, second = (i for i, equation in enumerate(program.eqns) if equation.params.get("length") == 7)
     depends = set(program.eqns[first].outvars)
@@ -277,9 +278,9 @@ def test_the_perturbed_pass_rebuilds_the_activities_that_have_the_given_errors(a
     rng = np.random.default_rng(8)
     errors = [rng.normal(size=(WIDTH, BATCH)) for _ in range(N_HIDDEN)]
     given = tuple(map(jnp.asarray, by_hand.stacked(network, errors)))
-    output, deviations = eqx.filter_jit(lambda n, x, y, e: perturbed_pass(InferenceProblem.from_batch(n, x, y), e))(
-        network, jnp.asarray(x), jnp.asarray(y), given
-    )
+    output, deviations = eqx.filter_jit(
+        lambda n, x, y, e: perturbed_pass(InferenceProblem.from_batch(n, Batch(x, y)), e)
+    )(network, jnp.asarray(x), jnp.asarray(y), given)
     zhat = by_hand.forward(net, x)
     rebuilt = [*by_hand.unstacked(deviations), y - zhat[-1]]
     agree([*errors, output[0]], by_hand.deviation_errors(net, zhat, rebuilt))
@@ -333,7 +334,7 @@ def test_lanes_with_networks_and_tolerances_of_their_own_are_solved_as_they_are_
     def together(lanes, tols, x, y):
         def one(network, tol):
             solver = eqx.tree_at(lambda s: s.tol, SOLVERS["conjugate gradients"], tol)
-            return solver.solve(InferenceProblem.from_batch(network, x, y))
+            return solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
 
         return jax.vmap(one)(lanes, tols)
 

@@ -10,11 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from pcexp.architecture import Convolutional, FullyConnected
 from pcexp.data import epoch_permutation
 from pcexp.inference import GradientDescent
 from pcexp.learning import BP, PC, AbstractLearning, WeightGradient
-from pcexp.parameterisation import NTK
+from pcexp.model.architecture import Convolutional, FullyConnected
+from pcexp.model.parameterisation import NTK
 from pcexp.train import (
     Observation,
     Training,

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.architecture import Convolutional, FullyConnected
+from pcexp.energy import Batch
 from pcexp.inference import GradientDescent, InferenceProblem
 from pcexp.learning import PC
-from pcexp.parameterisation import MuPC, Standard
+from pcexp.model.architecture import Convolutional, FullyConnected
+from pcexp.model.parameterisation import MuPC, Standard
 
 H, BATCH = 12, 5
 
@@ -22,7 +23,7 @@ def problem(form="pre", activation="tanh", segment_size=4):
     )
     network = architecture.build(MuPC() if form == "pre" else Standard(), (7,), 3, key=jax.random.key(0))
     x, y = jax.random.normal(jax.random.key(1), (7, BATCH)), jax.random.normal(jax.random.key(2), (3, BATCH))
-    return InferenceProblem.from_batch(network, x, y)
+    return InferenceProblem.from_batch(network, Batch(x, y))
 
 
 @eqx.filter_jit
@@ -63,7 +64,7 @@ def test_skipping_changes_nothing_with_convolutions():
     network = Convolutional([2, 3], [6, 5], "relu").build(Standard(), (8, 8, 3), 4, key=jax.random.key(0))
     x, y = jax.random.normal(jax.random.key(1), (BATCH, 8, 8, 3)), jax.random.normal(jax.random.key(2), (4, BATCH))
     for steps in (2, 7):
-        skipped, full = both(InferenceProblem.from_batch(network, x, y), steps)
+        skipped, full = both(InferenceProblem.from_batch(network, Batch(x, y)), steps)
         for ours, theirs in zip(jax.tree.leaves(skipped), jax.tree.leaves(full), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
@@ -72,7 +73,7 @@ def test_skipping_changes_nothing_with_convolutions():
 def test_a_layer_that_is_not_reached_has_a_gradient_of_exactly_zero_and_a_reached_one_has_not(steps):
     at = problem()
     rule = PC(GradientDescent(0.2, steps), "batch_sum")
-    gradient = eqx.filter_jit(rule.gradient)(at.network, at.x, at.y).gradient
+    gradient = eqx.filter_jit(rule.gradient)(at.network, Batch(at.x, at.y)).gradient
     norms = np.concatenate([np.abs(np.asarray(s.weight)).max(axis=(1, 2)) for s in gradient.segments])
     assert norms.shape == (H + 1,)
     assert not norms[: H - steps].any() and norms[H - steps :].all()

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import quick
 
-from pcexp import lanes, sweep
-from pcexp.cell import Cell
-from pcexp.runner import Session
-from pcexp.spec import Spec
+from pcexp.config.spec import Spec
+from pcexp.records.cell import Cell
+from pcexp.run import lanes, sweep
+from pcexp.run.session import Session
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from quick import STUDY
 
-from pcexp.cell import Cell
-from pcexp.spec import Lane, Spec
-from pcexp.sweep import _about, _write_manifest
+from pcexp.config.spec import Lane, Spec
+from pcexp.records.cell import Cell
+from pcexp.run.sweep import _about, _write_manifest
 
 LENGTH = 2000
 """Iterations of a made-up run."""

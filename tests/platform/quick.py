@@ -14,10 +14,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from pcexp.__main__ import CONF, register
-from pcexp.cell import read_lines
-from pcexp.configuration import resolved, split_lanes
-from pcexp.spec import Spec
-from pcexp.sweep import plans
+from pcexp.config.composition import resolved, split_lanes
+from pcexp.config.spec import Spec
+from pcexp.records.cell import read_lines
+from pcexp.run.sweep import plans
 
 STUDY = "saddle_escape"
 QUICK = (
@@ -50,11 +50,11 @@ OFTEN = "execution.checkpoint_s=0.0"
 WITHOUT_REPORT = """
 import os, sys, time
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
-import pcexp.cell, pcexp.lanes, pcexp.sweep
-pcexp.sweep._report = lambda *_: None
-pcexp.lanes.LaneTraining._call_size = lambda *_: 20
-append, pause = pcexp.cell.Cell.append, float(sys.argv.pop(1))
-pcexp.cell.Cell.append = lambda cell, rows: (append(cell, rows), time.sleep(pause))[0]
+import pcexp.records.cell, pcexp.run.lanes, pcexp.run.sweep
+pcexp.run.sweep._report = lambda *_: None
+pcexp.run.lanes.LaneTraining._call_size = lambda *_: 20
+append, pause = pcexp.records.cell.Cell.append, float(sys.argv.pop(1))
+pcexp.records.cell.Cell.append = lambda cell, rows: (append(cell, rows), time.sleep(pause))[0]
 from pcexp.__main__ import main
 main()
 """

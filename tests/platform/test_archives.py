@@ -13,12 +13,13 @@ import pytest
 import quick
 from made_up import failing, only
 
-from pcexp import archive, manifest, records
-from pcexp.archive import pack, read, unpack
-from pcexp.cell import Cell
-from pcexp.collecting import collect
-from pcexp.records import read_outputs
-from pcexp.spec import Spec
+from pcexp import commands
+from pcexp.config.spec import Spec
+from pcexp.records import archive, manifest
+from pcexp.records.archive import pack, read, unpack
+from pcexp.records.cell import Cell
+from pcexp.records.collecting import collect
+from pcexp.records.tables import read_outputs
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -29,9 +30,9 @@ def test_what_travels_is_what_ran_to_the_bit_and_the_command_finds_it_there(
     run: Callable[..., int], outputs: Path, there: Path, archives: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("lanes.seed=[0,1]") == 0
-    records.main(["pack", quick.STUDY, "--outputs", str(outputs), "--to", str(archives)])
+    commands.records(["pack", quick.STUDY, "--outputs", str(outputs), "--to", str(archives)])
     paths = sorted(map(str, archives.iterdir()))
-    records.main(["unpack", *paths, "--outputs", str(there)])
+    commands.records(["unpack", *paths, "--outputs", str(there)])
     assert quick.numbers(there) == quick.numbers(outputs) and len(quick.numbers(there)) == 2
     ours, theirs = quick.cell_folder(outputs), quick.cell_folder(there)
     assert (theirs / "DONE").exists() and not (theirs / "lock").exists()
@@ -145,7 +146,7 @@ def test_a_lane_that_fits_into_no_archive_is_named_and_the_others_are_packed(
     made_up.written(outputs, small[1:2], "small", only([0]), n_rows=2000)
     monkeypatch.setattr(archive, "pack", functools.partial(pack, limit=70_000))
     with pytest.raises(SystemExit) as status:
-        records.main(["pack", quick.STUDY, "--outputs", str(outputs), "--to", str(archives)])
+        commands.records(["pack", quick.STUDY, "--outputs", str(outputs), "--to", str(archives)])
     said = capsys.readouterr().out
     assert status.value.code == 1 and "3 of 6 lanes" in said
     assert f"{small[1].cell}, lane {small[1].lanes[0].name}" in said and "MB by itself" in said
@@ -161,14 +162,14 @@ def test_a_cell_that_runs_there_is_refused_and_the_others_are_merged(
     (busy / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 17, "job": ""}))
     before = files(busy)
     with pytest.raises(SystemExit) as status:
-        records.main(["unpack", str(path), "--outputs", str(there)])
+        commands.records(["unpack", str(path), "--outputs", str(there)])
     said = capsys.readouterr().out
     assert status.value.code == 1 and "refused" in said
     assert "process 17 on elsewhere" in said and str(busy) in said and "unpack its lanes again" in said
     assert files(busy) == before
     assert (there / quick.STUDY / small[1].cell / "DONE").exists()
     (busy / "lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "job": ""}))  # it has died
-    records.main(["unpack", str(path), "--outputs", str(there)])
+    commands.records(["unpack", str(path), "--outputs", str(there)])
     assert (busy / "DONE").exists() and not (busy / "lock").exists()
 
 
@@ -192,7 +193,7 @@ def test_what_is_older_than_the_manifest_is_kept_and_not_asked_for(
 
 def test_a_study_without_runs_has_nothing_to_pack(outputs: Path, small: list[Spec], archives: Path) -> None:
     with pytest.raises(SystemExit, match="no runs of saddle_escape"):
-        records.main(["pack", quick.STUDY, "--outputs", str(outputs)])
+        commands.records(["pack", quick.STUDY, "--outputs", str(outputs)])
     made_up.written(outputs, small, "small", lambda *_: None)
     shutil.rmtree(archives, ignore_errors=True)
     assert pack(outputs, quick.STUDY, archives) == ([], 0, 3 * len(small), [])
@@ -207,7 +208,7 @@ def test_a_manifest_that_is_none_is_named_and_nothing_is_merged(
     broken.parent.mkdir(parents=True)
     broken.write_text('{"scale": "small", "cel')
     with pytest.raises(SystemExit, match=r"manifest-small\.json is no manifest.*set it aside"):
-        records.main(["unpack", str(path), "--outputs", str(there)])
+        commands.records(["unpack", str(path), "--outputs", str(there)])
     assert files(there).keys() == {f"{quick.STUDY}/manifest-small.json"}
 
 

@@ -14,10 +14,11 @@ import pytest
 import quick
 from made_up import only
 
-from pcexp import archive, manifest, records
-from pcexp.archive import ArchiveError, pack, read, unpack
-from pcexp.cell import Cell
-from pcexp.spec import Spec
+from pcexp import commands
+from pcexp.config.spec import Spec
+from pcexp.records import archive, manifest
+from pcexp.records.archive import ArchiveError, pack, read, unpack
+from pcexp.records.cell import Cell
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -46,7 +47,7 @@ def test_a_truncated_archive_is_named_and_changes_nothing(
     content = path.read_bytes().rstrip(b"\0")
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
     with pytest.raises(SystemExit) as status:
-        records.main(["unpack", str(path), "--outputs", str(there)])
+        commands.records(["unpack", str(path), "--outputs", str(there)])
     assert status.value.code == 1
     assert f"refused: {path} is no archive of records, or is truncated" in capsys.readouterr().out
     assert not there.exists()
@@ -63,7 +64,7 @@ def test_a_damaged_archive_is_refused_beside_a_whole_one(
     damaged = tmp_path / "damaged.tar"
     damaged.write_bytes(content)
     with pytest.raises(SystemExit):
-        records.main(["unpack", str(damaged), str(path), str(tmp_path / "absent.tar"), "--outputs", str(there)])
+        commands.records(["unpack", str(damaged), str(path), str(tmp_path / "absent.tar"), "--outputs", str(there)])
     assert quick.numbers(there) == quick.numbers(outputs)
     with pytest.raises(ArchiveError, match=r"json\.gz is damaged"):
         read(damaged)
@@ -165,7 +166,7 @@ def test_killed_anywhere_unpacking_leaves_what_the_same_command_completes(
     with monkeypatch.context() as patch:
         for owner, name in ((manifest, "write"), (archive, "_adopt"), (Path, "unlink")):
             patch.setattr(owner, name, counted(getattr(owner, name)))
-        patch.setattr("pcexp.cell.replace_bytes", counted(archive.replace_bytes))
+        patch.setattr("pcexp.records.cell.replace_bytes", counted(archive.replace_bytes))
         patch.setattr(Cell, "_append", staticmethod(counted(Cell._append)))
         with pytest.raises(Killed):
             unpack(read(path), there)

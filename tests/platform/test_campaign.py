@@ -13,13 +13,14 @@ import quick
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcexp import campaign, sweep
+from pcexp import campaign
 from pcexp.campaign import Piece, order
-from pcexp.cell import Cell
-from pcexp.configuration import Refused
-from pcexp.runner import Execution, Session
-from pcexp.spec import Spec
-from pcexp.tracking import NoTracker
+from pcexp.config.composition import Refused
+from pcexp.config.spec import Spec
+from pcexp.records.cell import Cell
+from pcexp.run import sweep
+from pcexp.run.session import Execution, Session
+from pcexp.run.tracking import NoTracker
 
 BASE = [override for override in quick.QUICK if not override.startswith(("+", "learning="))]
 """Two quick cells of one study: PC and BP."""

@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 import quick
 
-from pcexp import cell as module
-from pcexp import sweep
-from pcexp.cell import Cell, CellBusy, OutputError
-from pcexp.configuration import Refused
+from pcexp.config.composition import Refused
+from pcexp.records import cell as module
+from pcexp.records.cell import Cell, CellBusy, OutputError
+from pcexp.run import sweep
 
 Run = Callable[..., int]
 
 RACE = """
 import multiprocessing, sys
 from pathlib import Path
-from pcexp.cell import Cell, CellBusy
+from pcexp.records.cell import Cell, CellBusy
 
 def take(barrier, folder, results):
     barrier.wait()

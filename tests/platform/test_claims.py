@@ -18,10 +18,11 @@ from made_up import Fate
 from matplotlib.figure import Figure
 
 from experiments import saddle_escape
-from pcexp import plotting, report
-from pcexp.claims import Ratio, Verdict, censored_ratio, insufficient, median_ratio, spread
-from pcexp.records import Records, read_outputs
-from pcexp.spec import Lane, Spec
+from pcexp.config.spec import Lane, Spec
+from pcexp.records.tables import Records, read_outputs
+from pcexp.report import plotting
+from pcexp.report import rendering as report
+from pcexp.report.claims import Ratio, Verdict, censored_ratio, insufficient, median_ratio, spread
 
 Fates = Callable[[Spec, Lane], Fate | None]
 STUDIES = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))

@@ -10,11 +10,11 @@ from made_up import diverging, failing, only
 from matplotlib.figure import Figure
 
 from experiments import saddle_escape
-from pcexp import records as module
-from pcexp import report
-from pcexp.collecting import POINTS_A_LANE, collect, thinned
-from pcexp.records import read_outputs, read_results
-from pcexp.spec import Spec
+from pcexp import commands
+from pcexp.config.spec import Spec
+from pcexp.records.collecting import POINTS_A_LANE, collect, thinned
+from pcexp.records.tables import read_outputs, read_results
+from pcexp.report import rendering as report
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_nothing_to_collect_leaves_the_results_alone(
     collect(outputs, results, quick.STUDY, "small")
     before = files(results)
     with pytest.raises(SystemExit, match="no runs of saddle_escape"):
-        module.main(["collect", quick.STUDY, "--outputs", str(tmp_path / "empty"), "--results", str(results)])
+        commands.records(["collect", quick.STUDY, "--outputs", str(tmp_path / "empty"), "--results", str(results)])
     collect(made_up.written(tmp_path / "begun", small[:1], "small", lambda *_: None), results, quick.STUDY, "small")
     after = files(results)
     assert {name: after[name] for name in before if "asked" not in name} == {
@@ -187,7 +187,7 @@ def test_the_collecting_command_leaves_smoke_out_and_renders_the_rest(
     monkeypatch.setattr(saddle_escape, "FIGURES", {"4.5": lambda records: Figure()})
     made_up.written(outputs, small, "small")
     made_up.written(outputs, small[:1], "smoke", lambda *_: None)
-    module.main(["collect", quick.STUDY, "--outputs", str(outputs), "--results", str(results)])
+    commands.records(["collect", quick.STUDY, "--outputs", str(outputs), "--results", str(results)])
     there = set(files(results))
     folder = f"{quick.STUDY}/small"
     assert there >= {

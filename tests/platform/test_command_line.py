@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import quick
 
-from pcexp import report, sweep, tracking
-from pcexp.cell import read_lines
+from pcexp.records.cell import read_lines
+from pcexp.report import rendering as report
+from pcexp.run import sweep, tracking
 
 Run = Callable[..., int]
 
@@ -35,8 +36,8 @@ OWN_STUDY = '''
 
 from matplotlib.figure import Figure
 
-from pcexp.claims import Claim, Verdict
-from pcexp.study import AbstractStudy
+from pcexp.report.claims import Claim, Verdict
+from pcexp.config.study import AbstractStudy
 
 
 class Halving(AbstractStudy):

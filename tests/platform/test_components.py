@@ -21,15 +21,16 @@ import quick
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from pcexp.configuration import GROUPS
+from pcexp.config.composition import GROUPS
+from pcexp.config.targets import ALLOWED_TARGETS, build
 from pcexp.data import AbstractData
+from pcexp.energy import Batch
 from pcexp.inference import AbstractInference, InferenceProblem
 from pcexp.learning import AbstractLearning
-from pcexp.network import Network
-from pcexp.parameterisation import AbstractParameterisation
-from pcexp.runner import Execution
-from pcexp.targets import ALLOWED_TARGETS, build
-from pcexp.tracking import AbstractTracker
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import AbstractParameterisation
+from pcexp.run.session import Execution
+from pcexp.run.tracking import AbstractTracker
 
 NEEDED = {"npz": ("data.path=mine.npz",)}
 """What an option asks of its user."""
@@ -49,7 +50,7 @@ def small_net(
     parameterisation: AbstractParameterisation, seed: int = 0, activation: str = "linear", n_hidden: int = 3
 ) -> Network:
     node = {
-        "_target_": "pcexp.architecture.FullyConnected", "width": 6, "n_hidden": n_hidden, "activation": activation,
+        "_target_": "pcexp.model.architecture.FullyConnected", "width": 6, "n_hidden": n_hidden, "activation": activation,
     }  # fmt: skip
     return build(node, "network", ALLOWED_TARGETS).build(parameterisation, (5,), 4, key=jr.key(seed))
 
@@ -152,7 +153,7 @@ def test_a_solver_that_is_given_time_reaches_the_exact_equilibrium_of_a_linear_n
         network = small_net(component("parameterisation", "standard"))
         x, y = jr.normal(jr.key(1), (5, 7)), jr.normal(jr.key(2), (4, 7))
         solver.check(network)
-        problem = InferenceProblem.from_batch(network, x, y)
+        problem = InferenceProblem.from_batch(network, Batch(x, y))
         found = eqx.filter_jit(lambda: solver.solve(problem, key=jr.key(3)))()
         expected = linear_equilibrium(weights(network), np.asarray(x), np.asarray(y))
         hidden = [np.asarray(z) for stack in found.activities for z in stack][:-1]
@@ -170,7 +171,8 @@ def test_a_solver_says_how_far_it_got(option: str) -> None:
     impatient = {"max_steps": 1, "tol": 1e-3}
     solver = build(config | {k: v for k, v in impatient.items() if k in config}, "inference", ALLOWED_TARGETS)
     problem = InferenceProblem.from_batch(
-        small_net(component("parameterisation", "standard")), jr.normal(jr.key(1), (5, 7)), jr.normal(jr.key(2), (4, 7))
+        small_net(component("parameterisation", "standard")),
+        Batch(jr.normal(jr.key(1), (5, 7)), jr.normal(jr.key(2), (4, 7))),
     )
     found = solver.solve(problem, key=jr.key(3))
     gradient = problem.energy_and_gradient("activities", found.activities[:-1])[1]
@@ -187,7 +189,7 @@ def test_a_learning_rule_gives_a_finite_gradient_of_the_networks_shape(option: s
     rule = component("learning", option)
     network = small_net(component("parameterisation", "standard"), n_hidden=5)
     rule.check(network)
-    out = rule.gradient(network, jr.normal(jr.key(1), (5, 7)), jr.normal(jr.key(2), (4, 7)), key=jr.key(3))
+    out = rule.gradient(network, Batch(jr.normal(jr.key(1), (5, 7)), jr.normal(jr.key(2), (4, 7))), key=jr.key(3))
     shapes = [leaf.shape for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))]
     gradients = jax.tree.leaves(out.gradient)
     assert [leaf.shape for leaf in gradients] == shapes
@@ -235,7 +237,7 @@ def test_a_protocol_is_a_label_of_explicit_leaves_and_says_its_own_name(option: 
 def test_execution_says_every_setting_at_its_default(option: str) -> None:
     written = OmegaConf.to_container(OmegaConf.load(quick.CONF / "execution" / f"{option}.yaml"))
     assert written.keys() == {field.name for field in fields(Execution)}
-    built = build({"_target_": "pcexp.runner.Execution", **written}, "execution", ALLOWED_TARGETS)
+    built = build({"_target_": "pcexp.run.session.Execution", **written}, "execution", ALLOWED_TARGETS)
     assert all(list(getattr(built, f.name) or ()) == list(f.default or ()) if f.name == "targets"
                else getattr(built, f.name) == f.default for f in fields(Execution))  # fmt: skip
 

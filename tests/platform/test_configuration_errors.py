@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import quick
 
-from pcexp import sweep
-from pcexp.configuration import Refused
+from pcexp.config.composition import Refused
+from pcexp.run import sweep
 
 Refusal = Callable[..., str]
 
@@ -282,10 +282,10 @@ def test_a_prefix_given_as_a_word_does_not_open_every_module_that_begins_with_on
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("pcexp.architecture.FullyConected", "FullyConnected"),
+        ("pcexp.model.architecture.FullyConected", "FullyConnected"),
         ("pcexp.nowhere.Network", "pcexp.nowhere"),
-        ("pcexp.parameterisation.NTK", "network._target_"),
-        ("pcexp.spec.PLATFORM", "network"),
+        ("pcexp.model.parameterisation.NTK", "network._target_"),
+        ("pcexp.config.spec.PLATFORM", "network"),
         ("pcexp.__version__", "network"),
     ],
 )

@@ -15,12 +15,12 @@ import os, sys
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 import jax
-import pcexp.lanes, pcexp.sweep
+import pcexp.run.lanes, pcexp.run.sweep
 if sys.argv.pop(1) == "as GPUs":
     jax.default_backend = lambda: "gpu"
-pcexp.sweep._report = lambda *_: None
-pcexp.lanes.LaneTraining._call_size = lambda *_: 20
-call = pcexp.lanes.Pack.call
+pcexp.run.sweep._report = lambda *_: None
+pcexp.run.lanes.LaneTraining._call_size = lambda *_: 20
+call = pcexp.run.lanes.Pack.call
 
 def placed(pack, data, *rest):
     found = call(pack, data, *rest)
@@ -30,7 +30,7 @@ def placed(pack, data, *rest):
     sys.stdout.write(line + "\\n")  # in one piece: several threads write
     return found
 
-pcexp.lanes.Pack.call = placed
+pcexp.run.lanes.Pack.call = placed
 from pcexp.__main__ import main
 main()
 """

@@ -10,10 +10,10 @@ import quick
 from omegaconf import OmegaConf
 
 from experiments.saddle_escape import SaddleEscape
-from pcexp import sweep
-from pcexp.configuration import Refused, split_lanes
-from pcexp.spec import SCIENCE, Spec, flat, lane_name
-from pcexp.targets import SpecError
+from pcexp.config.composition import Refused, split_lanes
+from pcexp.config.spec import SCIENCE, Spec, flat, lane_name
+from pcexp.config.targets import SpecError
+from pcexp.run import sweep
 
 EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
 
@@ -32,9 +32,9 @@ TARGETS = {
     "data._target_": {"_target_": "pcexp.data.Matrix", "n_rows": 4, "n_columns": 4, "rank": 1, "hidden_fraction": 0.1, "data_seed": 0},
     "learning._target_": {"_target_": "pcexp.learning.BP", "gradient_scale": "batch_sum"},
     "learning.inference._target_": {"_target_": "pcexp.inference.ClosedForm"},
-    "network._target_": {"_target_": "pcexp.architecture.Convolutional", "channels": [4], "widths": [8], "activation": "linear"},
+    "network._target_": {"_target_": "pcexp.model.architecture.Convolutional", "channels": [4], "widths": [8], "activation": "linear"},
     "optimiser._target_": {"_target_": "optax.adam", "learning_rate": 0.008},
-    "parameterisation._target_": {"_target_": "pcexp.parameterisation.NearZeroRank", "sigma": 0.011},
+    "parameterisation._target_": {"_target_": "pcexp.model.parameterisation.NearZeroRank", "sigma": 0.011},
 }  # fmt: skip
 """Another component where a leaf says which one it is."""
 ONLY_ONE = {"study._target_", "training._target_"}

@@ -12,8 +12,8 @@ import pytest
 import quick
 
 from pcexp.__main__ import main
-from pcexp.cell import Cell
-from pcexp.configuration import Refused
+from pcexp.config.composition import Refused
+from pcexp.records.cell import Cell
 
 Run = Callable[..., int]
 

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import quick
 
-from pcexp import checkpoint, lanes, sweep
-from pcexp.cell import read_lines
-from pcexp.pack import evaluate, initial_network
-from pcexp.runner import Datasets
-from pcexp.trained import trained_network
+from pcexp.records import checkpoint
+from pcexp.records.cell import read_lines
+from pcexp.run import lanes, sweep
+from pcexp.run.draw import initial_network
+from pcexp.run.pack import evaluate
+from pcexp.run.session import Datasets
+from pcexp.run.trained import trained_network
 
 Run = Callable[..., int]
 

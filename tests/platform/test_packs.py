@@ -12,12 +12,13 @@ import polars as pl
 import pytest
 import quick
 
-from pcexp import lanes
-from pcexp.cell import Cell
-from pcexp.collecting import thinned
-from pcexp.runner import Job, Session
-from pcexp.targets import SpecError
-from pcexp.trained import trained_network
+from pcexp.config.targets import SpecError
+from pcexp.records.cell import Cell
+from pcexp.records.collecting import thinned
+from pcexp.run import lanes
+from pcexp.run.job import Job
+from pcexp.run.session import Session
+from pcexp.run.trained import trained_network
 
 Run = Callable[..., int]
 SEEDS = "lanes.seed=[0,1,2]"
@@ -169,7 +170,7 @@ def test_what_a_study_says_of_initial_and_final_weights_joins_the_summary(
     (entry,) = quick.entries(outputs).values()
     spec = quick.cell()
     folder = quick.cell_folder(outputs)
-    from pcexp.runner import Datasets
+    from pcexp.run.session import Datasets
 
     fresh = lanes.initial_network(spec, spec.lanes[0], Datasets()(spec))
     trained = trained_network(folder, entry["lane"])
@@ -232,9 +233,9 @@ def test_a_program_for_a_pack_measures_only_when_a_row_is_due() -> None:
     import optax
     from jax import numpy as jnp
 
-    from pcexp.architecture import FullyConnected
     from pcexp.learning import BP
-    from pcexp.parameterisation import Standard
+    from pcexp.model.architecture import FullyConnected
+    from pcexp.model.parameterisation import Standard
     from pcexp.train import Training, TrainingSet, advance_pack, initial_state
 
     calls = []

@@ -13,8 +13,8 @@ import sys
 import jax
 import pytest
 
-from pcexp import provenance as module
-from pcexp.provenance import checkout, peak_memory_bytes, provenance
+from pcexp.run import provenance as module
+from pcexp.run.provenance import checkout, peak_memory_bytes, provenance
 
 
 def git(folder: pathlib.Path, *arguments: str) -> str:
@@ -125,7 +125,9 @@ def test_the_record_is_flat_has_column_names_and_names_no_machine() -> None:
 
 
 def test_peak_memory_sees_what_was_held_and_let_go() -> None:
-    code = "from pcexp.provenance import peak_memory_bytes as peak; a = peak(); b'x' * 300_000_000; print(a, peak())"
+    code = (
+        "from pcexp.run.provenance import peak_memory_bytes as peak; a = peak(); b'x' * 300_000_000; print(a, peak())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     before, after = map(int, done.stdout.split())
     assert 250_000_000 < after - before < 400_000_000
@@ -133,7 +135,7 @@ def test_peak_memory_sees_what_was_held_and_let_go() -> None:
 
 def test_peak_memory_is_not_that_of_the_process_which_started_this_one() -> None:
     large = b"x" * 600_000_000
-    code = "from pcexp.provenance import peak_memory_bytes as peak; print(peak())"
+    code = "from pcexp.run.provenance import peak_memory_bytes as peak; print(peak())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert int(done.stdout) < len(large)
 

@@ -12,11 +12,11 @@ from made_up import Fate, failing, only
 from matplotlib.figure import Figure
 
 from experiments import saddle_escape
-from pcexp import report
-from pcexp.cell import Cell, OutputError
-from pcexp.records import Records, read_outputs
-from pcexp.spec import Lane, Spec, flat
-from pcexp.sweep import _about
+from pcexp.config.spec import Lane, Spec, flat
+from pcexp.records.cell import Cell, OutputError
+from pcexp.records.tables import Records, read_outputs
+from pcexp.report import rendering as report
+from pcexp.run.sweep import _about
 
 
 def made(spec: Spec, lane: Lane) -> dict[str, Any]:

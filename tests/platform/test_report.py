@@ -18,13 +18,14 @@ from made_up import Fate
 from matplotlib.figure import Figure
 
 from experiments import saddle_escape
-from pcexp import plotting, report
-from pcexp.claims import Claim, Verdict
-from pcexp.collecting import collect
-from pcexp.page import Drawn, Judged, Part
-from pcexp.page import page as written_page
-from pcexp.records import Records, read_outputs
-from pcexp.spec import Lane, Spec
+from pcexp.config.spec import Lane, Spec
+from pcexp.records.collecting import collect
+from pcexp.records.tables import Records, read_outputs
+from pcexp.report import plotting
+from pcexp.report import rendering as report
+from pcexp.report.claims import Claim, Verdict
+from pcexp.report.page import Drawn, Judged, Part
+from pcexp.report.page import page as written_page
 
 Fates = Callable[[Spec, Lane], Fate | None]
 STUDIES = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
@@ -221,7 +222,7 @@ def test_a_report_runs_no_jax_and_needs_no_network(outputs: Path, cells: list[Sp
     """With no device to run on, no way out, and outside the checkout."""
     made_up.written(outputs, cells[:2], "small")
     code = (
-        "import socket, sys; from experiments import saddle_escape as s; from pcexp import report\n"
+        "import socket, sys; from experiments import saddle_escape as s; from pcexp.report import rendering as report\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "from matplotlib.figure import Figure\n"

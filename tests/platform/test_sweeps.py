@@ -16,8 +16,9 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from hydra_plugins.pcexp import Compositions
-from pcexp import lanes, sweep
-from pcexp.runner import Job, Session
+from pcexp.run import lanes, sweep
+from pcexp.run.job import Job
+from pcexp.run.session import Session
 
 # Composition
 

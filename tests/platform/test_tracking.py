@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from pcexp import tracking
+from pcexp.run import tracking
 
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "tracker"
 LABELS = {"data": "mnist", "network": "fc", "learning": "pc", "protocol": "published", "scale": "smoke"}
@@ -66,7 +66,7 @@ def uploaded(wandb_environment: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
         warnings: list[str] = []
         handler = logging.Handler(logging.WARNING)
         handler.emit = lambda record: warnings.append(record.getMessage())
-        logging.getLogger("pcexp.tracking").addHandler(handler)
+        logging.getLogger("pcexp.run.tracking").addHandler(handler)
         for lanes in (
             [
                 lane("a1", iterations=range(301)),
@@ -79,7 +79,7 @@ def uploaded(wandb_environment: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
             for each in lanes:
                 tracker.log(each)
             tracker.close()
-        logging.getLogger("pcexp.tracking").removeHandler(handler)
+        logging.getLogger("pcexp.run.tracking").removeHandler(handler)
         yield Uploaded(server, directory, warnings)
 
 
@@ -89,7 +89,7 @@ def received(uploaded: Uploaded, name: str) -> wandb_stub.ReceivedRun:
 
 def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     """What pcexp said, without W&B's own chatter."""
-    return [record for record in caplog.records if record.name == "pcexp.tracking"]
+    return [record for record in caplog.records if record.name == "pcexp.run.tracking"]
 
 
 def test_every_lane_is_one_run_and_nothing_is_warned_about(uploaded: Uploaded) -> None:
@@ -192,7 +192,7 @@ def test_trouble_inside_wandb_is_a_warning_that_names_the_lane(
 
 def test_a_run_without_a_tracker_does_not_import_wandb() -> None:
     code = """
-import sys, pcexp.tracking as tracking
+import sys, pcexp.run.tracking as tracking
 tracker = tracking.NoTracker()
 tracker.log(tracking.LaneLog(study="s", cell="c", lane="l", config={}, labels={}, outcome="done", summary={}, rows=[]))
 tracker.close()

@@ -8,11 +8,11 @@ import linear_by_hand
 import numpy as np
 import pytest
 
-from pcexp import parameterisation as parameterisations
-from pcexp.architecture import FullyConnected
-from pcexp.energy import forward_pass
+from pcexp.energy import Batch, forward_pass
 from pcexp.inference import GradientDescent
 from pcexp.learning import BP, PC, Equilibrated
+from pcexp.model import parameterisation as parameterisations
+from pcexp.model.architecture import FullyConnected
 from pcexp.theory.equilibrated import (
     activities,
     equilibrated_energy,
@@ -93,7 +93,7 @@ def test_an_output_wider_than_a_hidden_layer_and_a_batch_of_one_are_no_special_c
     net = by_hand.layers(network, activation="linear", form="post", skips=False, scales=[1.0] * 3)
     x, y = batch(3, 6, 1)
     by_steps = linear_by_hand.jacobian(lambda n: linear_by_hand.dense_equilibrium(n, x, y)[1], net)
-    mine = jax.jit(equilibrated_gradient)(network, x, y)
+    mine = jax.jit(equilibrated_gradient)(network, Batch(x, y))
     np.testing.assert_allclose(weights(mine), by_steps, rtol=1e-9, atol=1e-12)
 
 
@@ -143,7 +143,7 @@ def descended(rule, network, x, y, steps):
     gradient = eqx.filter_jit(rule.gradient)
     seen = []
     for _ in range(steps):
-        out = gradient(network, jnp.asarray(x), jnp.asarray(y))
+        out = gradient(network, Batch(jnp.asarray(x), jnp.asarray(y)))
         network = jax.tree.map(lambda w, g: w - 0.1 * g, network, out.gradient)
         seen.append(linear_by_hand.flat(jax.tree.leaves(network)))
     return seen, out

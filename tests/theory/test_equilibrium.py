@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp import parameterisation as parameterisations
-from pcexp.architecture import Convolutional, FullyConnected
-from pcexp.energy import energy, loss
+from pcexp.energy import Batch, energy, loss
 from pcexp.inference import ClosedForm, GradientDescent, InferenceProblem
 from pcexp.learning import PC
-from pcexp.parameterisation import Standard
+from pcexp.model import parameterisation as parameterisations
+from pcexp.model.architecture import Convolutional, FullyConnected
+from pcexp.model.parameterisation import Standard
 from pcexp.theory.equilibrated import equilibrated_energy, rescaling
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -49,7 +49,7 @@ def batch(size=BATCH):
 
 @eqx.filter_jit
 def solve(solver, network, x, y):
-    at = solver.solve(InferenceProblem.from_batch(network, x, y))
+    at = solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
     return at, energy(network, at.errors)
 
 
@@ -133,7 +133,7 @@ def test_predictive_codings_gradient_at_equilibrium_is_the_gradient_of_the_equil
     network, _ = build(case)
     x, y = batch()
     rule = PC(ClosedForm(), gradient_scale="batch_mean")
-    out = eqx.filter_jit(rule.gradient)(network, jnp.asarray(x), jnp.asarray(y))
+    out = eqx.filter_jit(rule.gradient)(network, Batch(jnp.asarray(x), jnp.asarray(y)))
     envelope = eqx.filter_jit(eqx.filter_grad(equilibrated_energy))(network, jnp.asarray(x), jnp.asarray(y))
     for gradient, expected in zip(jax.tree.leaves(out.gradient), jax.tree.leaves(envelope), strict=True):
         np.testing.assert_allclose(gradient, expected, rtol=1e-8, atol=1e-10)
@@ -143,7 +143,7 @@ def test_predictive_codings_gradient_at_equilibrium_is_the_finite_difference_of_
     network, net = build("muPC with skips and biases")
     x, y = batch()
     rule = PC(ClosedForm(), gradient_scale="batch_mean")
-    out = eqx.filter_jit(rule.gradient)(network, jnp.asarray(x), jnp.asarray(y))
+    out = eqx.filter_jit(rule.gradient)(network, Batch(jnp.asarray(x), jnp.asarray(y)))
     weights = [w for segment in out.gradient.segments for w in segment.weight]
     for index in (0, 2, N_HIDDEN):
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pcexp.architecture import FullyConnected
+from pcexp.energy import Batch
 from pcexp.inference import ClosedForm, GradientDescent
 from pcexp.learning import BP, PC
-from pcexp.parameterisation import MuPC, Standard
+from pcexp.model.architecture import FullyConnected
+from pcexp.model.parameterisation import MuPC, Standard
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -46,7 +47,7 @@ def rescalings(net, x):
 def both(network, x, y):
     """Predictive coding at the exact equilibrium, and backpropagation."""
     rules = PC(ClosedForm(), gradient_scale="batch_mean"), BP(gradient_scale="batch_mean")
-    return [rule.gradient(network, x, y) for rule in rules]
+    return [rule.gradient(network, Batch(x, y)) for rule in rules]
 
 
 @pytest.mark.parametrize("activation", ["linear", "tanh"])
@@ -59,7 +60,7 @@ def test_for_small_output_errors_it_is_backpropagation_of_the_rescaled_error_to_
     rule = eqx.filter_jit(PC(GradientDescent(activity_lr=0.3, max_steps=3000), gradient_scale="batch_mean").gradient)
     distances = []
     for size in (1e-2, 5e-3, 2.5e-3):
-        out = rule(network, jnp.asarray(x), jnp.asarray(yhat + size * r))
+        out = rule(network, Batch(jnp.asarray(x), jnp.asarray(yhat + size * r)))
         assert out.diagnostics["inference_residual"] < 1e-13
         distances.append(np.linalg.norm(flat_gradient(out) / size - limit) / np.linalg.norm(limit))
     assert distances[-1] < 1e-2

@@ -7,10 +7,10 @@ import linear_by_hand
 import numpy as np
 import pytest
 
-from pcexp import parameterisation as parameterisations
-from pcexp.architecture import FullyConnected
-from pcexp.energy import energy, loss
+from pcexp.energy import Batch, energy, loss
 from pcexp.inference import GradientDescent, InferenceProblem
+from pcexp.model import parameterisation as parameterisations
+from pcexp.model.architecture import FullyConnected
 from pcexp.theory import hessian as hessians
 from pcexp.theory.equilibrated import equilibrated_energy, rescaling
 from pcexp.theory.hessian import hessian, hessian_product
@@ -172,7 +172,7 @@ def test_unrolled_inference_has_the_block_of_theorem_3_2_times_one_minus_one_min
     np.testing.assert_allclose(theory, in_closed_form(network, x, y, jnp.ones(3))[1], rtol=1e-14)
 
     def unrolled(n):
-        found = GradientDescent(beta, steps).solve(InferenceProblem.from_batch(n, x, y))
+        found = GradientDescent(beta, steps).solve(InferenceProblem.from_batch(n, Batch(x, y)))
         return energy(n, found.errors)
 
     numeric = jax.jit(lambda n: hessian(unrolled, n))(network)

@@ -8,9 +8,9 @@ import linear_by_hand
 import numpy as np
 import pytest
 
-from pcexp import parameterisation as parameterisations
-from pcexp.architecture import FullyConnected
 from pcexp.energy import loss
+from pcexp.model import parameterisation as parameterisations
+from pcexp.model.architecture import FullyConnected
 from pcexp.theory import saddles
 from pcexp.theory.equilibrated import equilibrated_energy, equilibrated_gradient
 from pcexp.theory.hessian import hessian

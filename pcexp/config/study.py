@@ -2,16 +2,13 @@
 
 import abc
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import numpy as np
 
-from pcexp.activation import Output
-from pcexp.segments import Precision
-
-if TYPE_CHECKING:
-    from pcexp.runner import Job
+from pcexp.model.activation import Output
+from pcexp.model.segments import Precision
 
 
 class AbstractStudy(eqx.Module):
@@ -28,8 +25,8 @@ class AbstractStudy(eqx.Module):
     """Valid ones: a study that reads energies asks for linear, because cross-entropy is no function of the output's error."""
 
     @abc.abstractmethod
-    def run(self, job: "Job") -> None:
-        """Run the lanes of the job's cell that are not finished, appending rows and outcomes as they come."""
+    def run(self, job: Any) -> None:
+        """Run the lanes of the job's cell that are not finished, appending rows and outcomes as they come; `job` is a pcexp.run.job.Job."""
 
     def part(self, labels: Mapping[str, str]) -> str | None:
         """The part of this study that a cell with these labels belongs to, itself a label; None: no cell of this study.

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.random as jr
 
-from pcexp.network import Network
-from pcexp.progress import duration
-from pcexp.runner import Datasets
-from pcexp.spec import Spec, flat
+from pcexp.config.spec import Spec, flat
+from pcexp.model.network import Network
+from pcexp.run.progress import duration
+from pcexp.run.session import Datasets
 from pcexp.train import iterations
 
 ASSUMED_FLOPS_A_SECOND = {"cpu": 8e10, "gpu": 5e12}

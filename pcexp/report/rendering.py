@@ -20,11 +20,11 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from pcexp import plotting
-from pcexp.claims import Verdict
 from pcexp.files import replace_bytes
-from pcexp.page import STATUS_MARK, Drawn, Judged, Part, listed, page
-from pcexp.records import Records, read_outputs, read_results
+from pcexp.records.tables import Records, read_outputs, read_results
+from pcexp.report import plotting
+from pcexp.report.claims import Verdict
+from pcexp.report.page import STATUS_MARK, Drawn, Judged, Part, listed, page
 
 SCALES = ("thesis", "small", "smoke")
 
@@ -172,7 +172,3 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if options.results:
         replace_bytes(target / "INDEX.md", index_markdown(parts).encode())
     print(f"page         {target / 'index.html'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import jax.random as jr
 
-from pcexp import checkpoint
-from pcexp.architecture import AbstractArchitecture
-from pcexp.cell import read_lines
-from pcexp.network import Network
-from pcexp.pack import arithmetic, in_floats
-from pcexp.spec import insert
-from pcexp.targets import ALLOWED_TARGETS, build
+from pcexp.config.spec import insert
+from pcexp.config.targets import ALLOWED_TARGETS, build
+from pcexp.model.architecture import AbstractArchitecture
+from pcexp.model.network import Network
+from pcexp.records import checkpoint
+from pcexp.records.cell import read_lines
+from pcexp.run.draw import arithmetic, in_floats
 
 
 def trained_network(folder: Path, lane: str) -> Network:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
-from pcexp.activation import Activation, Output
-from pcexp.convolution import Convolution
-from pcexp.network import Network
-from pcexp.parameterisation import AbstractParameterisation, LayerPosition, default_bias
-from pcexp.segments import AbstractSegment, Dense
+from pcexp.model.activation import Activation, Output
+from pcexp.model.convolution import Convolution
+from pcexp.model.network import Network
+from pcexp.model.parameterisation import AbstractParameterisation, LayerPosition, default_bias
+from pcexp.model.segments import AbstractSegment, Dense
 
 Form = Literal["pre", "post"]
 """Pre-activation: mu = a W phi(z) (chapter 5). Post-activation: mu = phi(a W z) (chapters 3, 4, 6.2)."""

@@ -15,17 +15,18 @@ import equinox as eqx
 import jax
 import jax.random as jr
 
-from pcexp import manifest
-from pcexp.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error
-from pcexp.configuration import SCALES, Refused
-from pcexp.cost import Cost, describe, estimate
+from pcexp.config.composition import SCALES, Refused
+from pcexp.config.spec import Spec, spec
+from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build
 from pcexp.data import DataError
-from pcexp.network import Network
-from pcexp.progress import Progress
-from pcexp.runner import Datasets, Execution, Job, Session, Stopped
-from pcexp.spec import Spec, spec
-from pcexp.targets import ALLOWED_TARGETS, SpecError, build
-from pcexp.tracking import AbstractTracker
+from pcexp.model.network import Network
+from pcexp.records import manifest
+from pcexp.records.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error
+from pcexp.run.cost import Cost, describe, estimate
+from pcexp.run.job import Job
+from pcexp.run.progress import Progress
+from pcexp.run.session import Datasets, Execution, Session, Stopped
+from pcexp.run.tracking import AbstractTracker
 
 
 def plans(configs: Iterable[Mapping[str, Any]]) -> list[Spec]:
@@ -100,7 +101,7 @@ def command(configs: Sequence[Mapping[str, Any]]) -> Command:
             raise SpecError(f"scale={settings['scale']} is unknown: valid are {', '.join(SCALES)}")
         # First: its targets say which modules may be named.
         execution: Execution = build(
-            {"_target_": "pcexp.runner.Execution", **settings["execution"]}, "execution", ALLOWED_TARGETS
+            {"_target_": "pcexp.run.session.Execution", **settings["execution"]}, "execution", ALLOWED_TARGETS
         )
         specs = plans(configs)
         tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
@@ -213,7 +214,7 @@ def _write_manifest(folder: Path, scale: str, specs: Sequence[Spec]) -> None:
 def _report(study: str, scale: str, outputs: str) -> None:
     # Imported here: a run needs no tables or figures until it has ended.
     try:
-        from pcexp import report
+        from pcexp.report import rendering as report
     except ModuleNotFoundError as error:  # a node that only runs
         print(f"no report: {error.name} is not installed here; python -m pcexp.report {study} makes it elsewhere")
         return

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.activation import Activation, activate, activation_difference, max_pool, max_pool_difference
-from pcexp.segments import AbstractSegment, Reference
+from pcexp.model.activation import Activation, activate, activation_difference, max_pool, max_pool_difference
+from pcexp.model.segments import AbstractSegment, Reference
 
 
 class Convolution(AbstractSegment):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.activation import Activation, Output, activate, activation_difference
+from pcexp.model.activation import Activation, Output, activate, activation_difference
 
 Precision = Literal["float32", "bfloat16", "float64"]
 """How products are computed. With bfloat16 their factors are rounded, but for those of the forward pass, where a rounding

@@ -22,11 +22,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pcexp import manifest
-from pcexp.cell import Cell, CellBusy, OutputError, read_lines
-from pcexp.configuration import SCALES
+from pcexp.config.composition import SCALES
+from pcexp.config.spec import lane_name
 from pcexp.files import replace_bytes
-from pcexp.spec import lane_name
+from pcexp.records import manifest
+from pcexp.records.cell import Cell, CellBusy, OutputError, read_lines
 
 LIMIT = 16_000_000
 """Bytes of an archive, at most."""

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from pcexp.files import replace_bytes
-from pcexp.records import Records, asked_for, read_outputs, tables
+from pcexp.records.tables import Records, asked_for, read_outputs, tables
 
 POINTS_A_LANE = 60
 """Rows kept of a lane in results/: as many as a curve of a figure shows."""

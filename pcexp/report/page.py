@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pcexp import __version__
-from pcexp.claims import Claim, Verdict
-from pcexp.records import Records
+from pcexp.records.tables import Records
+from pcexp.report.claims import Claim, Verdict
 
 STATUS_MARK = {"reproduced": "✓", "not_reproduced": "✗", "insufficient": "?"}
 

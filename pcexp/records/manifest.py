@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pcexp.cell import OutputError, write_json
+from pcexp.records.cell import OutputError, write_json
 
 Cells = dict[str, dict[str, Any]]
 """Of each cell its labels, the values of its lanes by name, and the revision of the study."""

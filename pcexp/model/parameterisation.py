@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.activation import Activation
+from pcexp.model.activation import Activation
 
 
 class LayerPosition(NamedTuple):

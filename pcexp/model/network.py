@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.activation import Output
-from pcexp.segments import AbstractSegment, Dense, Precision, Reference
+from pcexp.model.activation import Output
+from pcexp.model.segments import AbstractSegment, Dense, Precision, Reference
 
 Activities = tuple[Float[Array, "_ ..."], ...]
 """One array a segment, layers along the first axis; the last entry is the output z_L."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -21,20 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcexp import checkpoint
-from pcexp.pack import (
-    ROWS_A_CALL,
-    Drawn,
-    Pack,
-    arithmetic,
-    components,
-    initial_network,
-    lane_key,
-    on_device,
-)
-from pcexp.progress import duration
-from pcexp.runner import AtEnd, Job, Stopped
-from pcexp.spec import Lane
+from pcexp.config.spec import Lane, Spec
+from pcexp.model.network import Network
+from pcexp.records import checkpoint
+from pcexp.records.cell import Cell
+from pcexp.run.draw import Drawn, arithmetic, components, initial_network, lane_key, on_device
+from pcexp.run.pack import ROWS_A_CALL, Pack
+from pcexp.run.progress import duration
+from pcexp.run.session import Session, Stopped
 from pcexp.train import (
     Measure,
     Rows,
@@ -48,6 +42,12 @@ from pcexp.train import (
 FIRST_CALL_ITERATIONS = 8
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
+AtEnd = Callable[[Network, Network], Mapping[str, Any]]
+"""Columns of a lane's summary, from its initial and its final network."""
+
+Finish = Callable[..., None]
+"""Records the outcome of a lane: lane, outcome, summary, and where they come from."""
+
 Progressed = tuple[list[dict[str, float]], int, Rows, float]
 """What a call gives: the test set's verdicts on the lanes and where they stood, rows, and seconds an iteration."""
 
@@ -56,9 +56,17 @@ class LaneTraining:
     """Trains the lanes of one cell on worker threads; only this object's thread writes."""
 
     def __init__(
-        self, job: Job, lanes: Sequence[Lane], measure: Measure, probe_size: int, at_end: AtEnd | None
+        self,
+        spec: Spec,
+        cell: Cell,
+        session: Session,
+        finish: Finish,
+        lanes: Sequence[Lane],
+        measure: Measure,
+        probe_size: int,
+        at_end: AtEnd | None,
     ) -> None:
-        self.job, self.spec, self.cell, self.session = job, job.spec, job.cell, job.session
+        self.spec, self.cell, self.session, self.finish = spec, cell, session, finish
         self.measure, self.at_end = measure, at_end
         self.dataset = self.session.datasets(self.spec)
         train = self.dataset.train
@@ -279,7 +287,7 @@ class LaneTraining:
         reason = str(error).splitlines()[0][:300]
         for lane in pack.lanes:
             if not pack.written[lane.name]:
-                self.job.finish(lane, f"failed: {reason}", {})
+                self.finish(lane, f"failed: {reason}", {})
                 self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
 
     def _save(self, pack: Pack) -> None:
@@ -310,7 +318,7 @@ class LaneTraining:
         # The last update has no iteration after it that would notice.
         outcome = "diverged" if bool(state.diverged) or not np.isfinite(summary["test_loss"]) else "done"
         seconds_run = self.seconds_before[lane.name] + pack.seconds_run
-        self.job.finish(
+        self.finish(
             lane,
             outcome,
             summary,

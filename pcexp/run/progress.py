@@ -4,14 +4,12 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-if TYPE_CHECKING:
-    from pcexp.spec import Spec
+from pcexp.config.spec import Spec
 
 LINE_EVERY_S = 15.0
 
@@ -57,7 +55,7 @@ class Progress:
         """One line for the user."""
         self.console.print(text, markup=False)
 
-    def begin(self, spec: "Spec", lanes: Sequence[str]) -> None:
+    def begin(self, spec: Spec, lanes: Sequence[str]) -> None:
         """A cell starts with these unfinished lanes."""
         with self._lock:
             self._done[spec.cell], self._lanes[spec.cell] = {}, len(lanes)
@@ -67,7 +65,7 @@ class Progress:
                 self._began, self._gained = time.monotonic(), 0.0
             self._show(self._running[0])
 
-    def advance(self, spec: "Spec", iterations: Mapping[str, int], total: int, diverged: Collection[str] = ()) -> None:
+    def advance(self, spec: Spec, iterations: Mapping[str, int], total: int, diverged: Collection[str] = ()) -> None:
         """Lanes of a cell have reached these iterations of `total`; those that diverged go no further."""
         with self._lock:
             before = sum(self._done[spec.cell].values())
@@ -79,7 +77,7 @@ class Progress:
                 self._gained += (sum(self._done[spec.cell].values()) - before) * total
             self._show(self._running[0])
 
-    def end(self, spec: "Spec") -> None:
+    def end(self, spec: Spec) -> None:
         """A cell is finished."""
         with self._lock:
             self._cells_done += 1
@@ -90,7 +88,7 @@ class Progress:
             if first:
                 self._began, self._gained = time.monotonic(), 0.0
 
-    def _show(self, spec: "Spec") -> None:
+    def _show(self, spec: Spec) -> None:
         work = sum(
             self._costs.get(cell, 0) * sum(done.values()) / max(self._lanes[cell], 1)
             for cell, done in self._done.items()

@@ -1,26 +1,23 @@
-"""Records: what runs left, as two tables, and the command that collects, packs and unpacks them.
+"""Records: what runs left, as two tables.
 
     runs   one row a lane: labels, lane values, outcome, summary, configuration leaves, provenance
     rows   one row a recorded iteration: cell, lane, iteration, measurements
 
-Rows outside the manifest of a scale are named and left out. `python -m pcexp.records collect NAME` merges finished runs into
-results/NAME/SCALE/ and renders; `pack NAME` and `unpack FILE ...` bring them to other machines.
+Rows outside the manifest of a scale are named and left out.
 """
 
-import argparse
 import dataclasses
 import json
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pcexp import archive, manifest
-from pcexp.cell import OutputError, read_lines
-from pcexp.spec import flat
+from pcexp.config.spec import flat
+from pcexp.records import manifest
+from pcexp.records.cell import read_lines
 
 
 @dataclass(frozen=True)
@@ -167,83 +164,3 @@ def tables(folder: Path, study: str, scale: str) -> Records:
     )
     runs, asked = (frame.with_columns(pl.col("variant").fill_null("")) for frame in (runs, asked))
     return Records(study, scale, runs, pl.read_parquet(folder / "records.parquet"), asked)
-
-
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Records of a study: merged into results/ and rendered, or in archives that travel to another machine."""
-    parser = argparse.ArgumentParser(prog="python -m pcexp.records", description=main.__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    about = {
-        "collect": "merge finished runs into results/ and render them",
-        "pack": "write archives of finished lanes, each under 16 MB",
-        "unpack": "merge archives; lanes that are finished there stay as they are",
-    }
-    for verb, text in about.items():
-        verbs.add_parser(verb, help=text, description=text).add_argument(
-            "--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)"
-        )
-    for verb in ("collect", "pack"):
-        verbs.choices[verb].add_argument("study", metavar="NAME", help="name of a study, as in experiments.NAME")
-    verbs.choices["collect"].add_argument("--results", type=Path, default=Path("results"))
-    verbs.choices["pack"].add_argument("--to", type=Path, help="folder of the archives (default: OUTPUTS/archives)")
-    verbs.choices["unpack"].add_argument("files", type=Path, nargs="+", metavar="FILE")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    if options.verb != "unpack" and not manifest.scales(options.outputs / options.study):
-        sys.exit(
-            f"no runs of {options.study} under {options.outputs}: run python -m pcexp +experiment={options.study} first"
-        )
-    try:
-        if options.verb == "pack":
-            _pack(options.outputs, options.study, options.to or options.outputs / "archives")
-        elif options.verb == "unpack":
-            _unpack(options.files, options.outputs)
-        else:
-            _collect(options.outputs, options.results, options.study)
-    except (OutputError, OSError) as error:
-        sys.exit(f"pcexp: {error}")
-
-
-def _collect(outputs: Path, results: Path, study: str) -> None:
-    from pcexp import collecting, report  # they are built on this module
-
-    for scale in manifest.scales(outputs / study):
-        if scale == "smoke":
-            continue  # seconds of a test: not a result
-        records = collecting.collect(outputs, results, study, scale)
-        print(f"{results / study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
-        if records.strays:
-            print(f"kept, of an older revision or not asked for: {len(records.strays)} cells")
-    report.main([study, "--results", str(results)])
-
-
-def _pack(outputs: Path, study: str, folder: Path) -> None:
-    packed = archive.pack(outputs, study, folder)
-    for path in packed.paths:
-        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
-    print(f"{packed.lanes} of {packed.asked} lanes asked for are finished and packed")
-    for name in packed.too_large:
-        print(f"left out, more than an archive holds: {name}; copy the cell's folder")
-    if packed.too_large:
-        sys.exit(1)
-
-
-def _unpack(files: Iterable[Path], outputs: Path) -> None:
-    refused = False
-    for path in files:
-        try:
-            content = archive.read(path)
-        except archive.ArchiveError as error:
-            print(f"refused: {error}")
-            refused = True
-            continue
-        merged = archive.unpack(content, outputs)
-        print(f"{path}: {content.study}, {merged.added} lanes added, {merged.there} were there")
-        for reason in merged.refused:
-            print(f"refused: {reason}")
-        refused = refused or bool(merged.refused)
-    if refused:
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,82 +2,21 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 
+from pcexp.config.spec import Lane, Spec
 from pcexp.data import Dataset
 from pcexp.energy import outputs
-from pcexp.network import Network
-from pcexp.segments import Precision
-from pcexp.spec import Lane, Spec
+from pcexp.model.network import Network
+from pcexp.run.draw import Drawn, arithmetic, on_device
 from pcexp.train import Measure, Rows, TrainingSet, TrainState, advance, advance_pack, batch_layout
 
 ROWS_A_CALL = 256
-
-
-def components(spec: Spec, lane: Lane) -> tuple[Any, Any, Any]:
-    """Parameterisation, learning and optimiser of one lane, every float traced: a new value compiles nothing."""
-    parts = {"parameterisation": spec.parameterisation, "learning": spec.learning, "optimiser": spec.optimiser}
-    for key, value in lane.values.items():
-        if key != "seed":
-            parts |= {key.partition(".")[0]: _replace(parts[key.partition(".")[0]], key.split(".")[1:], value)}
-    traced = {
-        name: jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, jnp.result_type(float)) if isinstance(leaf, float) else leaf, part
-        )
-        for name, part in parts.items()
-    }
-    return traced["parameterisation"], traced["learning"], traced["optimiser"]
-
-
-def _replace(part: Any, path: Sequence[str], value: float) -> Any:
-    def where(tree: Any) -> Any:
-        for name in path:
-            tree = tree.keywords[name] if isinstance(tree, eqx.Partial) else getattr(tree, name)
-        return tree
-
-    return eqx.tree_at(where, part, value, is_leaf=lambda leaf: leaf is None)
-
-
-def lane_key(spec: Spec, lane: Lane, purpose: int) -> jax.Array:
-    """Random key of a lane; purposes are 0 (initial weights) and 1 (order of the batches)."""
-    return jr.fold_in(jr.fold_in(jr.key(spec.root_seed), int(lane.values["seed"])), purpose)
-
-
-def initial_network(spec: Spec, lane: Lane, dataset: Dataset) -> Network:
-    """The network that a lane starts from: the same draw in every precision."""
-    with jax.enable_x64(False):
-        parameterisation, _, _ = components(spec, lane)
-        network = spec.network.build(parameterisation, dataset.input_shape, dataset.d_out, key=lane_key(spec, lane, 0))
-    return in_floats(network)
-
-
-def in_floats(network: Network) -> Network:
-    """The network in the type of floats that holds here."""
-    floats = jnp.result_type(float)
-    return jax.tree.map(lambda leaf: leaf.astype(floats) if eqx.is_inexact_array(leaf) else leaf, network)
-
-
-@contextmanager
-def arithmetic(precision: Precision) -> Iterator[None]:
-    """How arrays are made and programs compiled: 64 bits for float64, and never TF32. It holds for the thread that enters it."""
-    # A GPU multiplies float32 in TF32 (10 bits) unless told not to; products of bfloat16 are not touched by this.
-    with jax.enable_x64(precision == "float64"), jax.default_matmul_precision("float32"):
-        yield
-
-
-class Drawn(NamedTuple):
-    """What a lane, or a pack of lanes along a first axis, trains with."""
-
-    state: TrainState
-    learning: Any
-    optimiser: Any
 
 
 class Pack:
@@ -218,13 +157,6 @@ _outputs_of_lanes = eqx.filter_jit(eqx.filter_vmap(_test_outputs, in_axes=(eqx.i
 
 def _lane(tree: Any, i: int | np.ndarray) -> Any:
     return jax.tree.map(lambda leaf: leaf[i] if eqx.is_array(leaf) else leaf, tree)
-
-
-def on_device(device: jax.Device | None, tree: Any) -> Any:
-    """A tree with its arrays on a device."""
-    if device is None:
-        return tree
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, device) if eqx.is_array(leaf) else leaf, tree)
 
 
 def _stack(*trees: Any) -> Any:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import optax
 
-from pcexp.architecture import AbstractArchitecture
+from pcexp.config.study import AbstractStudy
+from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build, known, suggestion, without_defaults
 from pcexp.data import AbstractData
 from pcexp.learning import AbstractLearning
-from pcexp.parameterisation import AbstractParameterisation
-from pcexp.study import AbstractStudy
-from pcexp.targets import ALLOWED_TARGETS, SpecError, build, known, suggestion, without_defaults
+from pcexp.model.architecture import AbstractArchitecture
+from pcexp.model.parameterisation import AbstractParameterisation
 from pcexp.train import Training
 
 SCIENCE = ("study", "data", "network", "parameterisation", "learning", "optimiser", "training", "root_seed")

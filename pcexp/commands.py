@@ -1,0 +1,85 @@
+"""Verbs of the command that stand on several rooms: `records` collects, packs and unpacks what runs left."""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from pcexp.records import archive, collecting, manifest
+from pcexp.records.cell import OutputError
+from pcexp.report import rendering
+
+
+def records(arguments: Iterable[str] | None = None) -> None:
+    """Records of a study: merged into results/ and rendered, or in archives that travel to another machine."""
+    parser = argparse.ArgumentParser(prog="python -m pcexp.records", description=records.__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    about = {
+        "collect": "merge finished runs into results/ and render them",
+        "pack": "write archives of finished lanes, each under 16 MB",
+        "unpack": "merge archives; lanes that are finished there stay as they are",
+    }
+    for verb, text in about.items():
+        verbs.add_parser(verb, help=text, description=text).add_argument(
+            "--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)"
+        )
+    for verb in ("collect", "pack"):
+        verbs.choices[verb].add_argument("study", metavar="NAME", help="name of a study, as in experiments.NAME")
+    verbs.choices["collect"].add_argument("--results", type=Path, default=Path("results"))
+    verbs.choices["pack"].add_argument("--to", type=Path, help="folder of the archives (default: OUTPUTS/archives)")
+    verbs.choices["unpack"].add_argument("files", type=Path, nargs="+", metavar="FILE")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    if options.verb != "unpack" and not manifest.scales(options.outputs / options.study):
+        sys.exit(
+            f"no runs of {options.study} under {options.outputs}: run python -m pcexp +experiment={options.study} first"
+        )
+    try:
+        if options.verb == "pack":
+            _pack(options.outputs, options.study, options.to or options.outputs / "archives")
+        elif options.verb == "unpack":
+            _unpack(options.files, options.outputs)
+        else:
+            _collect(options.outputs, options.results, options.study)
+    except (OutputError, OSError) as error:
+        sys.exit(f"pcexp: {error}")
+
+
+def _collect(outputs: Path, results: Path, study: str) -> None:
+
+    for scale in manifest.scales(outputs / study):
+        if scale == "smoke":
+            continue  # seconds of a test: not a result
+        records = collecting.collect(outputs, results, study, scale)
+        print(f"{results / study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
+        if records.strays:
+            print(f"kept, of an older revision or not asked for: {len(records.strays)} cells")
+    rendering.main([study, "--results", str(results)])
+
+
+def _pack(outputs: Path, study: str, folder: Path) -> None:
+    packed = archive.pack(outputs, study, folder)
+    for path in packed.paths:
+        print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    print(f"{packed.lanes} of {packed.asked} lanes asked for are finished and packed")
+    for name in packed.too_large:
+        print(f"left out, more than an archive holds: {name}; copy the cell's folder")
+    if packed.too_large:
+        sys.exit(1)
+
+
+def _unpack(files: Iterable[Path], outputs: Path) -> None:
+    refused = False
+    for path in files:
+        try:
+            content = archive.read(path)
+        except archive.ArchiveError as error:
+            print(f"refused: {error}")
+            refused = True
+            continue
+        merged = archive.unpack(content, outputs)
+        print(f"{path}: {content.study}, {merged.added} lanes added, {merged.there} were there")
+        for reason in merged.refused:
+            print(f"refused: {reason}")
+        refused = refused or bool(merged.refused)
+    if refused:
+        sys.exit(1)

@@ -1,0 +1,28 @@
+"""Networks: their layers, architectures, parameterisations and outputs."""
+
+from pcexp.model.architecture import AbstractArchitecture, Convolutional, FullyConnected
+from pcexp.model.network import Activities, Network
+from pcexp.model.parameterisation import (
+    NTK,
+    AbstractParameterisation,
+    MuPC,
+    NearOrigin,
+    NearZeroRank,
+    Orthogonal,
+    Standard,
+)
+
+__all__ = [
+    "NTK",
+    "AbstractArchitecture",
+    "AbstractParameterisation",
+    "Activities",
+    "Convolutional",
+    "FullyConnected",
+    "MuPC",
+    "NearOrigin",
+    "NearZeroRank",
+    "Network",
+    "Orthogonal",
+    "Standard",
+]

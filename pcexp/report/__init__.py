@@ -1,0 +1,1 @@
+"""Claims, figures and their page, from records alone."""

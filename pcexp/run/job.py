@@ -1,0 +1,96 @@
+"""What a study is given to run a cell: its spec, its folder, and what all cells of a command share."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from pcexp.config.spec import Lane, Spec
+from pcexp.data import Dataset
+from pcexp.records.cell import Cell
+from pcexp.run.draw import arithmetic
+from pcexp.run.lanes import AtEnd, LaneTraining
+from pcexp.run.provenance import peak_memory_bytes, provenance
+from pcexp.run.session import Session, Stopped
+from pcexp.run.tracking import LaneLog
+from pcexp.train import Measure
+
+
+class Job:
+    """One cell being run: what a study's `run` is given."""
+
+    def __init__(self, spec: Spec, cell: Cell, session: Session) -> None:
+        self.spec, self.cell, self.session = spec, cell, session
+
+    def lanes(self) -> tuple[Lane, ...]:
+        """Lanes that are not finished."""
+        missing = set(self.cell.missing)
+        return tuple(lane for lane in self.spec.lanes if lane.name in missing)
+
+    def finish(self, lane: Lane, outcome: str, summary: Mapping[str, Any], **about: str | float) -> None:
+        """Record a lane's outcome, its numbers and where they come from; mirror it to the tracker."""
+        origin = provenance() | {"peak_memory_bytes": peak_memory_bytes()} | about
+        self.cell.finish(lane.name, outcome, values=lane.values, summary=dict(summary), provenance=origin)
+        rows = [
+            {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
+            for row in self.cell.lines(lane.name)
+        ]
+        log = LaneLog(
+            study=self.spec.name,
+            cell=self.spec.cell,
+            lane=lane.name,
+            config=self.spec.science | {"lane": lane.values},
+            labels=self.spec.labels,
+            outcome=outcome,
+            summary=dict(summary),
+            rows=rows,
+        )
+        with self.session.mirroring:
+            self.session.tracker.log(log)
+
+    def record(self, rows: Callable[[Lane, Dataset], Iterable[Mapping[str, Any]]]) -> None:
+        """Write the rows (each with its iteration) that a study computes for every unfinished lane. Raises Stopped.
+
+        For studies that do not train for long: lanes follow one another, and one that was cut off starts again.
+        """
+        dataset = self.session.datasets(self.spec)
+        self.cell.rewind({})
+        with self.session.alone:
+            self._record(rows, dataset)
+
+    def _record(self, rows: Callable[[Lane, Dataset], Iterable[Mapping[str, Any]]], dataset: Dataset) -> None:
+        for lane in self.lanes():
+            if self.session.stopping:
+                raise Stopped
+            start = time.perf_counter()
+            try:
+                with arithmetic(self.spec.training.precision):
+                    found = [{name: np.asarray(value) for name, value in row.items()} for row in rows(lane, dataset)]
+            except jax.errors.JaxRuntimeError as error:  # out of memory, above all: other lanes and cells go on
+                reason = str(error).splitlines()[0][:300]
+                self.finish(lane, f"failed: {reason}", {})
+                self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
+                continue
+            self.cell.append({"lane": lane.name} | {name: v.tolist() for name, v in row.items()} for row in found)
+            self.session.progress.advance(self.spec, {lane.name: 1}, 1)
+            finite = all(np.isfinite(value).all() for row in found for value in row.values())
+            self.finish(
+                lane,
+                "done" if finite else "diverged",
+                self.spec.study.summary(self.cell.rows(lane.name)),
+                seconds_run=time.perf_counter() - start,
+                data_checksum=dataset.checksum,
+                data_caveat=dataset.caveat,
+            )
+
+    def train(self, measure: Measure, probe_size: int, at_end: AtEnd | None = None) -> None:
+        """Train every unfinished lane to its end, recording what `measure` sees. Raises Stopped.
+
+        What `at_end` says of the initial and the final network joins the lane's summary.
+        """
+        lanes = self.lanes()
+        if lanes:
+            with arithmetic(self.spec.training.precision):
+                LaneTraining(self.spec, self.cell, self.session, self.finish, lanes, measure, probe_size, at_end).run()

@@ -1,0 +1,102 @@
+"""What the cells of one command share: settings, data, tracker, progress, places for lanes, and the wish to stop."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from pcexp.config.spec import Spec
+from pcexp.data import Dataset
+from pcexp.run.progress import Progress
+from pcexp.run.tracking import AbstractTracker
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and did so between two calls; the same command continues."""
+
+
+class Execution(eqx.Module):
+    """How to run: nothing here changes a number. `workers` and `pack_size` default to what suits the device.
+
+    A compiled call is sized to `call_s`; a lane's state is saved every `checkpoint_s`; `max_minutes` stops cleanly.
+    """
+
+    outputs: str = "outputs"
+    workers: int | None = None
+    pack_size: int | None = None
+    call_s: float = 4.0
+    checkpoint_s: float = 20.0
+    max_minutes: float | None = None
+    save_networks: bool = False
+    targets: Sequence[str] = ()
+
+
+class Datasets:
+    """Data sets of a command, each loaded once."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Dataset] = {}
+        self._loading = threading.Lock()
+
+    def __call__(self, spec: Spec) -> Dataset:
+        """The data of a cell, flattened where its network wants vectors. Raises DataError."""
+        name = f"{spec.science['data']} {spec.network.flat_inputs}"
+        with self._loading:
+            if name not in self._loaded:
+                dataset = spec.data.load()
+                self._loaded[name] = dataset.flattened() if spec.network.flat_inputs else dataset
+            return self._loaded[name]
+
+
+class Session:
+    """What the cells of one command share: settings, tracker, progress, data, places for lanes, and the wish to stop.
+
+    A pack that advances holds one of `places`, whatever its cell. Cells whose lanes do not train take turns at `alone`:
+    memory may hold what one of them computes, and not two.
+    """
+
+    def __init__(
+        self, execution: Execution, tracker: AbstractTracker, progress: Progress, datasets: "Datasets"
+    ) -> None:
+        self.execution, self.tracker, self.progress, self.datasets = execution, tracker, progress, datasets
+        self.on_cpu = jax.default_backend() == "cpu"
+        own = len(os.sched_getaffinity(0)) if self.on_cpu else len(jax.local_devices())
+        self.workers = execution.workers or own
+        # The next cell is built and compiled while lanes of the one before run. Not on a GPU: its memory holds one cell.
+        self.cells_at_once = 2 if self.on_cpu and self.workers > 1 else 1
+        self.places = threading.Semaphore(self.workers)
+        self.alone, self.mirroring = threading.Lock(), threading.Lock()
+        self._stop = threading.Event()
+        self._deadline = None if execution.max_minutes is None else time.monotonic() + 60 * execution.max_minutes
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal or the budget asks to stop at the next opportunity."""
+        return self._stop.is_set() or (self._deadline is not None and time.monotonic() > self._deadline)
+
+    def stop(self) -> None:
+        """Ask to stop between two calls."""
+        self._stop.set()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM ask to stop between calls; a second Ctrl-C stops at once (rows and checkpoints stay)."""
+
+        def ask(number: int, _: Any) -> None:
+            if self._stop.is_set():
+                os._exit(128 + number)
+            self._stop.set()
+            self.progress.say("stopping after the calls in flight; once more to stop at once")
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
