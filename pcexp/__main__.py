@@ -1,6 +1,11 @@
-"""`python -m pcexp +experiment=NAME`: run what is missing of an experiment, then report it."""
+"""One command: `python -m pcexp VERB ...`, and without a verb `python -m pcexp +experiment=NAME` runs what is missing of a study.
 
+report, records, campaign, data and status are the verbs; each says more after --help.
+"""
+
+import difflib
 import os
+import pkgutil
 import sys
 
 from pcexp.command_line import CONF, refusal, register, speak  # first: it sets what JAX reads when it is imported
@@ -13,6 +18,15 @@ from omegaconf import DictConfig
 
 from pcexp.config.composition import resolved, split_lanes
 
+# Names, because each verb imports what it needs (tables, figures, JAX), and the others must not wait for it.
+VERBS = {
+    "report": "pcexp.report.rendering:main",
+    "records": "pcexp.commands:records",
+    "campaign": "pcexp.campaign:main",
+    "data": "pcexp.data.__main__:main",
+    "status": "pcexp.records.status:main",
+}
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _run(config: DictConfig) -> None:
@@ -24,13 +38,26 @@ def _run(config: DictConfig) -> None:
     sys.exit(run_all([resolved(config, about, lanes)]))
 
 
+def _verb(word: str) -> str | None:
+    """Where the verb is that `word` names; None of a word that Hydra reads. Any other word ends the command."""
+    if word in VERBS or not word or "=" in word or not word[0].isalpha():
+        return VERBS.get(word)
+    close = difflib.get_close_matches(word, VERBS, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    sys.exit(f"pcexp: there is no verb {word}{meant}: valid are {', '.join(VERBS)}; +experiment=NAME runs without one")
+
+
 def main() -> None:
     """Entry point of the console script."""
-    register()
-    speak()
+    verb, code = _verb(next(iter(sys.argv[1:]), "")), None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra's errors come here, to be said in our words
     try:
-        _run()
+        if verb:
+            code = pkgutil.resolve_name(verb)(sys.argv[2:])
+        else:
+            register()
+            speak()
+            _run()
         sys.stdout.flush()
     except HydraException as error:
         sys.exit(f"pcexp: {refusal(error)}")
@@ -40,6 +67,7 @@ def main() -> None:
     except BrokenPipeError:  # as in `python -m pcexp ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
