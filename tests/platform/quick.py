@@ -76,7 +76,9 @@ def axes(*base: str) -> dict[str, list[str]]:
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides=list(base), return_hydra_config=True)
-    params = OmegaConf.to_container(config.hydra.sweeper.params, resolve=True) if config.hydra.sweeper.params else {}
+    params: Any = (
+        OmegaConf.to_container(config.hydra.sweeper.params, resolve=True) if config.hydra.sweeper.params else {}
+    )
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
     return {
         axis.get_key_element(): list(axis.sweep_string_iterator())
