@@ -49,14 +49,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pcexp.config.spec import Lane
+from pcexp.config.spec import Lane, Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
 from pcexp.model.network import Network
 from pcexp.model.segments import AbstractSegment
 from pcexp.report.claims import Case, Claim, Verdict, verdict
-from pcexp.run.draw import initial_network
+from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
 from pcexp.train import batch_layout
 
@@ -77,6 +77,11 @@ class ForwardPass(AbstractStudy):
     precisions = ("float32", "float64")
 
     n_inputs: int
+
+    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float]:
+        weights = float(network_size(spec, dataset))
+        # Drawing a weight takes as long as some hundred multiplications.
+        return weights * (2 * self.n_inputs + 1000), 8 * weights
 
     def run(self, job: Job) -> None:
         def rows(lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:

@@ -3,30 +3,23 @@
 import os
 import sys
 
-from pcexp.command_line import CONF, refusal, register, speak  # first: it sets what JAX reads when it is imported
+from pcexp.command_line import CONF, speak  # first: it sets what JAX reads when it is imported
 
 # isort: split
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from pcexp.config.composition import resolved, split_lanes
+from pcexp.config.composition import refusal
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _run(config: DictConfig) -> None:
-    # Reached without a sweep only; sweeps go through the launcher.
-    from pcexp.run.sweep import run_all
-
-    about = HydraConfig.get()
-    _, lanes = split_lanes(config, about.overrides.task)
-    sys.exit(run_all([resolved(config, about, lanes)]))
+def _run(_: DictConfig) -> None:
+    raise AssertionError("hydra.mode is MULTIRUN: the sweeper runs the cells")
 
 
 def main() -> None:
     """Entry point of the console script."""
-    register()
     speak()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra's errors come here, to be said in our words
     try:

@@ -18,7 +18,6 @@ from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import NTK
 from pcexp.model.segments import Dense
-from pcexp.run.sweep import plans
 from pcexp.train import Observation, TrainingSet
 
 # Cells
@@ -33,7 +32,9 @@ def jobs(*base: str) -> list[list[str]]:
 
 
 def test_a_sweep_has_the_cells_of_its_arms_and_no_others() -> None:
-    specs = plans([quick.composed(*job, base=("+experiment=mupc_depth", "scale=smoke")) for job in jobs("scale=smoke")])
+    specs = quick.plans(
+        [quick.composed(*job, base=("+experiment=mupc_depth", "scale=smoke")) for job in jobs("scale=smoke")]
+    )
     seen = {(s.labels["part"], s.labels["parameterisation"], s.labels["learning"], s.labels["protocol"]) for s in specs}
     pc = {
         (part, "mupc", "pc") for part in ("depth", "width", "one_step", "rates", "anchor", "long", "forward_only")
@@ -64,7 +65,7 @@ def test_premultipliers_are_in_the_forward_pass_only_in_their_own_arm() -> None:
 def test_a_corner_that_is_in_no_arm_is_refused_by_its_labels() -> None:
     corner = quick.composed("learning=bp", "protocol=corrected", base=("+experiment=mupc_depth",))
     with pytest.raises(SpecError, match=r"mupc_depth has no part with .*learning=bp, .*protocol=corrected"):
-        plans([corner])
+        quick.plans([corner])
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_the_anchor_is_the_published_run_at_every_scale_but_smoke() -> None:
             "study={arm:anchor,width:128,n_hidden:29}", "network.activation=relu", "data=mnist", "protocol=published",
             f"scale={scale}", base=("+experiment=mupc_depth",),
         )  # fmt: skip
-        (only,) = plans([config])
+        (only,) = quick.plans([config])
         training, inference = only.science["training"], only.science["learning"]["inference"]
         assert (training["max_iterations"], training["test_every"], training["batch_size"]) == (900, 100, 64)
         assert (inference["max_steps"], inference["form"]) == (30, "activities")
@@ -95,7 +96,9 @@ def test_the_anchor_is_the_published_run_at_every_scale_but_smoke() -> None:
 def test_scaled_rates_are_the_rate_times_and_over_the_root_of_width_times_depth(scale: str, size: int) -> None:
     axes = quick.axes("+experiment=mupc_depth", "data=mnist", f"scale={scale}")
     (arm,) = (option for option in axes["study"] if "arm:rates" in option)
-    (only,) = plans([quick.composed(f"study={arm}", f"scale={scale}", "data=mnist", base=("+experiment=mupc_depth",))])
+    (only,) = quick.plans(
+        [quick.composed(f"study={arm}", f"scale={scale}", "data=mnist", base=("+experiment=mupc_depth",))]
+    )
     network = only.science["network"]
     assert network["width"] * (network["n_hidden"] + 1) == size
     rates = sorted({lane.values[ETA] for lane in only.lanes})

@@ -64,9 +64,6 @@ class EquilibratedEnergy(AbstractStudy):
 
     arm: Literal["energy", "beside"]
 
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        return None if self.arm == "beside" and labels["optimiser"] != "adam" else self.arm
-
     def run(self, job: Job) -> None:
         if self.arm == "energy":
             job.train(measure, probe_size=job.spec.training.batch_size)

@@ -91,10 +91,6 @@ class MatrixCompletion(AbstractStudy):
         if any(a <= b for a, b in zip(self.levels, self.levels[1:], strict=False)):
             raise ValueError(f"levels={list(self.levels)}: each must be below the one before")
 
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        """From which saddle; BP itself starts at the origin."""
-        return None if labels["learning"] == "bp" and self.start else f"saddle {self.start}"
-
     def run(self, job: Job) -> None:
         training, dataset = job.spec.training, job.session.datasets(job.spec)
         if dataset.train.mask is None:

@@ -57,8 +57,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -78,22 +76,7 @@ ROUND_OFF = 1e-6
 
 
 class MuPCDepth(AbstractStudy):
-    """Training of a net of one arm, tested on the way. Its network has this width and n_hidden."""
-
-    arm: Literal["depth", "width", "one_step", "rates", "anchor", "long", "beyond", "forward_only"]
-    width: int
-    n_hidden: int
-
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        mupc, pc = labels["parameterisation"] == "mupc", labels["learning"] == "pc"
-        if self.arm == "beyond":  # the same grid, so the same part
-            return None if mupc or not pc else "depth"
-        if pc:
-            asked = mupc or self.arm == "depth"
-        else:
-            asked = mupc and self.arm in ("depth", "long") and labels["protocol"] == "published"
-        only_relu = self.arm in ("anchor", "long")
-        return self.arm if asked and not (only_relu and labels["activation"] != "relu") else None
+    """Training, tested on the way."""
 
     def run(self, job: Job) -> None:
         dataset = job.session.datasets(job.spec)

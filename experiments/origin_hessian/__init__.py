@@ -34,8 +34,9 @@ was set.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +57,11 @@ from experiments.origin_hessian.measured import (
 )
 from experiments.origin_hessian.runs import in_rows
 from pcexp.config.composition import Refused
-from pcexp.config.spec import Lane
+from pcexp.config.spec import Lane, Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.model.network import Network
-from pcexp.run.draw import initial_network, lane_key
+from pcexp.run.draw import initial_network, lane_key, network_size
 from pcexp.run.job import Job
 from pcexp.theory.hessian import origin_spectra, vectorised, zero_rank_spectrum
 from pcexp.theory.saddles import negative_curvature, saddle_order, zero_rank
@@ -72,27 +73,26 @@ KEPT_MATRIX = 80
 
 
 class OriginHessian(AbstractStudy):
-    """Hessians of the loss, of F* and of unrolled inference at a point of a net of this width and n_hidden.
+    """Hessians of the loss, of F* and of unrolled inference at the origin of a net, or at the `saddle` of B.3; one batch a seed.
 
-    `arm` is the point: the origin (of a net, or of a `chain`) or the `saddle` of B.3. `d_in` and `second_target` are those of
-    the toy data; images have their own. `horizons` are numbers of inference steps.
+    `horizons` are numbers of inference steps.
     """
 
     precisions = ("float64",)
 
-    arm: Literal["origin", "chain", "saddle"]
-    width: int
-    n_hidden: int
+    saddle: bool
+    batch_size: int
     activity_lr: float
     horizons: Sequence[int]
-    d_in: int = 3
-    second_target: Literal["minus_x", "x", "independent"] = "minus_x"
 
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        return self.arm
+    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float]:
+        # In a basis of the batch's inputs: as many columns of W_1 as examples, at most.
+        size = float(network_size(spec, dataset, inputs=min(math.prod(dataset.input_shape), self.batch_size)))
+        steps = 4 + 4 * sum(self.horizons)
+        return size * steps * 4 * size * self.batch_size + 30 * size**3, 8 * 6 * size**2
 
     def run(self, job: Job) -> None:
-        dataset, batch = job.session.datasets(job.spec), job.spec.training.batch_size
+        dataset, batch = job.session.datasets(job.spec), self.batch_size
         needed = batch * (1 + max(int(lane.values["seed"]) for lane in job.spec.lanes))
         if needed > len(dataset.train.x):
             raise Refused(f"lanes.seed: a seed is a batch of {batch} of the {len(dataset.train.x)} training examples")
@@ -111,7 +111,7 @@ class OriginHessian(AbstractStudy):
         self, network: Network, x: jax.Array, y: jax.Array, *, key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Numbers, spectra and matrices at the point, of this draw and batch."""
-        saddle = self.arm == "saddle"
+        saddle = self.saddle
         point = zero_rank(network, [network.depth - 1] if saddle else [])
         size = vectorised(point)[0].size
         reduced, inputs = seen(point, x)
@@ -128,7 +128,7 @@ class OriginHessian(AbstractStudy):
         distances = jnp.asarray(DISTANCES)
         numbers: dict[str, Any] = {
             "size": size,
-            **differences(h, spectra, y, self.width, self.activity_lr, self.horizons),
+            **differences(h, spectra, y, network.segments[-1].weight.shape[-1], self.activity_lr, self.horizons),
             "outside": outside(point, x, y, key=jax.random.fold_in(key, 1)),
             "gradient": largest_gradient(point, x, y),
             "loss_order": saddle_order(distances, of_loss),

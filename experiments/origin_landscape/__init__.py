@@ -45,11 +45,11 @@ from jaxtyping import Array, Float
 from experiments.origin_landscape.claims import CLAIMS, ESCAPE_FRACTION
 from experiments.origin_landscape.figures import FIGURES
 from experiments.origin_landscape.landscape import generic_plane, landscape, plane
-from pcexp.config.spec import Lane
+from pcexp.config.spec import Lane, Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import loss
-from pcexp.run.draw import initial_network
+from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
 from pcexp.theory.equilibrated import equilibrated_energy
 from pcexp.theory.hessian import vectorised
@@ -59,29 +59,19 @@ __all__ = ["CLAIMS", "FIGURES", "OriginLandscape"]
 
 
 class OriginLandscape(AbstractStudy):
-    """Landscapes around the origin (`arm: landscape`), or training from near it, of a net of this width and n_hidden.
-
-    `sigma` is the initial scale, `grid` points a side on [-extent, extent]^2.
-    """
+    """Landscapes around the origin (`arm: landscape`), or training from near it; `grid` points a side on [-extent, extent]^2."""
 
     precisions = ("float32", "float64")
 
     arm: Literal["training", "landscape"]
-    net: Literal["chain_1", "chain_2", "chain_3", "wide", "wide_code"]
-    width: int
-    n_hidden: int
-    d_in: int
-    sigma: float
     probe_size: int
     grid: int
     extent: float
 
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        if self.arm == "landscape":  # one a net: nothing learns, and no weights are drawn
-            asked = labels["learning"] == "bp" and labels["protocol"] == "corrected" and self.net != "wide_code"
-        else:
-            asked = labels["protocol"] == "corrected" or self.net.startswith("wide")
-        return f"{self.arm} {self.net}" if asked else None
+    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float] | None:
+        if self.arm == "training":
+            return None
+        return 2.0 * self.grid**2 * 1000 * network_size(spec, dataset), 8.0 * self.grid**2
 
     def run(self, job: Job) -> None:
         dataset = job.session.datasets(job.spec)

@@ -55,17 +55,17 @@ import jax.random as jr
 import numpy as np
 
 from experiments.strict_saddles import search
-from experiments.strict_saddles.batches import D_OUT, FULL_RANK, Batch, KindName, batch
+from experiments.strict_saddles.batches import D_OUT, Batch, KindName, batch
 from experiments.strict_saddles.claims import CLAIMS
 from experiments.strict_saddles.figures import FIGURES
 from experiments.strict_saddles.points import FOUND, LOWEST, TOLERANCE
 from experiments.strict_saddles.search import with_maps, with_matrices
 from experiments.strict_saddles.starts import Start, near, random_weights, saddle
-from pcexp.config.spec import Lane
+from pcexp.config.spec import Lane, Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.model.network import Network
-from pcexp.run.draw import in_floats, lane_key
+from pcexp.run.draw import in_floats, lane_key, network_size
 from pcexp.run.job import Job
 
 __all__ = ["CLAIMS", "FIGURES", "StrictSaddles"]
@@ -83,16 +83,15 @@ class StrictSaddles(AbstractStudy):
     precisions = ("float64",)
 
     kind: KindName
-    n_hidden: int
     n_inputs: int
     n_starts: int
     max_steps: int
     data_seed: int = 0
 
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        # Skips are between hidden layers: with one of them there are none. Three are run where the conjecture is judged.
-        without = labels["network"] == "residual" and self.n_hidden == 1
-        return None if without or (self.n_hidden > 2 and self.kind not in FULL_RANK) else ""
+    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float]:
+        size = float(network_size(spec, dataset, outputs=D_OUT))
+        step = 10 * size**3 + 40 * size**2 * self.n_inputs
+        return len(SOUGHT) * self.n_starts * self.max_steps * step, 8 * 4 * size**2 * len(SOUGHT) * self.n_starts
 
     def run(self, job: Job) -> None:
         def rows(lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:
@@ -113,12 +112,12 @@ class StrictSaddles(AbstractStudy):
         for sort in SOUGHT:
             for _ in range(self.n_starts):
                 if sort in (Start.RANDOM, Start.SMALL_OUTPUT):
-                    sizes = [len(at.x), *[width] * self.n_hidden, D_OUT]
+                    sizes = [len(at.x), *[width] * (len(layers) - 1), D_OUT]
                     weights = random_weights(sizes, generator, small_output=sort is Start.SMALL_OUTPUT)
                     begun.append(Begun(sort, -1, with_matrices(like, weights)))
                 else:
                     n_zero = 2 if sort in (Start.SADDLE, Start.NEAR_SADDLE) else 3
-                    maps, rank = saddle(at, width, self.n_hidden, n_zero, generator)
+                    maps, rank = saddle(at, width, len(layers) - 1, n_zero, generator)
                     maps = near(maps, generator) if sort in (Start.NEAR_SADDLE, Start.NEAR_TIGHTENED) else maps
                     begun.append(Begun(sort, rank, with_maps(like, maps)))
         return begun

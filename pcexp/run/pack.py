@@ -59,7 +59,7 @@ class Pack:
     def call(self, data: TrainingSet, spec: Spec, measure: Measure, n: int) -> tuple[Rows, float]:
         """Advance by n iterations (on a worker thread); the rows, and the seconds that one iteration took."""
         run = advance if self.single else advance_pack
-        with arithmetic(spec.training.precision):
+        with arithmetic(spec.precision):
             held = self.begin()
             start, before = time.perf_counter(), self.iteration
             state, rows = run(

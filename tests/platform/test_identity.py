@@ -13,7 +13,6 @@ from experiments.saddle_escape import SaddleEscape
 from pcexp.config.composition import Refused, split_lanes
 from pcexp.config.spec import SCIENCE, Spec, flat, lane_name
 from pcexp.config.targets import SpecError
-from pcexp.run import sweep
 
 EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
 
@@ -41,7 +40,7 @@ ONLY_ONE = {"study._target_", "training._target_"}
 
 
 def planned(config: dict[str, Any]) -> Spec:
-    (only,) = sweep.plans([config])
+    (only,) = quick.plans([config])
     return only
 
 
@@ -110,7 +109,7 @@ def test_jobs_that_differ_in_nothing_that_counts_become_one_cell() -> None:
     rates = ("inference.activity_lr=0.1", "inference.activity_lr=0.2")
     bp = [quick.composed("learning=bp", rate) for rate in rates]
     pc = [quick.composed("learning=pc", rate) for rate in rates]
-    assert len(sweep.plans(bp)) == 1 and len(sweep.plans(pc)) == 2
+    assert len(quick.plans(bp)) == 1 and len(quick.plans(pc)) == 2
 
 
 # Lanes
@@ -213,7 +212,7 @@ def test_a_lane_is_named_by_its_values_alone() -> None:
 def test_planning_leaves_the_configuration_as_it_was() -> None:
     config = quick.composed("+lanes.optimiser.learning_rate=[0.1]")
     before = copy.deepcopy(config)
-    sweep.plans([config])
+    quick.plans([config])
     assert config == before
 
 

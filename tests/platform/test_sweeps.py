@@ -91,7 +91,7 @@ def both(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def both(*overrides: str, folder: Path = outputs) -> int:
         asked = (*quick.LONG, f"execution.outputs={folder}", *overrides)
-        return sweep.run_all([quick.composed(*asked, protocol) for protocol in PROTOCOLS])
+        return quick.run_all([quick.composed(*asked, protocol) for protocol in PROTOCOLS])
 
     return both
 
@@ -103,7 +103,7 @@ def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "_report", lambda *_: None)
         asked = (*quick.LONG, f"execution.outputs={outputs}", "execution.workers=1")
-        assert sweep.run_all([quick.composed(*asked, protocol) for protocol in PROTOCOLS]) == 0
+        assert quick.run_all([quick.composed(*asked, protocol) for protocol in PROTOCOLS]) == 0
     numbers = quick.numbers(outputs)
     assert len(numbers) == 6
     return numbers
@@ -190,5 +190,5 @@ def test_cells_that_do_not_train_follow_one_another(outputs: Path, monkeypatch: 
     monkeypatch.setattr(Job, "_record", watched)
     base = ("+experiment=forward_pass", "scale=smoke", "network.activation=tanh", f"execution.outputs={outputs}")
     jobs = [quick.composed(f"network.n_hidden={h}", "execution.workers=2", base=base) for h in (4, 6, 8)]
-    assert sweep.run_all(jobs) == 0
+    assert quick.run_all(jobs) == 0
     assert seen == [1, 1, 1]
