@@ -10,12 +10,13 @@ REQUIREMENTS := .venv/made-$(KIND)-$(VERSION)
 STAMP := .venv/made-pcexp
 BIN := .venv/bin
 LOCK := $(UV) pip compile --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11 -q
+PARTS := --extra tracking --extra images --extra bundled
 
 # With it set, pip's and Python's compiled files would be missing, and every start of a command three times slower.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check data report records figures claims bench bench-peers mutants env lock clean
+.PHONY: help run test check fix data report records figures claims bench bench-peers mutants env lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,21 +35,25 @@ check: $(STAMP) ## ruff, formatting, types and import contracts; all of them, ev
 		echo "$$tool"; $(BIN)/$$tool || status=1; \
 	done; exit $$status
 
+fix: $(STAMP) ## mend what ruff can mend, and format
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
 data: $(STAMP) $(if $(DATA),.venv/made-prepare) ## prepare an image set (DATA=mnist; needs network); alone: list what is there
-	$(BIN)/python -m pcexp.data $(DATA) $(ARGS)
+	$(BIN)/python -m pcexp data $(DATA) $(ARGS)
 
 report: $(STAMP) ## claims, figures and page of what has been run, in outputs/report/ (NAME=saddle_escape)
-	$(BIN)/python -m pcexp.report $(NAME) $(ARGS)
+	$(BIN)/python -m pcexp report $(NAME) $(ARGS)
 
 records: $(STAMP) ## merge the finished runs of a study into results/ and render them (NAME=saddle_escape)
 	@test -n "$(NAME)" || { echo "make records needs a study, as in: make records NAME=saddle_escape"; exit 2; }
-	$(BIN)/python -m pcexp.records collect $(NAME) $(ARGS)
+	$(BIN)/python -m pcexp records collect $(NAME) $(ARGS)
 
 figures: $(STAMP) ## draw the figures of results/ again from the committed records (NAME=saddle_escape)
-	$(BIN)/python -m pcexp.report $(NAME) --results results $(ARGS)
+	$(BIN)/python -m pcexp report $(NAME) --results results $(ARGS)
 
 claims: $(STAMP) ## judge the committed records again and print the table of claims; the same command as figures
-	$(BIN)/python -m pcexp.report $(NAME) --results results $(ARGS)
+	$(BIN)/python -m pcexp report $(NAME) --results results $(ARGS)
 
 bench: $(STAMP) ## speed as ratios, against measured ceilings, and of whole grids
 	$(BIN)/python benchmarks/run.py
@@ -66,9 +71,9 @@ env: $(STAMP) ## make the environment in .venv (CUDA=13 for a GPU)
 
 lock: pyproject.toml ## resolve the requirements again (needs uv on the PATH, or UV=path)
 	$(LOCK) --group build -o requirements/build.txt
-	$(LOCK) pyproject.toml --extra dev -o requirements/cpu.txt
-	$(LOCK) pyproject.toml --extra dev --extra cuda -o requirements/cuda13.txt
-	$(LOCK) pyproject.toml --extra prepare -c requirements/cpu.txt -o requirements/prepare.txt
+	$(LOCK) pyproject.toml $(PARTS) --extra dev -o requirements/cpu.txt
+	$(LOCK) pyproject.toml $(PARTS) --extra dev --extra cuda -o requirements/cuda13.txt
+	$(LOCK) pyproject.toml $(PARTS) --extra prepare -c requirements/cpu.txt -o requirements/prepare.txt
 
 clean: ## remove the environment and caches; outputs/ and results/ stay
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -116,7 +117,7 @@ def main() -> None:
     """Measure, print, and append to the history."""
     asked = [int(a) for a in sys.argv[1:]]
     sizes = [(asked[0], asked[1])] if asked else SIZES
-    record = {"benchmark": "depth", "about": about_here(), "gflops_2048": product_rate(), "sizes": {}}
+    record: dict[str, Any] = {"benchmark": "depth", "about": about_here(), "gflops_2048": product_rate(), "sizes": {}}
     print(f"2048^3 product {record['gflops_2048']:.0f} GFLOP/s")
     print(
         f"{'N':>5}{'H':>5}{'ms/step':>10}{'products':>10}{'fraction':>10}{'linear':>8}{'bf16 ms':>9}{'GFLOP/s':>9}{'compile s':>11}"

@@ -5,12 +5,17 @@
 A linear network of figure 4.1, H=10, N=300, K=10, a batch of 64, in float32, for inputs of MNIST's and of CIFAR-10's size.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 # First, before JAX is imported.
 from timing import about_here, medians, product_rate, remember  # isort: split
 
 import jax
 import jax.random as jr
 
+from pcexp.energy import Batch
 from pcexp.inference import ClosedForm
 from pcexp.learning import BP, PC, Equilibrated
 from pcexp.model.architecture import FullyConnected
@@ -29,9 +34,11 @@ def milliseconds(d_in: int) -> dict[str, float]:
     network = FullyConnected(WIDTH, N_HIDDEN, "linear").build(Standard(), (d_in,), D_OUT, key=jr.key(0))
     x, y = jr.normal(jr.key(1), (d_in, BATCH)), jr.normal(jr.key(2), (D_OUT, BATCH))
     compiled = {name: jax.jit(rule.gradient) for name, rule in RULES.items()}
-    _, later = medians(
-        {name: lambda call=call: jax.block_until_ready(call(network, x, y)) for name, call in compiled.items()}, 21
-    )
+
+    def run(call: Callable[..., Any]) -> None:
+        jax.block_until_ready(call(network, Batch(x, y)))
+
+    _, later = medians({name: partial(run, call) for name, call in compiled.items()}, 21)
     return {name: 1e3 * taken for name, taken in later.items()}
 
 

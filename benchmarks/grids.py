@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # First, before JAX is imported.
 from timing import about_here, observe, product_rate, remember  # isort: split
@@ -148,7 +148,7 @@ def memory() -> dict[str, Any]:
     optimiser = eqx.Partial(optax.adam, learning_rate=jnp.float32(1e-3))
     state = initial_state(network, optimiser, key=jr.key(3))
     arguments = (state, learning, optimiser, data, Training(64, 1000, 10), observe, 256, jnp.asarray(2, jnp.int32))
-    compiled = advance.lower(*arguments).compile()
+    compiled = cast(Any, advance).lower(*arguments).compile()
     built = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     jax.block_until_ready(compiled(*arguments))
     plan = compiled.compiled.memory_analysis()

@@ -5,6 +5,7 @@ for residual layers a node of our own as its guide to custom nodes asks; `looped
 """
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class ChapterFive(Linear):
 
     def __init__(self, shape: tuple[int, ...], name: str, layer: Layer) -> None:
         super().__init__(shape, name, use_bias=False)
-        self._extra_config = {**self._extra_config, "layer": layer}
+        self._extra_config: dict[str, Any] = {**self._extra_config, "layer": layer}
 
     @staticmethod
     def predict(params, inputs, state, node_info):

@@ -39,7 +39,7 @@ class Problem(NamedTuple):
         about = {"layers": self.layers, "steps": self.steps, "activity_lr": self.activity_lr}
         about["learning_rate"] = self.learning_rate
         weights = {f"w{i}": w for i, w in enumerate(self.weights)}
-        np.savez(path, about=json.dumps(about), x=self.x, y=self.y, **weights)
+        np.savez(path, allow_pickle=False, about=json.dumps(about), x=self.x, y=self.y, **weights)
 
 
 def load(path: Path) -> Problem:

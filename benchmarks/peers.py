@@ -25,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from pcexp.learning import PC
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import MuPC, Standard
+from pcexp.model.segments import Precision
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
 SIZES = ((128, 8), (128, 32), (512, 8), (512, 32))
@@ -70,10 +72,9 @@ AT_ONCE = 2
 class Ours:
     """pcexp's training step as the platform runs it: `advance`, in deviations, with the loss of every tenth batch."""
 
-    def __init__(self, network: Network, problem: Problem, precision: str) -> None:
+    def __init__(self, network: Network, problem: Problem, precision: Precision) -> None:
         self.network, self.problem = network, problem
-        fields = {"precision": precision} if "precision" in Training.__dataclass_fields__ else {}
-        self.training = Training(BATCH, 10**6, 10, **fields)
+        self.training = Training(BATCH, 10**6, 10, precision=precision)
         x, y = (jnp.asarray(a.reshape(-1, a.shape[-1])) for a in (problem.x, problem.y))
         self.data = TrainingSet(x, y, x[:BATCH].T, y[:BATCH].T)
         rule = PC(GradientDescent(problem.activity_lr, problem.steps), "batch_mean")
@@ -81,8 +82,9 @@ class Ours:
         self.start("adam", problem.learning_rate)
 
     def start(self, optimiser: str, learning_rate: float) -> None:
-        optimiser = {"adam": optax.adam, "sgd": optax.sgd}[optimiser]
-        self.optimiser = eqx.Partial(optimiser, learning_rate=jnp.float32(learning_rate))
+        self.optimiser = eqx.Partial(
+            {"adam": optax.adam, "sgd": optax.sgd}[optimiser], learning_rate=jnp.float32(learning_rate)
+        )
         self.state = initial_state(self.network, self.optimiser, key=jr.key(3))
 
     def run(self, n: int) -> None:
@@ -194,10 +196,10 @@ def compared(kind: str, width: int, n_hidden: int, folder: Path, args: argparse.
     small.save(folder / "small.npz")
     flops = 2.0 * BATCH * (2 * n_hidden + 3) * ((n_hidden - 1) * width**2 + (D_IN + D_OUT) * width)
     n = max(2, min(100, int(5e10 / flops)))
-    precisions = ("float32", "bfloat16") if "precision" in Training.__dataclass_fields__ else ("float32",)
-    ours = {f"pcexp {precision}": Ours(net, whole, precision) for precision in precisions}
+    precisions: dict[str, Precision] = {"pcexp float32": "float32", "pcexp bfloat16": "bfloat16"}
+    ours = {name: Ours(net, whole, precision) for name, precision in precisions.items()}
     found: dict[str, Any] = {"pcexp": {name: {"first_s": seconds(one, 1)} for name, one in ours.items()}, "peers": {}}
-    timed: dict[str, Callable[[], float]] = {name: lambda one=one: seconds(one, n) / n for name, one in ours.items()}
+    timed: dict[str, Callable[[], float]] = {name: partial(here, one, n) for name, one in ours.items()}
     open_processes: list[OtherProcess] = []
     starts: dict[str, tuple[str, str, dict[str, str]]] = {}
     try:
@@ -218,12 +220,12 @@ def compared(kind: str, width: int, n_hidden: int, folder: Path, args: argparse.
                     other = OtherProcess(python, peer, folder / "whole.npz", variant, extra)
                     open_processes.append(other)
                     other.seconds(1, COMPILE_LIMIT)
-                    timed[peer] = lambda other=other: other.seconds(n, COMPILE_LIMIT) / n
+                    timed[peer] = partial(elsewhere, other, n)
                 else:
                     about["process"] = "the same"
                     local = build(peer, whole, variant)
                     seconds(local, n)
-                    timed[peer] = lambda local=local: seconds(local, n) / n
+                    timed[peer] = partial(here, local, n)
             except PeerFailed as error:
                 about["failed"] = str(error)
         for one in ours.values():
@@ -232,7 +234,7 @@ def compared(kind: str, width: int, n_hidden: int, folder: Path, args: argparse.
         for process in open_processes:
             process.close()
         together: dict[str, list[Callable[[], float]]] = {
-            name: [lambda one=one: seconds(one, n) / n for one in (first, Ours(net, whole, name.split()[-1]))]
+            name: [partial(here, one, n) for one in (first, Ours(net, whole, precisions[name]))]
             for name, first in ours.items()
         }
         for ours_too in together.values():
@@ -243,8 +245,8 @@ def compared(kind: str, width: int, n_hidden: int, folder: Path, args: argparse.
             open_processes += pair
             for process in pair:
                 process.seconds(1, COMPILE_LIMIT)
-            together[peer] = [lambda one=one: one.seconds(n, COMPILE_LIMIT) / n for one in pair]
-        both = alternating({name: lambda calls=calls: at_once(calls) for name, calls in together.items()})
+            together[peer] = [partial(elsewhere, one, n) for one in pair]
+        both = alternating({name: partial(at_once, calls) for name, calls in together.items()})
     finally:
         for process in open_processes:
             process.close()
@@ -253,6 +255,16 @@ def compared(kind: str, width: int, n_hidden: int, folder: Path, args: argparse.
     for ratio, ms in (("ratio", found["step_ms"]), ("ratio_at_once", found["two_at_once_step_ms"])):
         found[ratio] = {f"{peer} / {name}": ms[peer] / ms[name] for peer in args.peers if peer in ms for name in ours}
     return found
+
+
+def here(peer: Any, n: int) -> float:
+    """Seconds a training step, in this process."""
+    return seconds(peer, n) / n
+
+
+def elsewhere(process: OtherProcess, n: int) -> float:
+    """Seconds a training step, in a process of the peer's own."""
+    return process.seconds(n, COMPILE_LIMIT) / n
 
 
 def at_once(calls: Sequence[Callable[[], float]]) -> float:

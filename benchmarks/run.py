@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any, Literal
 
 # First, before JAX is imported.
 from timing import about_here, medians, observe, product_rate, remember, seconds  # isort: split
@@ -67,7 +68,7 @@ def bare_products(inference: bool) -> Callable[[], None]:
     return lambda: jax.block_until_ready(run(first, hidden, last))
 
 
-def training_loop(learning: AbstractLearning, activation: str) -> Callable[[], None]:
+def training_loop(learning: AbstractLearning, activation: Literal["linear", "tanh", "relu"]) -> Callable[[], None]:
     """The platform's own training loop on data of the digits job's shape: batches drawn, loss recorded, weights updated."""
     network = FullyConnected(WIDTH, N_HIDDEN, activation).build(NearOrigin(0.011), (D_IN,), D_OUT, key=jr.key(0))
     x, y = jr.normal(jr.key(1), (1293, D_IN)), jr.normal(jr.key(2), (1293, D_OUT))
@@ -98,7 +99,7 @@ def main() -> None:
         candidates[f"BP {activation}"] = training_loop(BP("batch_sum"), activation)
     first, later = medians(candidates)
     about = about_here()
-    record = {
+    record: dict[str, Any] = {
         "about": about,
         "gflops_2048": product_rate(),
         "help_seconds": help_seconds(),

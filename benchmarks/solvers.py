@@ -116,7 +116,7 @@ def _solved(solver: AbstractInference, network: Network, x: Array, y: Array) -> 
     return found.n_steps, found.residual, found.converged, summed_energy(found.errors) / y.shape[-1]
 
 
-def with_fields(solver: AbstractInference, **values: float) -> AbstractInference:
+def with_fields(solver: AbstractInference, **values: Any) -> AbstractInference:
     """The solver with other values of the fields that it has."""
     return eqx.tree_at(
         lambda s: [getattr(s, name) for name in values],
@@ -150,7 +150,7 @@ def solved(solver: AbstractInference, problem: Problem) -> dict[str, Any]:
 
 def measured(candidate: Candidate, problem: Problem, activation: str, cap: int) -> dict[str, Any]:
     """What a solver needs to each target, and where and why its last solve ended."""
-    solver = candidate.solver
+    solver, reached, found = candidate.solver, dict[str, Any](), dict[str, Any]()
     if isinstance(solver, ClosedForm):
         found = solved(solver, problem)
         reached = {target: found for target in TARGETS if found["residual"] <= float(target)}
@@ -169,7 +169,6 @@ def measured(candidate: Candidate, problem: Problem, activation: str, cap: int) 
         setting = {"activity_lr": best * scale, "of_grid": best}
         if not math.isfinite(trials[best]["residual"]):
             return _entry(setting, cap, {}, trials[best], "diverged")
-    reached = {}
     for target, tol in tols.items():
         found = solved(with_fields(solver, max_steps=cap, tol=tol), problem)
         if not found["converged"]:

@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def medians(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of the first call (compile and run) and of the median later call, candidates alternating."""
     first = {name: seconds(call) for name, call in candidates.items()}
-    later = alternating({name: lambda call=call: seconds(call) for name, call in candidates.items()}, repeats)
+    later = alternating({name: partial(seconds, call) for name, call in candidates.items()}, repeats)
     return first, {name: statistics.median(times) for name, times in later.items()}
 
 

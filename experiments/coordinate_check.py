@@ -46,7 +46,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from pcexp.config.spec import Lane
+from pcexp.config.identity import Lane
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass

@@ -49,7 +49,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass

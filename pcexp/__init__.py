@@ -1,3 +1,3 @@
 """Experiments on predictive coding networks: configuration in, claims and figures out."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -12,7 +12,7 @@ from pcexp.report import rendering
 
 def records(arguments: Iterable[str] | None = None) -> None:
     """Records of a study: merged into results/ and rendered, or in archives that travel to another machine."""
-    parser = argparse.ArgumentParser(prog="python -m pcexp.records", description=records.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pcexp records", description=records.__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     about = {
         "collect": "merge finished runs into results/ and render them",

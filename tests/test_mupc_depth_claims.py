@@ -91,7 +91,7 @@ def test_a_gap_at_128_needs_runs_of_128() -> None:
     assert (found.status, found.observed) == ("insufficient", "no pairs of runs at H = 128")
 
 
-def sp_runs(first: Sequence[float | None], second: Sequence[float | None], held_out: tuple[float, float], **more: Any):  # type: ignore[no-untyped-def]
+def sp_runs(first: Sequence[float | None], second: Sequence[float | None], held_out: tuple[float, float], **more: Any):
     """SP at H = 128 with two pairs of rates, a test accuracy a seed; validation accuracies of the two pairs."""
     return [
         run("depth", value, parameterisation=SP, n_hidden=128, seed=seed, eta=eta, validation_accuracy=None if value is None else v, **more)

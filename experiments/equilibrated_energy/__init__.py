@@ -46,7 +46,7 @@ from jaxtyping import Array
 from experiments.equilibrated_energy.claims import CLAIMS
 from experiments.equilibrated_energy.figures import FIGURES
 from experiments.equilibrated_energy.rules import PCBesideTheory, distance, length
-from pcexp.config.spec import Lane
+from pcexp.config.identity import Lane
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.learning import Equilibrated

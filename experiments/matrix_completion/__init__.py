@@ -56,7 +56,7 @@ from experiments.matrix_completion.claims import CLAIMS
 from experiments.matrix_completion.descent import Completion, descended
 from experiments.matrix_completion.figures import FIGURES
 from pcexp.config.composition import Refused
-from pcexp.config.spec import Lane
+from pcexp.config.identity import Lane
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.learning import AbstractLearning
@@ -76,7 +76,7 @@ class MatrixCompletion(AbstractStudy):
     """
 
     start: int
-    levels: Sequence[float]
+    levels: Mapping[str, Sequence[float]]
     mask_targets: bool
     bp: AbstractLearning
     bp_learning_rate: float

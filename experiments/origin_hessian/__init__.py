@@ -57,7 +57,8 @@ from experiments.origin_hessian.measured import (
 )
 from experiments.origin_hessian.runs import in_rows
 from pcexp.config.composition import Refused
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.model.network import Network

@@ -45,7 +45,8 @@ from jaxtyping import Array, Float
 from experiments.origin_landscape.claims import CLAIMS, ESCAPE_FRACTION
 from experiments.origin_landscape.figures import FIGURES
 from experiments.origin_landscape.landscape import generic_plane, landscape, plane
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import loss

@@ -61,7 +61,8 @@ from experiments.strict_saddles.figures import FIGURES
 from experiments.strict_saddles.points import FOUND, LOWEST, TOLERANCE
 from experiments.strict_saddles.search import with_maps, with_matrices
 from experiments.strict_saddles.starts import Start, near, random_weights, saddle
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.model.network import Network

@@ -4,9 +4,9 @@ Hydra composes once per choice of options (`learning=bp`, `network=residual`); c
 composition with values of their own. No JAX here: `--help` and shell completion stay quick.
 """
 
-import copy
 import difflib
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +87,7 @@ class Composer:
             or key.partition(".")[0] in PLATFORM
         ):
             if override.is_sweep_override():
-                raise Refused(f"{key}: one value is needed here, not {override.get_value_element_as_str()}")
+                raise Refused(f"{key}: one value is needed here: {override.input_line}")
             self._base.append(text)
         elif override.is_delete() or override.package is not None:
             self._base.append(text)
@@ -123,8 +123,11 @@ class Composer:
             texts = [text for text in self._base if not _platform(text)]
             lane_keys = {key for block in wanted for key in block.lane_keys}
             for key, values, text in self._axes:
-                wanted = (grid.with_lanes if key in lane_keys else grid.asked)(wanted, key, values)
-                texts.append(text)
+                if key in lane_keys:
+                    wanted, beyond = grid.with_lanes(wanted, key, values), True
+                else:
+                    wanted, beyond = grid.asked(wanted, key, values), not grid.inside(wanted, key, values)
+                texts += [text] * beyond
             for key, values in self._lanes.items():
                 wanted = grid.with_lanes(wanted, key, values)
                 if key != "seed":
@@ -149,7 +152,7 @@ class Composer:
                 options = tuple(
                     f"~{key}" if value is None else f"{key}={value}" for key, value in values.items() if key in GROUPS
                 )
-                config = copy.deepcopy(self._template(options, base=base))
+                config = _copied(self._template(options, base=base))
                 for key, value in (self._given | values).items():
                     if key not in GROUPS:
                         _set(config, key, value)
@@ -191,7 +194,8 @@ def _values(override: Override) -> list[Any]:
     if override.is_sweep_override():
         return list(override.sweep_iterator())
     value = override.value()
-    return list(value) if isinstance(value, list) and override.get_key_element().startswith("lanes.") else [value]
+    of_lanes = override.get_key_element().lstrip("+").startswith("lanes.")
+    return list(value) if isinstance(value, list) and of_lanes else [value]
 
 
 def _leaves(node: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
@@ -235,15 +239,46 @@ def unknown(key: str, node: Iterable[Any]) -> str:
     return f"{key} is no key{meant}; valid there are {', '.join(valid)}"
 
 
+def _copied(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _copied(value) for key, value in node.items()}
+    return list(map(_copied, node)) if isinstance(node, list) else node
+
+
 def _resolved(config: dict[str, Any]) -> dict[str, Any]:
     """Plain containers with interpolations resolved."""
     rest = {key: node for key, node in config.items() if key != "choices"}
+    try:
+        return _followed(rest, rest) | {"choices": config["choices"]}
+    except (
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # resolvers, relative paths, mistakes: OmegaConf's to resolve or to name
+        pass
     try:
         found = OmegaConf.to_container(OmegaConf.create(rest), resolve=True)
     except OmegaConfBaseException as error:
         raise GridError(str(error).splitlines()[0]) from error
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()} | {"choices": config["choices"]}
+
+
+def _followed(node: Any, root: Mapping[str, Any]) -> Any:
+    """A node with its references `${a.b}` followed. Of thousands of cells OmegaConf would take most of a start's time."""
+    if isinstance(node, dict):
+        return {key: _followed(value, root) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_followed(value, root) for value in node]
+    if not isinstance(node, str) or "${" not in node:
+        return node
+    path = re.fullmatch(r"\$\{([a-z_]\w*(?:\.\w+)*)\}", node)
+    if path is None:
+        raise KeyError(node)
+    at: Any = root
+    for part in path[1].split("."):
+        at = _followed(at, root)[part] if isinstance(at, str) else at[part]
+    return _followed(at, root)
 
 
 def refusal(error: HydraException) -> str:

@@ -142,13 +142,18 @@ def chosen(found: Sequence[Block], names: Sequence[str]) -> list[Block]:
     return [block for block in found if block.name in names]
 
 
+def inside(found: Sequence[Block], key: str, values: Sequence[Any]) -> bool:
+    """Whether the blocks have all of these values of a key."""
+    known = {value for block in found for value in map(_frozen, block.values(key) or ())}
+    return bool(known) and {_frozen(value) for value in values} <= known
+
+
 def asked(found: Sequence[Block], key: str, values: Sequence[Any]) -> list[Block]:
     """The blocks when a key is asked for with these values.
 
     Values that the blocks have choose among their rows. Others take the place of what is there, in every block.
     """
-    known = {value for block in found for value in map(_frozen, block.values(key) or ())}
-    if known and {_frozen(value) for value in values} <= known:
+    if inside(found, key, values):
         narrow = [b.narrowed(key, values) if b.values(key) is not None else b.replaced(key, values) for b in found]
         return [block for block in narrow if all(len(rows) for rows in block.cells.values())]
     return [block.replaced(key, values) for block in found]

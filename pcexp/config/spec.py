@@ -8,12 +8,13 @@ import hashlib
 import itertools
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
 import optax
 
+from pcexp.config.identity import Identity, Lane, lane_name
 from pcexp.config.study import AbstractStudy
 from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build, known, located, suggestion, without_defaults
 from pcexp.data import AbstractData
@@ -29,29 +30,6 @@ LEARNS = ("learning", "optimiser", "training")
 SCIENCE = (*NEEDED, *LEARNS)
 """Root keys that numbers depend on; `inference` and the leaves of `protocol` enter through interpolations."""
 PLATFORM = ("execution", "tracker", "lanes", "scale", "dry_run", "blocks", "choices", "inference", "protocol")
-
-
-class Lane(NamedTuple):
-    """One run inside a cell: its name in files, the values of its lane keys, and the blocks of the grid that ask for it.
-
-    `variant` is the text of the overrides that led to it, where it is none of the study's own.
-    """
-
-    name: str
-    values: dict[str, float | int]
-    blocks: tuple[str, ...] = ()
-    variant: str = ""
-
-
-class Identity(NamedTuple):
-    """What a cell is called and why: the study's name and revision, a hash of its science half, labels for people, lanes."""
-
-    name: str
-    revision: int
-    cell: str
-    science: dict[str, Any]
-    labels: dict[str, str]
-    lanes: tuple[Lane, ...]
 
 
 class Learner(eqx.Module):
@@ -220,20 +198,6 @@ def lane_values(config: Mapping[str, Any]) -> tuple[set[str], list[dict[str, flo
     if not found:
         raise SpecError("lanes: at least one value is needed for each key")
     return set(axes), found
-
-
-def lane_name(values: Mapping[str, float | int]) -> str:
-    """Name of a lane in files and records: a hash of its values."""
-    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested configuration with dotted keys; lists are leaves, as JSON."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from flat(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix("."), json.dumps(node) if isinstance(node, list) else node
 
 
 def _flatten(block: Any, prefix: str = "") -> dict[str, Any]:

@@ -27,7 +27,7 @@ def listing() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """List the data sets, or prepare one; 1 where that fails."""
-    parser = argparse.ArgumentParser(prog="python -m pcexp.data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m pcexp data", description=__doc__)
     parser.add_argument("name", nargs="?", help=f"data set to prepare: {', '.join(NAMES)}, or another of TFDS")
     parser.add_argument("--from", dest="source", type=Path, help="unzipped tiny-imagenet-200, for tiny_imagenet")
     options = parser.parse_args(arguments)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pcexp.config.composition import SCALES
-from pcexp.config.spec import lane_name
+from pcexp.config.identity import lane_name
 from pcexp.files import replace_bytes
 from pcexp.records import manifest
 from pcexp.records.cell import Cell, CellBusy, OutputError, read_lines

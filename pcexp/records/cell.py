@@ -88,6 +88,11 @@ class Cell:
         finished = self.finished
         return tuple(name for name in self.asked if name not in finished)
 
+    @property
+    def worker(self) -> dict[str, Any] | None:
+        """Who holds the cell now: host, pid and job of a lock that is fresh."""
+        return _Lock(self.folder / "lock").holder()
+
     def checkpoint(self, lane: str) -> Path:
         """Where an unfinished lane keeps its state."""
         return self.folder / "checkpoints" / f"{lane}.npz"
@@ -228,6 +233,11 @@ class _Lock:
             replace_bytes(self.path, json.dumps(self.identity).encode())
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()
+
+    def holder(self) -> dict[str, Any] | None:
+        """The process that a fresh lock names."""
+        owner = self._owner()
+        return owner if owner and not self._stale(owner) else None
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pcexp.config.spec import Identity
+from pcexp.config.identity import Identity
 from pcexp.records.cell import OutputError, write_json
 
 Cells = dict[str, dict[str, Any]]

@@ -15,8 +15,8 @@ from typing import Any
 
 import polars as pl
 
-from pcexp.config.spec import flat
-from pcexp.records import manifest
+from pcexp.config.identity import flat
+from pcexp.records import manifest, status
 from pcexp.records.cell import read_lines
 
 
@@ -41,12 +41,7 @@ class Records:
     @property
     def command(self) -> str:
         """The command that makes these records."""
-        parts = [f"python -m pcexp +experiment={self.study}"]
-        for label in ("data", "variant"):
-            values = self.asked[label].unique().to_list() if label in self.asked.columns else []
-            if len(values) == 1 and values[0]:
-                parts.append(values[0] if label == "variant" else f"{label}={values[0]}")
-        return " ".join([*parts, f"scale={self.scale}"])
+        return status.command(self.study, self.scale, {name: self.asked[name] for name in self.asked.columns})
 
     def select(self, *, block: str | Sequence[str] | None = None, **labels: Any) -> "Records":
         """The records whose labels are these, and that a block of the grid (or one of several) asks for."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.random as jr
 
-from pcexp.config.spec import Spec, flat
+from pcexp.config.identity import flat
+from pcexp.config.spec import Spec
 from pcexp.model.network import Network
 from pcexp.run.progress import duration
 from pcexp.run.session import Datasets

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.data import Dataset
 from pcexp.records.cell import Cell
 from pcexp.run.draw import arithmetic

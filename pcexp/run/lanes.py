@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.model.network import Network
 from pcexp.records import checkpoint
 from pcexp.records.cell import Cell

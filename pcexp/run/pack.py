@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.data import Dataset
 from pcexp.energy import outputs
 from pcexp.model.network import Network

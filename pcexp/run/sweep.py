@@ -15,7 +15,8 @@ import jax
 import jax.random as jr
 
 from pcexp.config.composition import Asked, Composed, Refused
-from pcexp.config.spec import Identity, Spec, identity, spec
+from pcexp.config.identity import Identity
+from pcexp.config.spec import Spec, identity, spec
 from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build
 from pcexp.data import DataError
 from pcexp.model.network import Network

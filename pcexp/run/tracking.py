@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shlex
 import subprocess
@@ -76,18 +75,15 @@ class Wandb(AbstractTracker):
         self._segments.clear()
         if not segments:
             return
-        later = f"wandb sync {shlex.quote(str(segments[0].parent))}"
+        folder = segments[0].parent
+        later = f"wandb sync {shlex.quote(str(folder))}"
         if not self.sync:
-            _log.info("W&B: %d runs are in %s; to upload them: %s", len(segments), segments[0].parent, later)
+            _log.info("W&B: %d runs are in %s; to upload them: %s", len(segments), folder, later)
             return
-        try:
-            reason = self._uploaded(segments)
-        except OSError as trouble:
-            reason = repr(trouble)
+        reason = self._uploaded(segments)
         # W&B's marks beside the files tell, not the exit status: some may have been uploaded before the time was up.
-        missing = sum(not any(segment.glob("*.wandb.synced")) for segment in segments)
-        if missing:
-            arguments = (missing, len(segments), reason, segments[0].parent, later)
+        if missing := sum(not any(segment.glob("*.wandb.synced")) for segment in segments):
+            arguments = (missing, len(segments), reason, folder, later)
             _log.warning("W&B: %d of %d runs are not uploaded (%s). They are kept in %s; to try again: %s", *arguments)
 
     def _written(self, lane: LaneLog) -> pathlib.Path:
@@ -141,28 +137,23 @@ class Wandb(AbstractTracker):
         return segment
 
     def _uploaded(self, segments: list[pathlib.Path]) -> str:
-        """The last word of `wandb sync`, which retries an unreachable server for minutes and so gets a time limit."""
+        """What `wandb sync` says; it retries an unreachable server for minutes, and so has a time limit."""
         command = [sys.executable, "-m", "wandb", "sync", *map(str, segments)]
-        # Killed at the time limit, it would leave its temporary folders behind.
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            said = pathlib.Path(scratch, "said.txt")
-            # Not a pipe: W&B's service process inherits it, and would be waited for beyond the time limit.
-            with said.open("wb") as output:
-                try:
-                    subprocess.run(
-                        command,
-                        check=False,
-                        cwd=segments[0].parent.parent,  # it may leave a log of its own where it runs
-                        env={**os.environ, "TMPDIR": scratch},
-                        stdin=subprocess.DEVNULL,  # so that it cannot wait for a login
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        timeout=self.sync_timeout_s,
-                    )
-                except subprocess.TimeoutExpired:
-                    return f"no end within {self.sync_timeout_s:g} s"
-            lines = said.read_text(errors="replace").splitlines()
-        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        with (
+            tempfile.TemporaryFile() as said
+        ):  # a pipe would be held open by its service process, beyond the time limit
+            try:
+                # Where the segments are, because it may leave a log; without input, because it must not wait for a login.
+                subprocess.run(
+                    command, cwd=segments[0].parent.parent, timeout=self.sync_timeout_s, check=False,
+                    stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                return f"no end within {self.sync_timeout_s:g} s"
+            except OSError as error:
+                return repr(error)
+            said.seek(0)
+            return " ".join(said.read().decode(errors="replace").split())[-200:] or "it said nothing"
 
 
 def run_id(study: str, cell: str, lane: str) -> str:

@@ -39,7 +39,7 @@ def test_a_configuration_names_every_hyperparameter_of_its_source(path):
 def test_the_command_lists_the_sets_that_have_a_configuration():
     named = {path.stem for path in FILES if OmegaConf.load(path)["_target_"].endswith(".Tfds")}
     assert named == set(NAMES)
-    assert all(build(path).name == path.stem for path in FILES if path.stem in named)
+    assert all(getattr(build(path), "name", None) == path.stem for path in FILES if path.stem in named)
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem in CHECKSUMS], ids=lambda path: path.stem)

@@ -84,7 +84,7 @@ def test_float32_deviations_of_a_convolutional_net_with_pooling_are_those_of_flo
     with jax.enable_x64(True):
         exact_network = jax.tree.map(lambda w: jnp.asarray(w, jnp.float64), network)
         as64 = (jnp.asarray(v, jnp.float64) for v in (x, y))
-        exact = [np.asarray(g) for g in gradients(exact_network, *as64, "activities", steps, beta)]
+        exact = [np.asarray(g) for g in gradients(exact_network, *as64, form="activities", steps=steps, beta=beta)]
     error = {
         form: [
             by_hand.relative_error(g, e)

@@ -58,7 +58,9 @@ def forward(weights: list[jax.Array], x: jax.Array, activation: str) -> list[jax
     return activities
 
 
-def energy(hidden: list[jax.Array], weights: list[jax.Array], x: jax.Array, y: jax.Array, activation: str) -> jax.Array:
+def energy(
+    hidden: list[jax.Array], weights: list[jax.Array], x: jax.Array, y: jax.Array, activation: str
+) -> jax.Array | float:
     """Sum over the batch."""
     below, above = [x, *hidden], [*hidden, y]
     errors = [z - prediction(weights, i, v, activation) for i, (v, z) in enumerate(zip(below, above, strict=True))]

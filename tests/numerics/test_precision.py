@@ -52,7 +52,7 @@ def test_128_layers_have_the_gradient_of_float64_as_closely_as_each_precision_pr
     network, x, y = problem(activation)
     learning = PC(GradientDescent(BETA[activation], N_HIDDEN), "batch_mean") if rule == "PC" else BP("batch_mean")
     with jax.enable_x64(True):
-        exact = layers(gradient(learning, *in_float64((network, x, y)), "float64").gradient)
+        exact = layers(gradient(learning, *in_float64((network, x, y)), precision="float64").gradient)
     norms = np.array([np.linalg.norm(g) for g in exact])
     for precision, within in WITHIN.items():
         out = gradient(learning, network, x, y, precision)

@@ -1,6 +1,7 @@
 """Every solver against the exact equilibrium, against loops and dense matrices written by hand, and against the others."""
 
 from pathlib import Path
+from typing import Any
 
 import by_hand
 import equinox as eqx
@@ -109,7 +110,7 @@ def test_a_solver_that_is_given_time_reaches_the_exact_equilibrium_of_a_linear_n
     assert patient(name).forward_passes() > 0
 
 
-SOLVERS = {
+SOLVERS: dict[str, Any] = {
     "heavy ball": Momentum(2000, tol=1e-10),
     "sequential": Sequential(0.3, 2000, tol=1e-10),
     "error descent": ErrorDescent(500, "descent", tol=1e-10),
@@ -143,7 +144,7 @@ def test_solvers_agree_on_the_equilibrium_of_a_convolutional_network_with_max_po
         agree(found.activities, reference.activities, rtol=1e-7, atol=1e-7)
 
 
-SHORT = {
+SHORT: dict[str, Any] = {
     "heavy ball": Momentum(6),
     "Adam": AdamInference(0.1, 6),
     "sequential": Sequential(0.3, 6),

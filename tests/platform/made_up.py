@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from quick import STUDY
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.records import manifest
 from pcexp.records.cell import Cell
 from pcexp.run.sweep import _about

@@ -23,7 +23,7 @@ from pcexp.records.cell import Cell
 
 def members(path: Path) -> dict[str, bytes]:
     with tarfile.open(path) as tar:
-        return {name: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+        return {name: tar.extractfile(name).read() for name in tar.getnames()}
 
 
 def tarred(path: Path, content: Mapping[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:

@@ -65,7 +65,7 @@ def uploaded(wandb_environment: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
         patch.setenv("WANDB_BASE_URL", server.url)
         warnings: list[str] = []
         handler = logging.Handler(logging.WARNING)
-        handler.emit = lambda record: warnings.append(record.getMessage())
+        patch.setattr(handler, "emit", lambda record: warnings.append(record.getMessage()))
         logging.getLogger("pcexp.run.tracking").addHandler(handler)
         for lanes in (
             [
