@@ -22,14 +22,6 @@ exactly zero, and products of the whole net's Hessian with directions outside ar
 
 Definitions. Null: every eigenvalue is within 1e-10 of zero; negative: lambda_min is below -1e-6. Order: slope of log
 |change| against log distance, distances 1e-4 to 1e-3 along a direction with normal entries.
-
-Findings at `thesis` (toy data 33 runs, MNIST 15; 3 batches each. MNIST-1D, 11 runs: its 18 claims hold too; numbers
-here are of the other two). Closed forms agree with automatic differentiation to 7e-16 and spectra to 5e-14; unrolled
-inference has its factor to 9e-16 and is within 3.3e-6 of theory at T = 60. lambda_min of F* is below zero at every H,
-the loss has a negative eigenvalue for H = 1 and a null Hessian for H > 1 and at all saddles of rank zero, whose form is
--4.65 to -5.42 (toy) and -0.25 to -0.35 (MNIST). Slopes from the origin are H + 1 and 2 in all 36 runs; from the saddles
-H and 2 in 11 of 12, and one toy draw at H = 3 has 2.95, not within 0.05 of 3 at these distances: not reproduced as it
-was set.
 """
 
 from __future__ import annotations

@@ -21,14 +21,6 @@ eigenspace: the choice decides what is seen, so the range of both is recorded in
 Definitions. Escape: the first recorded iteration at which the loss of those 64 examples is below 0.9 of its start.
 Flat: the loss varies over the grid by less than 0.01 of its value at the origin. Gradient norm: of the batch-mean
 gradient of F, all weights together, its scale taken out.
-
-Findings at `thesis` (5 seeds; 70 trainings, 4 landscapes). Chains at one scale: BP takes 1.33, 4.04 and 16.2 times PC's
-iterations to escape at H = 1, 2, 3 (medians; all seeds 1.2 to 1.4, 2.7 to 5.5, 5.4 to 39). The wide net depends on
-where it starts: 3.4 times (2.6 to 4.7) at sigma = 0.1 and 184 times (114 to 319) at 5e-3. At the published scales it is
-320 times (235 to 443) at 0.1, and at 5e-3 BP was on the plateau still after 100,000 iterations where PC had left it
-after 209 to 271. In the plane of 4.2 the loss is exactly constant for H > 1, because the axis of one lower weight is
-its second direction: with a generic eigenvector of the same eigenvalue it varies over the grid by 9 to 25 times its
-value at the origin (chain H = 2), 2 to 9 (H = 3), and 0.02 to 0.06 (wide).
 """
 
 from __future__ import annotations

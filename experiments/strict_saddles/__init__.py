@@ -30,16 +30,6 @@ So with N >= K and Sigma_xy of full rank every critical point of F* is a global 
 < K with noise that W_L does not see, and Sigma_xy of lower rank: there F* has local minima, and critical points
 between those and strict saddles, where lambda_min is zero and F* is lowered from arbitrarily near: non-strict saddles.
 `tests/test_strict_saddles.py` has one in closed form.
-
-Findings at `thesis` (108 cells, 3,888 starts): 2,609 starts found a critical point, 825 of them at once, and 5 edges
-were added; 2,475 are distinct. Full rank and N >= K: all 688 points above the infimum are strict saddles, of ranks 0
-to 2; 85 are global minima. Full rank and N < K: 306 strict saddles, 28 global minima, 2 local minima and on their
-edges 2 saddles that are not strict (all four of `one_noisy`). Deficient: 1,248 strict saddles, 248 global minima, 3
-local minima, 3 edges and one more non-strict saddle (`uncorrelated`), at which a search ended; all seven of
-`cross_deficient` and `uncorrelated`. So the conjecture holds where theory says, and fails elsewhere. At all 2,614
-points F* is the loss to 2e-12. The highest curvature counted as negative is -1e-4 of the Hessian's norm; others are
-above -6e-10, rotations within 3e-13. With the bare gradient norm as criterion two points of `noisy` on the way to
-infinity would have counted, F* within 4e-9 of its infimum.
 """
 
 from __future__ import annotations
