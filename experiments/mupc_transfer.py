@@ -192,7 +192,7 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
     for axis in axes_of:
         for protocol in PROTOCOLS:
             part = records.select(protocol=protocol, activation=activation)
-            if len(part.asked):
+            if len(part.runs):
                 line = arm(grids(part), axis)
                 lines[protocol, axis] = [line[0], line[-1]] if ends_only and len(line) > 2 else line
     # A size alone shows no transfer: a row of it is there only where nothing else is.

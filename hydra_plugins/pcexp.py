@@ -6,7 +6,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from pcexp.config.composition import Composer
+from pcexp.config.composition import composed
+
+
+STOPPED = 130
 
 
 class GridSweeper(Sweeper):
@@ -20,8 +23,12 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         assert self._context is not None
-        composer = Composer(self._context.config_loader, arguments)
         from pcexp.run.sweep import run_all  # JAX: not imported for --help
 
-        if code := run_all(composer.asked(), composer.settings):
+        code = 0
+        for asked, settings in composed(self._context.config_loader, arguments):
+            code = max(code, run_all(asked, settings))
+            if code == STOPPED:
+                break
+        if code:
             raise SystemExit(code)  # Hydra would drop a status that is returned

@@ -32,7 +32,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
-from pcexp.config.composition import Composer, Refused, refusal
+from pcexp.config.composition import Refused, refusal
+from pcexp.config.composition import composed as compose
 from pcexp.config.spec import Spec
 from pcexp.data import DataError
 from pcexp.records import manifest
@@ -94,8 +95,8 @@ def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[dict[str, 
                 raise Refused(f"there is no experiment {name}{meant}; there are {', '.join(known)}")
         for name in names or known:
             try:
-                composer = Composer(loader, [f"+experiment={name}", *overrides])
-                sweeps[name] = sweep(composer.asked(), composer.settings)
+                for asked, settings in compose(loader, [f"+experiment={name}", *overrides]):
+                    sweeps[name] = sweep(asked, settings)
             except Refused as error:
                 skipped.append(f"{name}: {str(error).removeprefix('pcexp: ')}")
     if not sweeps:

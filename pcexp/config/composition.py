@@ -7,7 +7,7 @@ composition with values of their own. No JAX here: `--help` and shell completion
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,15 +44,41 @@ class Composed:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command asks for: its cells, those of the study's own grid at that scale, and the blocks of that grid.
+    """What a command asks for: its cells, those of the study's own grid at that scale, and of each data set its blocks.
 
     `variant` is the text of the overrides that may lead out of the grid.
     """
 
     cells: list[Composed]
     own: list[Composed]
-    blocks: list[Block]
+    blocks: dict[str, list[Block]]
     variant: str
+
+
+def composed(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[tuple[Asked, dict[str, Any]]]:
+    """Of each experiment that is named what is asked for, over all data sets that are, and the settings of the command.
+
+    Raises Refused.
+    """
+    read = [parsed(override) for override in overrides]
+    swept = {o.get_key_element().lstrip("+"): o for o in read if o.is_sweep_override()}
+    of_data = _texts(swept["data"]) if "data" in swept else [""]
+    for experiment in _texts(swept["experiment"]) if "experiment" in swept else [""]:
+        rest = [str(o.input_line) for o in read if o not in (swept.get("data"), swept.get("experiment"))]
+        composers = [Composer(loader, [*filter(None, (experiment, data)), *rest]) for data in of_data]
+        asked = [composer.asked() for composer in composers]
+        first = asked[0]
+        if len(asked) > 1:
+            own = [cell for one in asked for cell in one.own]
+            same = all(one.cells is one.own for one in asked)
+            cells = own if same else [cell for one in asked for cell in one.cells]
+            first = Asked(cells, own, {d: b for one in asked for d, b in one.blocks.items()}, first.variant)
+        yield first, composers[0].settings
+
+
+def _texts(override: Override) -> list[str]:
+    """The overrides that a sweep stands for."""
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 class Composer:
@@ -141,7 +167,7 @@ class Composer:
             cells = list(self._cells(wanted, base=True)) if texts or wanted != own else own_cells
         except GridError as error:
             raise Refused(str(error)) from error
-        return Asked(cells, own_cells, own, " ".join(sorted(texts)))
+        return Asked(cells, own_cells, {self.data: own}, " ".join(sorted(texts)))
 
     def _study(self) -> str:
         return next((text.partition("=")[2] for text in self._base if text.startswith("+experiment=")), "this command")

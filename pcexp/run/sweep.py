@@ -124,8 +124,7 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
                 cell.learning.check(network)
     except (SpecError, ValueError) as error:
         raise Refused(str(error)) from error
-    data = specs[0].labels.get("data", "")
-    blocks = {data: {block.name: list(block.figures) for block in asked.blocks}}
+    blocks = {data: {block.name: list(block.figures) for block in there} for data, there in asked.blocks.items()}
     return Sweep(
         tuple(specs),
         execution,

@@ -74,10 +74,16 @@ def composed(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None =
     return composer(*overrides, base=base, folder=folder).asked().cells[0].config
 
 
+def swept(*overrides: str) -> list[Spec]:
+    """All cells of a command."""
+    found = composer(*overrides, base=())
+    return list(sweep.sweep(found.asked(), found.settings).specs)
+
+
 def asked(configs: Sequence[Mapping[str, Any]]) -> Asked:
     """These configurations as the study's own cells."""
     cells = [Composed(dict(config), "") for config in configs]
-    return Asked(cells, cells, [], "")
+    return Asked(cells, cells, {}, "")
 
 
 def plans(configs: Sequence[Mapping[str, Any]]) -> list[Spec]:

@@ -152,7 +152,7 @@ def test_every_study_has_a_grid_of_plain_values_at_every_scale(experiment: str) 
     for scale in grid.SCALES:
         asked = quick.composer(base=(f"+experiment={experiment}", f"scale={scale}")).asked()
         assert asked.cells is asked.own and asked.cells and asked.variant == ""
-        figures |= {figure for block in asked.blocks for figure in block.figures}
+        figures |= {figure for blocks in asked.blocks.values() for block in blocks for figure in block.figures}
     assert figures
 
 
