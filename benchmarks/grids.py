@@ -31,11 +31,12 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from pcexp.__main__ import CONF, register
-from pcexp.config.composition import resolved, split_lanes
-from pcexp.config.spec import Spec, spec
+from pcexp.command_line import CONF
+from pcexp.config.composition import composed
+from pcexp.config.spec import Spec
 from pcexp.inference import GradientDescent
 from pcexp.learning import PC
 from pcexp.model.architecture import FullyConnected
@@ -43,12 +44,13 @@ from pcexp.model.parameterisation import MuPC
 from pcexp.records.cell import Cell
 from pcexp.run.job import Job
 from pcexp.run.progress import Progress
+from pcexp.run.sweep import sweep
 from pcexp.run.session import Datasets, Execution, Session
 from pcexp.run.tracking import NoTracker
 from pcexp.train import Training, TrainingSet, advance, initial_state, iterations
 
 STRETCH = 40
-PRECISIONS = ("float32", "bfloat16") if "precision" in Training.__dataclass_fields__ else ("float32",)
+PRECISIONS = ("float32", "bfloat16")
 CHAIN = (
     "data=linear_regression",
     "network=chain",
@@ -76,12 +78,11 @@ TRANSFER = (
 
 def cell(*overrides: str) -> Spec:
     """The cell of `+experiment=mupc_transfer` with overrides, as the command composes it."""
-    register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        asked = ["+experiment=mupc_transfer", *overrides]
-        config = compose("config", overrides=asked, return_hydra_config=True)
-    _, lanes = split_lanes(config, asked)
-    return spec(resolved(config, config.hydra, lanes))
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        ((asked, settings),) = composed(hydra.config_loader, ["+experiment=mupc_transfer", *overrides])
+    return sweep(asked, settings).specs[0]
 
 
 def train(asked: Spec, **execution: Any) -> dict[str, Any]:

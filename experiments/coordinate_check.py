@@ -21,15 +21,6 @@ squares over the sizes that ended with numbers, one a seed and activation. Flat:
 
 Claims on hidden activities are on the last hidden layer, where what all layers below have moved adds up: with PC's T =
 n_hidden steps an error k layers below the output is of order beta^k, so its lower layers hardly move.
-
-Findings (digits, N 32 to 256 at L = 9, L 5 to 65 at N = 64, 3 seeds; medians over seeds for linear, tanh, relu). muPC
-with Adam's rate as chapter 5 has it is not flat. In width its last hidden layer moves with slopes .22, .26, .28 (BP)
-and .29, .31, .28 (PC). In depth BP's slopes are .43, .38, .43; PC's are -.10, -.23, -.19, because only its top few
-layers move. The control is flat in width for BP (-.02, .00, .00; one seed of nine at -.16) and nearly so in depth (.21,
-.11, .14, most of it between L = 5 and 9). PC's control falls with width (about -.19) and with depth (about -.67): a
-rate for L layers that learn is too small where a few do. At N = 64 and L >= 17 muPC's middle layer moves by less than
-1e-6 under PC, and at L = 9 its first does. SP's slopes in width are 1.5, .61, .17 (BP) and .88, .70, .35 (PC), in depth
-up to 6; linear SP overflows float32 at L = 65.
 """
 
 from __future__ import annotations
@@ -46,7 +37,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from pcexp.config.spec import Lane
+from pcexp.config.identity import Lane
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass

@@ -19,22 +19,8 @@ linear, v/2 for relu, v = N a^2 Var(W): 1 for SP, 1/3 for its uniform draw, 1/L 
 growth is below sqrt(e) = 1.65 at any depth, and SP from Table 5.1 is neutral for linear networks without skips. tanh is
 bounded: it grows with skips like sqrt(l), and decays without like 1/sqrt(l) where v = 1.
 
-Memory. One network at a time: 2 GB of weights at L = 512, N = 1024, 2.7 GB at the peak (7 s on a CPU core). The
-estimate that is printed counts training states of all lanes, which this study does not have.
-
-Findings at `thesis` (digits, N = 1024, L 16 to 512, 3 seeds, 432 runs; medians over seeds for linear, tanh, relu at L = 512):
-SP as the code drew it grows 6e31-, 21- and 1e17-fold with skips and shrinks to 2e-122, 2e-122 and 5e-199 without; as in
-Table 5.1 it grows 4e76-, 22- and 5e44-fold, and shrinks to .76, .028 and 1e-77: linear nets of that draw do not vanish, the one
-claim of eight that does not hold. tanh with skips stays at the rate of sqrt(L). Depth-muP's hidden layers stay within 1.64,
-1.20 and 1.31 of the first at every depth. Orthogonal is flat to 1 % (linear) and within 1.14 (tanh), and shrinks to 1e-77 (relu).
-
-Findings at `small` (digits, N = 256, L 16 to 128, 3 seeds; medians over seeds for linear, tanh, relu). At L = 128, SP as the code
-drew it grows 7e7-, 10- and 8e3-fold with skips, and shrinks to 7e-31, 5e-31 and 5e-50 without; as in Table 5.1 it grows
-8e18-, 11- and 9e10-fold, and shrinks to .52, .04 and 4e-20: what is published as vanishing is the code's draw, for
-linear and tanh. tanh with skips grows like sqrt(L), not exponentially, and lies about the factor 10 (9.8 to 10.3).
-Depth-muP stays within 1.7, 1.2 and 1.3 of its first layer. Orthogonal is flat to 2 % (linear) and shrinks to 7e-20
-(relu); tanh goes in some 30 layers to the fixed point of its gain 1.05, here 2.3 times below its first layer: a
-transient that depends on the inputs, and more than the factor 2.
+Memory. One network at a time: 2 GB of weights at L = 512, N = 1024. The estimate that is printed counts training states
+of all lanes, which this study does not have.
 """
 
 from __future__ import annotations
@@ -49,14 +35,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pcexp.config.spec import Lane
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
 from pcexp.model.network import Network
 from pcexp.model.segments import AbstractSegment
 from pcexp.report.claims import Case, Claim, Verdict, verdict
-from pcexp.run.draw import initial_network
+from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
 from pcexp.train import batch_layout
 
@@ -77,6 +64,11 @@ class ForwardPass(AbstractStudy):
     precisions = ("float32", "float64")
 
     n_inputs: int
+
+    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float]:
+        weights = float(network_size(spec, dataset))
+        # Drawing a weight takes as long as some hundred multiplications.
+        return weights * (2 * self.n_inputs + 1000), 8 * weights
 
     def run(self, job: Job) -> None:
         def rows(lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:

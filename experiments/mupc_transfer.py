@@ -14,16 +14,6 @@ Definitions. lowest_loss: the lowest loss of a training batch, 1/(2B) sum ||y - 
 (all of them); the published figure divides by the ten outputs as well. A run that diverged counts as infinitely bad.
 Per size and (eta, beta) the geometric mean over seeds; ratio: its value at the smallest size's best pair, over the
 size's own best. The published claim is by eye; that the ratio stays within 1.1 is ours.
-
-Findings at `thesis`, as far as it was run (MNIST, tanh in deviations, N = 64, 128, 256 of the five widths at H = 8, the whole
-grid of 11 x 4 rates, 3 seeds; 396 runs, none diverged): the pair that is best at N = 64, eta = .1 and beta = 10 as published,
-is best at 128 too, and within .2 % of the best at 256, whose beta is 5. On this grid the narrowest net's best pair is no
-edge of it. The other widths, activations, depths and the inference in activities were not run at this scale.
-
-Findings at `small` (MNIST, N = 32, 64, 128 at H = 8 and H = 4, 8, 16 at N = 64, 3 x 5 rates, 2 seeds; 900 runs, of
-which 22 diverged): 9 of 12 transfers hold. Not: tanh in deviations over width (1.66 and 4.57: the narrowest net is best
-at the largest eta of the grid, the others at 0.1) and linear over depth (1.43 published, 1.45 corrected, at H = 16),
-whose best beta is the largest of the grid.
 """
 
 from __future__ import annotations
@@ -202,7 +192,7 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
     for axis in axes_of:
         for protocol in PROTOCOLS:
             part = records.select(protocol=protocol, activation=activation)
-            if len(part.asked):
+            if len(part.runs):
                 line = arm(grids(part), axis)
                 lines[protocol, axis] = [line[0], line[-1]] if ends_only and len(line) > 2 else line
     # A size alone shows no transfer: a row of it is there only where nothing else is.

@@ -16,15 +16,7 @@ initial value; the iterations run if there is none, with `escaped` beside it. Wi
 map that is constant in x reaches exactly 0.9, so this can fall on the second plateau. Two events are reported beside
 it: departure_iteration, the same at 0.95, lies between the two plateaus; beyond_constant_iteration, the first with a
 probe loss below 0.97 of the best constant map's, lies after the second. Where biases are free (the convolutional net) a
-constant map is a short way from the start: both rules learn it within a few dozen iterations, and the saddle that is
-hard to leave is the second plateau. map_rank: singular values of the probe outputs above a tenth of the largest.
-
-Findings at `small`, all seeds (digits complete, MNIST and Fashion-MNIST 4x128: 3 seeds; CIFAR-10, a JPEG copy: 2). With
-one gradient scale PC still leaves the origin first on the fully connected nets: iterations of BP / PC are 2.0 to 3.1 to
-0.9 of the initial loss and 2.8 to 4.3 to get beyond the constant map, 1.2 to 2.9 from near the zero-rank saddle. At the
-published scales BP never left in 4 (MNIST, Fashion-MNIST) to 7.5 (digits) times PC's iterations. On the convolutional
-net PC is not ahead at one scale: 0.7 to 1.1 to 0.9 of the initial loss, 0.6 to 0.7 beyond the constant map, from a
-start where BP's gradient is as large as PC's (0.9 to 1.3).
+constant map is a short way from the start, and the saddle that is hard to leave is the second plateau. map_rank: singular values of the probe outputs above a tenth of the largest.
 """
 
 from __future__ import annotations

@@ -8,15 +8,14 @@ import os
 import pkgutil
 import sys
 
-from pcexp.command_line import CONF, refusal, register, speak  # first: it sets what JAX reads when it is imported
+from pcexp.command_line import CONF, speak  # first: it sets what JAX reads when it is imported
 
 # isort: split
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from pcexp.config.composition import resolved, split_lanes
+from pcexp.config.composition import refusal
 
 # Names, because each verb imports what it needs (tables, figures, JAX), and the others must not wait for it.
 VERBS = {
@@ -29,13 +28,8 @@ VERBS = {
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def _run(config: DictConfig) -> None:
-    # Reached without a sweep only; sweeps go through the launcher.
-    from pcexp.run.sweep import run_all
-
-    about = HydraConfig.get()
-    _, lanes = split_lanes(config, about.overrides.task)
-    sys.exit(run_all([resolved(config, about, lanes)]))
+def _run(_: DictConfig) -> None:
+    raise AssertionError("hydra.mode is MULTIRUN: the sweeper runs the cells")
 
 
 def _verb(word: str) -> str | None:
@@ -55,7 +49,8 @@ def main() -> None:
         if verb:
             code = pkgutil.resolve_name(verb)(sys.argv[2:])
         else:
-            register()
+            # Lane keys are the user's to name: for Hydra, which knows none of them, each is an addition.
+            sys.argv[1:] = [f"++{word}" if word.startswith("lanes.") else word for word in sys.argv[1:]]
             speak()
             _run()
         sys.stdout.flush()

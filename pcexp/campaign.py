@@ -22,9 +22,9 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from pcexp.command_line import CONF, refusal, register, speak  # first: it sets what JAX reads when it is imported
+from pcexp.command_line import CONF, speak  # first: it sets what JAX reads when it is imported
 
 # isort: split
 import jax
@@ -32,7 +32,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
-from pcexp.config.composition import Refused
+from pcexp.config.composition import Refused, refusal
+from pcexp.config.composition import composed as compose
 from pcexp.config.spec import Spec
 from pcexp.data import DataError
 from pcexp.records import manifest
@@ -40,7 +41,7 @@ from pcexp.records.cell import Cell
 from pcexp.run.cost import ASSUMED_FLOPS_A_SECOND, Cost, describe, estimate
 from pcexp.run.progress import duration
 from pcexp.run.session import Datasets
-from pcexp.run.sweep import Command, command, refusing
+from pcexp.run.sweep import Sweep, refusing, sweep
 
 
 class Piece(NamedTuple):
@@ -76,49 +77,43 @@ def order(pieces: Iterable[Piece], claims: Mapping[str, int], evidence: Collecti
     return ordered
 
 
-def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[dict[str, Command], list[str]]:
-    """The command of each study (all without names), and why studies were left out. Raises Refused."""
-    register()
-    commands, skipped = {}, []
+def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[dict[str, Sweep], list[str]]:
+    """The sweep of each study (of all without names), and why studies were left out. Raises Refused."""
+    sweeps, skipped = {}, []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
+        loader = hydra.config_loader
         try:
-            known = hydra.config_loader.get_group_options("experiment", config_name="config", overrides=list(overrides))
-            for name in names:
-                if name not in known:
-                    close = difflib.get_close_matches(name, known, n=1)
-                    meant = f" (did you mean {close[0]}?)" if close else ""
-                    raise Refused(f"there is no experiment {name}{meant}; there are {', '.join(known)}")
-            for name in names or known:
-                # Hydra's own sweep, with a launcher that hands the configurations back.
-                chosen = [f"+experiment={name}", *overrides, "hydra/launcher=plan"]
-                try:
-                    batches = hydra.multirun("config", _nothing, chosen, with_log_configuration=False)
-                    commands[name] = command([job.return_value for batch in batches for job in batch])
-                except Refused as error:
-                    skipped.append(f"{name}: {str(error).removeprefix('pcexp: ')}")
+            known = loader.get_group_options("experiment", config_name="config", overrides=list(overrides))
         except HydraException as error:
             raise Refused(refusal(error)) from error
-    if not commands:
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                meant = f" (did you mean {close[0]}?)" if close else ""
+                raise Refused(f"there is no experiment {name}{meant}; there are {', '.join(known)}")
+        for name in names or known:
+            try:
+                for asked, settings in compose(loader, [f"+experiment={name}", *overrides]):
+                    sweeps[name] = sweep(asked, settings)
+            except Refused as error:
+                skipped.append(f"{name}: {str(error).removeprefix('pcexp: ')}")
+    if not sweeps:
         raise Refused(skipped[0] if skipped else "there are no experiments")
-    return commands, skipped
-
-
-def _nothing(_: Any) -> None:
-    """Hydra wants a function for its jobs; the launcher of a plan calls none."""
+    return sweeps, skipped
 
 
 class Campaign:
     """The unfinished cells of several studies: their costs, their order, and running them."""
 
-    def __init__(self, commands: Sequence[Command], skipped: Sequence[str]) -> None:
-        self.commands, self.datasets = commands, Datasets()
+    def __init__(self, sweeps: Sequence[Sweep], skipped: Sequence[str]) -> None:
+        self.sweeps, self.datasets = sweeps, Datasets()
         self.costs: dict[str, Cost] = {}
-        self._owner: dict[str, tuple[Command, Spec]] = {}
+        self._owner: dict[str, tuple[Sweep, Spec]] = {}
         missing: dict[str, int] = {}
         pieces, evidence, claims = [], set(), {}
-        for asked in commands:
+        for asked in sweeps:
             claims[asked.name] = len(
                 getattr(importlib.import_module(type(asked.specs[0].study).__module__), "CLAIMS", ())
             )
@@ -135,20 +130,20 @@ class Campaign:
                     continue
                 self._owner[spec.cell] = asked, spec
                 begun = any(handle.checkpoint("*").parent.glob("*.npz"))
-                labels = spec.labels
-                pieces.append(Piece(asked.name, labels["data"], labels["variant"], spec.cell, cost.flops, begun))
+                variant = next((lane.variant for lane in spec.lanes if lane.name in handle.missing), "")
+                pieces.append(Piece(asked.name, spec.labels["data"], variant, spec.cell, cost.flops, begun))
         self.skipped = [*skipped, *(f"{reason} ({n} cells)" for reason, n in missing.items())]
         self.claims, self.groups = claims, order(pieces, claims, evidence)
 
-    def owner(self, group: Sequence[Piece]) -> tuple[Command, list[Spec]]:
-        """The command that a group belongs to, and its cells."""
+    def owner(self, group: Sequence[Piece]) -> tuple[Sweep, list[Spec]]:
+        """The sweep that a group belongs to, and its cells."""
         return self._owner[group[0].cell][0], [self._owner[piece.cell][1] for piece in group]
 
     def listing(self, minutes: float | None, listed: bool) -> str:
         """Order and remaining cost, as text; with `listed`, a line a cell."""
         pieces = [piece for group in self.groups for piece in group]
         lanes = sum(self.costs[piece.cell].lanes for piece in pieces)
-        scale, studies = self.commands[0].scale, len({piece.study for piece in pieces})
+        scale, studies = self.sweeps[0].scale, len({piece.study for piece in pieces})
         about = (
             f"about {_duration(pieces)} on {_units()} {jax.default_backend()} unit(s)" if pieces else "nothing to run"
         )
@@ -172,7 +167,7 @@ class Campaign:
 
     def run(self, minutes: float | None, start: float) -> int:
         """Run the groups in their order until the budget, which counts from `start`, is used; the status."""
-        for asked in self.commands:
+        for asked in self.sweeps:
             specs = [spec for spec in asked.specs if spec.cell in self.costs or not asked.handle(spec).missing]
             if specs:
                 with refusing(asked.folder):
@@ -190,12 +185,14 @@ class Campaign:
         return code
 
 
-def _evidence(asked: Command) -> bool:
+def _evidence(asked: Sweep) -> bool:
     """Whether a group that was asked for at this scale is finished."""
     groups: dict[tuple[str, str], bool] = {}
     for cell, entry in manifest.asked(asked.folder, asked.scale).items():
-        group = entry["labels"]["data"], entry["labels"]["variant"]
-        groups[group] = groups.get(group, True) and not Cell(asked.folder / cell, entry["lanes"]).missing
+        missing = Cell(asked.folder / cell, entry["lanes"]).missing
+        for name, lane in entry["lanes"].items():
+            group = entry["labels"]["data"], lane["variant"]
+            groups[group] = groups.get(group, True) and name not in missing
     return any(groups.values())
 
 
@@ -226,8 +223,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if not any(word.startswith("scale=") for word in overrides):
         overrides.append("scale=thesis")
     speak()
-    commands, skipped = composed(names, overrides)
-    settings = list(commands.values())
+    sweeps, skipped = composed(names, overrides)
+    settings = list(sweeps.values())
     minutes = settings[0].execution.max_minutes
     with refusing(settings[0].folder):
         campaign = Campaign(settings, skipped)

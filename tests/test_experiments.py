@@ -50,8 +50,8 @@ def cells(configs: Sequence[Mapping[str, Any]]) -> int:
 
 def ran(outputs: Path, configs: Sequence[Mapping[str, Any]]) -> tuple[Any, Records]:
     """The study and the records of these jobs, run."""
-    assert sweep.run_all(configs) == 0
-    name = sweep.plans(configs)[0].name
+    assert quick.run_all(configs) == 0
+    name = quick.plans(configs)[0].name
     return importlib.import_module(f"experiments.{name}"), read_outputs(outputs, name, "smoke")
 
 

@@ -145,7 +145,7 @@ def test_a_lane_without_memory_is_a_failed_run_and_the_same_command_runs_it_agai
     base = ("+experiment=forward_pass", "scale=smoke", f"execution.outputs={tmp_path}", "lanes.seed=[0,1]")
 
     def run() -> tuple[int, Records]:
-        return sweep.run_all([quick.composed(*cell, base=base)]), read_outputs(tmp_path, "forward_pass", "smoke")
+        return quick.run_all([quick.composed(*cell, base=base)]), read_outputs(tmp_path, "forward_pass", "smoke")
 
     def exhausted(*_: Any) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory")

@@ -132,7 +132,7 @@ def test_pc_starts_at_the_weights_at_which_bp_visits_the_saddle(
         ["learning=pc", "study.start=1"],
         ["learning=pc", "study.start=1", "study.bp_iterations=1"],
     )
-    assert sweep.run_all([quick.composed(*job, base=base) for job in jobs]) == 0
+    assert quick.run_all([quick.composed(*job, base=base) for job in jobs]) == 0
     records = read_outputs(tmp_path, "matrix_completion", "smoke")
     runs = {(r["learning"], r["config.study.bp_iterations"]): r for r in records.runs.iter_rows(named=True)}
     bp, pc, lost = runs["bp", 4000], runs["pc", 4000], runs["pc", 1]
@@ -182,7 +182,7 @@ def test_bp_starts_at_the_origin_alone() -> None:
 def test_what_this_study_cannot_run_is_refused(override: str, named: str, tmp_path: Path) -> None:
     base = (*BASE, f"execution.outputs={tmp_path}", "learning=pc", "protocol=corrected")
     with pytest.raises(Refused, match=named):
-        sweep.run_all([quick.composed(override, base=base)])
+        quick.run_all([quick.composed(override, base=base)])
 
 
 def rows(passed: list[int], loss: list[float], **more: Any) -> dict[str, np.ndarray]:

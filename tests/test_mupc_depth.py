@@ -1,7 +1,5 @@
 """muPC at depth: arms are what they are for, and measurements what their definitions say."""
 
-from collections.abc import Sequence
-
 import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
@@ -11,78 +9,58 @@ import quick
 
 from experiments import mupc_depth
 from experiments.mupc_depth.runs import BETA, ETA, SP
-from pcexp.config.spec import spec
-from pcexp.config.targets import SpecError
+from pcexp.config.spec import Spec
 from pcexp.data.dataset import Dataset, Split
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import NTK
 from pcexp.model.segments import Dense
-from pcexp.run.sweep import plans
 from pcexp.train import Observation, TrainingSet
 
 # Cells
 
 
-def jobs(*base: str) -> list[list[str]]:
-    """The whole product of axes."""
-    found: list[list[str]] = [[]]
-    for axis, options in quick.axes("+experiment=mupc_depth", *base).items():
-        found = [[*job, f"{axis}={option}"] for job in found for option in options]
-    return found
+def cells(*overrides: str) -> list[Spec]:
+    return quick.swept("+experiment=mupc_depth", *overrides)
 
 
-def test_a_sweep_has_the_cells_of_its_arms_and_no_others() -> None:
-    specs = plans([quick.composed(*job, base=("+experiment=mupc_depth", "scale=smoke")) for job in jobs("scale=smoke")])
-    seen = {(s.labels["part"], s.labels["parameterisation"], s.labels["learning"], s.labels["protocol"]) for s in specs}
+def test_the_grid_has_the_models_of_its_blocks_and_no_others() -> None:
+    found = cells("scale=small", "data=mnist")
+    models = {
+        (block, s.labels["parameterisation"], s.labels["learning"], s.labels["protocol"])
+        for s in found
+        for lane in s.lanes
+        for block in lane.blocks
+    }
     pc = {
-        (part, "mupc", "pc") for part in ("depth", "width", "one_step", "rates", "anchor", "long", "forward_only")
-    } | {("depth", SP, "pc")}
-    bp = {(part, "mupc", "bp", "published") for part in ("depth", "long")}
-    assert seen == {(*model, protocol) for model in pc for protocol in ("published", "corrected")} | bp
-    assert {s.labels["activation"] for s in specs if s.labels["part"] in ("anchor", "long")} == {"relu"}
+        (block, "mupc", "pc") for block in ("depth", "width", "one_step", "rates", "anchor", "long", "forward_only")
+    } | {("sp", SP, "pc"), ("sp_beyond", SP, "pc")}
+    bp = {(block, "mupc", "bp", "published") for block in ("bp", "bp_long")}
+    assert models == {(*model, protocol) for model in pc for protocol in ("published", "corrected")} | bp
+    only_relu = [s for s in found if {"anchor", "long", "bp_long"} & {b for lane in s.lanes for b in lane.blocks}]
+    assert {s.labels["activation"] for s in only_relu} == {"relu"}
 
 
-def test_sp_beyond_the_ends_of_its_small_grid_is_of_the_same_part_and_mupc_has_no_such_cells() -> None:
-    def part(parameterisation: str) -> str | None:
-        job = ("study={arm:beyond,width:64,n_hidden:8}", f"parameterisation={parameterisation}", "scale=small")
-        one = spec(quick.composed(*job, base=("+experiment=mupc_depth",)))
-        return one.study.part(one.labels)
-
-    assert part(SP) == "depth" and part("mupc") is None
-
-
-def test_premultipliers_are_in_the_forward_pass_only_in_their_own_arm() -> None:
-    for arm, forward_only in (("forward_only", True), ("depth", False)):
-        job = (f"study={{arm:{arm},width:8,n_hidden:2}}", "scale=smoke", "network.activation=tanh")
-        one = spec(quick.composed(*job, base=("+experiment=mupc_depth",)))
+def test_premultipliers_are_in_the_forward_pass_only_in_their_own_block() -> None:
+    for block, forward_only in (("forward_only", True), ("depth", False)):
+        one = cells(f"blocks=[{block}]", "scale=smoke", "network.activation=tanh")[0]
         net = one.network.build(one.parameterisation, (5,), 3, key=jr.key(0))
         assert {segment.forward_only for segment in net.segments if isinstance(segment, Dense)} == {forward_only}
         assert [segment.premultiplier for segment in net.segments] == pytest.approx([5**-0.5, (8 * 3) ** -0.5, 1 / 8])
 
 
-def test_a_corner_that_is_in_no_arm_is_refused_by_its_labels() -> None:
-    corner = quick.composed("learning=bp", "protocol=corrected", base=("+experiment=mupc_depth",))
-    with pytest.raises(SpecError, match=r"mupc_depth has no part with .*learning=bp, .*protocol=corrected"):
-        plans([corner])
-
-
 @pytest.mark.parametrize(
-    ("data", "models"), [("mnist", ["mupc", SP]), ("fashion_mnist", ["mupc"]), ("cifar10", ["mupc"])]
+    ("data", "models"), [("mnist", {"mupc", SP}), ("fashion_mnist", {"mupc"}), ("cifar10", {"mupc"})]
 )
-def test_axes_follow_the_data_set(data: str, models: Sequence[str]) -> None:
-    found = quick.axes("+experiment=mupc_depth", f"data={data}", "scale=thesis")
-    assert found["parameterisation"] == models
-    assert ("{arm:anchor,width:128,n_hidden:29}" in found["study"]) == (data == "mnist")
+def test_the_grid_follows_the_data_set(data: str, models: set[str]) -> None:
+    found = cells(f"data={data}", "scale=small")
+    assert {s.labels["parameterisation"] for s in found} == models
+    assert any("anchor" in lane.blocks for s in found for lane in s.lanes) == (data == "mnist")
 
 
 def test_the_anchor_is_the_published_run_at_every_scale_but_smoke() -> None:
     for scale in ("small", "thesis"):
-        config = quick.composed(
-            "study={arm:anchor,width:128,n_hidden:29}", "network.activation=relu", "data=mnist", "protocol=published",
-            f"scale={scale}", base=("+experiment=mupc_depth",),
-        )  # fmt: skip
-        (only,) = plans([config])
+        (only,) = cells("blocks=[anchor]", "data=mnist", "protocol=published", f"scale={scale}")
         training, inference = only.science["training"], only.science["learning"]["inference"]
         assert (training["max_iterations"], training["test_every"], training["batch_size"]) == (900, 100, 64)
         assert (inference["max_steps"], inference["form"]) == (30, "activities")
@@ -93,9 +71,7 @@ def test_the_anchor_is_the_published_run_at_every_scale_but_smoke() -> None:
 
 @pytest.mark.parametrize(("scale", "size"), [("smoke", 8 * 3), ("small", 64 * 9), ("thesis", 512 * 9)])
 def test_scaled_rates_are_the_rate_times_and_over_the_root_of_width_times_depth(scale: str, size: int) -> None:
-    axes = quick.axes("+experiment=mupc_depth", "data=mnist", f"scale={scale}")
-    (arm,) = (option for option in axes["study"] if "arm:rates" in option)
-    (only,) = plans([quick.composed(f"study={arm}", f"scale={scale}", "data=mnist", base=("+experiment=mupc_depth",))])
+    only = cells("blocks=[rates]", "data=mnist", f"scale={scale}")[0]
     network = only.science["network"]
     assert network["width"] * (network["n_hidden"] + 1) == size
     rates = sorted({lane.values[ETA] for lane in only.lanes})

@@ -17,7 +17,6 @@ from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import NearOrigin
 from pcexp.records.tables import Records
-from pcexp.run.sweep import plans
 from pcexp.train import Observation, TrainingSet
 
 BASE = ("+experiment=origin_landscape", "scale=thesis")
@@ -98,7 +97,7 @@ def jobs() -> list[list[str]]:
 
 
 def test_a_sweep_has_the_training_of_every_net_and_one_landscape_a_net_at_the_scales_of_its_protocol() -> None:
-    specs = plans([quick.composed(*job, base=BASE) for job in jobs()])
+    specs = quick.plans([quick.composed(*job, base=BASE) for job in jobs()])
     scales = {
         (spec.labels["part"], spec.labels["protocol"], spec.labels["learning"]): spec.science["learning"][
             "gradient_scale"

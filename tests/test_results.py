@@ -1,6 +1,8 @@
 """The records that are committed still give the claims that are committed beside them."""
 
+import datetime
 import importlib
+import re
 from pathlib import Path
 
 import quick
@@ -43,5 +45,18 @@ def test_committed_records_are_small_and_belong_to_what_was_asked_for() -> None:
         assert records.rows.join(records.runs, on=key, how="anti").is_empty()
 
 
+def test_what_is_said_of_results_by_hand_stands_with_its_date_beside_them_and_not_in_modules() -> None:
+    for study, scale in TABLES:
+        days = read_results(RESULTS, study, scale).runs["run.date"].str.slice(0, 10)
+        first, last = (datetime.date.fromisoformat(day) for day in (str(days.min()), str(days.max())))
+        headings = re.findall(r"^## (.+)$", (RESULTS / study / "notes.md").read_text(), re.MULTILINE)
+        of_scale = [heading for heading in headings if re.search(rf"\b{scale}\b", heading)]
+        assert of_scale
+        for day in re.findall(r"\d{4}-\d\d-\d\d", " ".join(of_scale)):
+            assert first <= datetime.date.fromisoformat(day) <= last
+    for path in (RESULTS.parent / "experiments").rglob("*.py"):
+        assert "Findings" not in path.read_text(), path
+
+
 def test_results_are_found_where_they_are_committed() -> None:
-    assert (RESULTS.parent / "pcexp").is_dir() and Path(report.__file__).parent.parent == RESULTS.parent
+    assert (RESULTS.parent / "pcexp").is_dir() and Path(report.__file__).parents[2] == RESULTS.parent

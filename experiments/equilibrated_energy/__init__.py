@@ -15,22 +15,6 @@ rate: the horizon is what they had, and what is run here.
 Definitions. Gap: F / F* - 1. Residual: root mean square of dF_b/dz over hidden units and samples. Movement: ||W - W_0|| over all
 weights; difference of two trainings: ||W - W'|| over the movement of the one on F*, after each update. Accuracies
 are of all test examples, in per cent; points are hundredths.
-
-Findings at `thesis` (N = 300; MNIST, 3 seeds, 69 runs; Fashion-MNIST, 1 seed, H = 10 with Adam, 7 runs) and `small` (N = 128,
-3 seeds; 90 runs: MNIST with Adam and SGD, Fashion-MNIST at H = 10 in the arm `energy`). Thresholds were set before the runs.
-
-- Inference that has converged ends at F* to round-off: largest gap of all iterations 1.6e-15, residual below 1e-11, 10
-  steps of conjugate gradients or fewer on the mean over a run.
-- A horizon of 300, Adam, H = 2, 5, 10: the gap starts at 2e-4, 2e-3, 4e-3 and its largest is 1.3e-3, 0.023, 1.2 (small: up to
-  9.7e-4, 0.010, 0.125). With SGD it is 1.4e-3, 4.2e-3, 4.4e-3 (small: up to 4.2e-4, 2.2e-3, 3.3e-3), where 100 iterations
-  hardly train H = 5 and 10 (16 and 12 % accuracy). So at N = 300 two hidden layers are not below 1e-3, but near it: 0.9e-3 to
-  1.4e-3 over seeds and optimisers; that claim is not reproduced there. A small gap is no small error of the gradient:
-  with Adam it is up to 0.06, 0.29 and 0.71 of F*'s gradient.
-- Horizons 10, 20, 50, 100, 200, 300 at H = 10 (means over seeds): mean gaps 9.4, 4.3, 1.2, 0.36, 0.18, 0.16; accuracies 77.0,
-  77.4, 79.8, 82.5, 83.4, 83.5 %, and 82.5 % with converged inference. At small 71.9 to 83.9, converged 84.8 %. Fashion-MNIST
-  (1 seed): gaps 7.9 to 0.15, accuracies 66.9 to 76.7, converged 77.3 %.
-- Training by converged inference is training on F*: weights within 1.6e-7 of the movement and F* within 2.4e-9 at every
-  iteration. At a horizon of 300 the weights end 0.07, 0.28 and 0.48 of the movement apart at H = 2, 5 and 10.
 """
 
 from __future__ import annotations
@@ -46,7 +30,7 @@ from jaxtyping import Array
 from experiments.equilibrated_energy.claims import CLAIMS
 from experiments.equilibrated_energy.figures import FIGURES
 from experiments.equilibrated_energy.rules import PCBesideTheory, distance, length
-from pcexp.config.spec import Lane
+from pcexp.config.identity import Lane
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.learning import Equilibrated
@@ -63,9 +47,6 @@ class EquilibratedEnergy(AbstractStudy):
     precisions = ("float32", "float64")
 
     arm: Literal["energy", "beside"]
-
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        return None if self.arm == "beside" and labels["optimiser"] != "adam" else self.arm
 
     def run(self, job: Job) -> None:
         if self.arm == "energy":

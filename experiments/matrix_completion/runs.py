@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # tables are imported when a run has ended, not before
 ACTIVATIONS = ("linear", "tanh", "relu")
 PROTOCOLS = ("published", "corrected")
 SADDLES = (0, 1, 2)
-ETA = "optimiser.learning_rate"
+ETA, START = "optimiser.learning_rate", "config.study.start"
 PUBLISHED_ETA, ONE_SCALE_ETA = 0.01, 0.002
 """The published learning rate; one of summed gradients at which both rules are stable."""
 RATES = {"published": PUBLISHED_ETA, "corrected": ONE_SCALE_ETA}
@@ -47,7 +47,7 @@ def asked(records: Records) -> list[Name]:
 
 def name(run: Mapping[str, Any]) -> Name:
     """The name of a run or of one that was asked for; parts are called after the saddle that they start from."""
-    return Name(run["learning"], run["activation"], int(run["part"].removeprefix("saddle ")), run[ETA], run["seed"])
+    return Name(run["learning"], run["activation"], int(run[START]), run[ETA], run["seed"])
 
 
 def seeds(records: Records, activation: str) -> list[int]:

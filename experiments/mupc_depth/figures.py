@@ -40,13 +40,13 @@ Drawing = Callable[["Records"], "Figure"]
 
 
 def _where_asked(arm: str, *activations: str) -> Callable[[Drawing], Callable[[Records], Figure | None]]:
-    """Leaves a figure out for data on which no such runs of muPC were asked for."""
+    """Leaves a figure out where no such runs of muPC are."""
 
     def decorate(draw: Drawing) -> Callable[[Records], Figure | None]:
         @functools.wraps(draw)
         def drawn(records: Records) -> Figure | None:
             parts = (mupc(records, p, a, arm) for p in PROTOCOLS for a in activations or ACTIVATIONS)
-            return draw(records) if any(len(part.asked) for part in parts) else None
+            return draw(records) if any(len(part.runs) for part in parts) else None
 
         return drawn
 

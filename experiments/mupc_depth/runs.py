@@ -79,15 +79,15 @@ def accuracy_at(curve: tuple[np.ndarray, np.ndarray] | None, iteration: int) -> 
 
 
 def mupc(records: Records, protocol: str, activation: str, arm: str) -> Records:
-    return records.select(part=arm, parameterisation="mupc", learning="pc", protocol=protocol, activation=activation)
+    return records.select(block=arm, parameterisation="mupc", learning="pc", protocol=protocol, activation=activation)
 
 
 def bp(records: Records, activation: str, arm: str) -> Records:
-    return records.select(part=arm, learning="bp", activation=activation)
+    return records.select(block={"depth": "bp", "long": "bp_long"}[arm], activation=activation)
 
 
 def sp(records: Records, protocol: str, activation: str) -> Records:
-    return records.select(part="depth", parameterisation=SP, protocol=protocol, activation=activation)
+    return records.select(block=("sp", "sp_beyond"), parameterisation=SP, protocol=protocol, activation=activation)
 
 
 def by_seed(runs: Iterable[Run], *keys: Callable[[Run], Any]) -> dict[tuple[Any, ...], Run]:

@@ -22,20 +22,13 @@ exactly zero, and products of the whole net's Hessian with directions outside ar
 
 Definitions. Null: every eigenvalue is within 1e-10 of zero; negative: lambda_min is below -1e-6. Order: slope of log
 |change| against log distance, distances 1e-4 to 1e-3 along a direction with normal entries.
-
-Findings at `thesis` (toy data 33 runs, MNIST 15; 3 batches each. MNIST-1D, 11 runs: its 18 claims hold too; numbers
-here are of the other two). Closed forms agree with automatic differentiation to 7e-16 and spectra to 5e-14; unrolled
-inference has its factor to 9e-16 and is within 3.3e-6 of theory at T = 60. lambda_min of F* is below zero at every H,
-the loss has a negative eigenvalue for H = 1 and a null Hessian for H > 1 and at all saddles of rank zero, whose form is
--4.65 to -5.42 (toy) and -0.25 to -0.35 (MNIST). Slopes from the origin are H + 1 and 2 in all 36 runs; from the saddles
-H and 2 in 11 of 12, and one toy draw at H = 3 has 2.95, not within 0.05 of 3 at these distances: not reproduced as it
-was set.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,11 +49,12 @@ from experiments.origin_hessian.measured import (
 )
 from experiments.origin_hessian.runs import in_rows
 from pcexp.config.composition import Refused
-from pcexp.config.spec import Lane
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.model.network import Network
-from pcexp.run.draw import initial_network, lane_key
+from pcexp.run.draw import initial_network, lane_key, network_size
 from pcexp.run.job import Job
 from pcexp.theory.hessian import origin_spectra, vectorised, zero_rank_spectrum
 from pcexp.theory.saddles import negative_curvature, saddle_order, zero_rank
@@ -72,27 +66,26 @@ KEPT_MATRIX = 80
 
 
 class OriginHessian(AbstractStudy):
-    """Hessians of the loss, of F* and of unrolled inference at a point of a net of this width and n_hidden.
+    """Hessians of the loss, of F* and of unrolled inference at the origin of a net, or at the `saddle` of B.3; one batch a seed.
 
-    `arm` is the point: the origin (of a net, or of a `chain`) or the `saddle` of B.3. `d_in` and `second_target` are those of
-    the toy data; images have their own. `horizons` are numbers of inference steps.
+    `horizons` are numbers of inference steps.
     """
 
     precisions = ("float64",)
 
-    arm: Literal["origin", "chain", "saddle"]
-    width: int
-    n_hidden: int
+    saddle: bool
+    batch_size: int
     activity_lr: float
     horizons: Sequence[int]
-    d_in: int = 3
-    second_target: Literal["minus_x", "x", "independent"] = "minus_x"
 
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        return self.arm
+    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float]:
+        # In a basis of the batch's inputs: as many columns of W_1 as examples, at most.
+        size = float(network_size(spec, dataset, inputs=min(math.prod(dataset.input_shape), self.batch_size)))
+        steps = 4 + 4 * sum(self.horizons)
+        return size * steps * 4 * size * self.batch_size + 30 * size**3, 8 * 6 * size**2
 
     def run(self, job: Job) -> None:
-        dataset, batch = job.session.datasets(job.spec), job.spec.training.batch_size
+        dataset, batch = job.session.datasets(job.spec), self.batch_size
         needed = batch * (1 + max(int(lane.values["seed"]) for lane in job.spec.lanes))
         if needed > len(dataset.train.x):
             raise Refused(f"lanes.seed: a seed is a batch of {batch} of the {len(dataset.train.x)} training examples")
@@ -111,7 +104,7 @@ class OriginHessian(AbstractStudy):
         self, network: Network, x: jax.Array, y: jax.Array, *, key: jax.Array
     ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Numbers, spectra and matrices at the point, of this draw and batch."""
-        saddle = self.arm == "saddle"
+        saddle = self.saddle
         point = zero_rank(network, [network.depth - 1] if saddle else [])
         size = vectorised(point)[0].size
         reduced, inputs = seen(point, x)
@@ -128,7 +121,7 @@ class OriginHessian(AbstractStudy):
         distances = jnp.asarray(DISTANCES)
         numbers: dict[str, Any] = {
             "size": size,
-            **differences(h, spectra, y, self.width, self.activity_lr, self.horizons),
+            **differences(h, spectra, y, network.segments[-1].weight.shape[-1], self.activity_lr, self.horizons),
             "outside": outside(point, x, y, key=jax.random.fold_in(key, 1)),
             "gradient": largest_gradient(point, x, y),
             "loss_order": saddle_order(distances, of_loss),

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from experiments.origin_hessian.runs import depth, done
+from experiments.origin_hessian.runs import SADDLE, blocks, depth, done
 from pcexp.report.claims import Case, Claim, Run, Verdict, insufficient, verdict
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
@@ -35,7 +35,7 @@ def rule(
     def judged(records: Records) -> Verdict:
         cases: dict[str, list[Case]] = defaultdict(list)
         # How deep a run without numbers would have been is not among the labels: any of these arms may count.
-        missing = sum(len(records.select(part=arm).asked) for arm in arms) - len(done(records, *arms))
+        missing = len(records.select(block=blocks(*arms)).asked) - len(done(records, *arms))
         for run in done(records, *arms):
             if holds_for(depth(run)):
                 found = case(run)
@@ -73,7 +73,7 @@ def _null(run: Run) -> Case:
 
 
 def _order(run: Run) -> Case:
-    expected = depth(run) + (0 if run["part"] == "saddle" else 1)
+    expected = depth(run) + (0 if run[SADDLE] else 1)
     holds = abs(run["loss_order"] - expected) < ORDER and abs(run["equilibrated_order"] - 2) < ORDER
     return Case(holds, run["loss_order"])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.origin_hessian.measured import DISTANCES
-from experiments.origin_hessian.runs import depth, described, done, found
+from experiments.origin_hessian.runs import SADDLE, depth, described, done, found
 from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
@@ -232,8 +232,8 @@ def figure_orders(records: Records) -> Figure:
     title = "Order of the saddle along generic rays"
     figure, axes = plotting.panels(1, 2, title, width=3.8, height=2.9)
     shapes: dict[str, Callable[[Run], bool]] = {
-        "from the origin": lambda run: run["part"] != "saddle",
-        "from the saddle of B.3 and B.4": lambda run: run["part"] == "saddle",
+        "from the origin": lambda run: not run[SADDLE],
+        "from the saddle of B.3 and B.4": lambda run: bool(run[SADDLE]),
     }
     for axis, (label, chosen) in zip(axes[0], shapes.items(), strict=True):
         part = [run for run in runs if chosen(run)]

@@ -68,11 +68,22 @@ def found(records: Records, run: Run) -> Found:
     return Found(spectra, matrices, changes)
 
 
+ARMS = {"origin": ("origin", "wide"), "chain": ("chain",), "saddle": ("saddle",)}
+"""Blocks of nets at the origin, of chains there, and of nets at the saddle of B.3."""
+SADDLE = "config.study.saddle"
+
+
+def blocks(*arms: str) -> list[str]:
+    """Blocks of these arms."""
+    return [block for arm in arms for block in ARMS[arm]]
+
+
 def done(records: Records, *arms: str) -> list[Run]:
     """Runs with numbers of these arms, from the shallowest, by width, target and seed."""
     if not len(records.runs):
         return []
-    runs = [r for r in records.runs.iter_rows(named=True) if r["outcome"] == "done" and r["part"] in arms]
+    there = records.select(block=blocks(*arms)).runs.iter_rows(named=True)
+    runs = [run for run in there if run["outcome"] == "done"]
     return sorted(runs, key=lambda r: (depth(r), r["config.network.width"], target(r), r["seed"]))
 
 

@@ -21,14 +21,6 @@ eigenspace: the choice decides what is seen, so the range of both is recorded in
 Definitions. Escape: the first recorded iteration at which the loss of those 64 examples is below 0.9 of its start.
 Flat: the loss varies over the grid by less than 0.01 of its value at the origin. Gradient norm: of the batch-mean
 gradient of F, all weights together, its scale taken out.
-
-Findings at `thesis` (5 seeds; 70 trainings, 4 landscapes). Chains at one scale: BP takes 1.33, 4.04 and 16.2 times PC's
-iterations to escape at H = 1, 2, 3 (medians; all seeds 1.2 to 1.4, 2.7 to 5.5, 5.4 to 39). The wide net depends on
-where it starts: 3.4 times (2.6 to 4.7) at sigma = 0.1 and 184 times (114 to 319) at 5e-3. At the published scales it is
-320 times (235 to 443) at 0.1, and at 5e-3 BP was on the plateau still after 100,000 iterations where PC had left it
-after 209 to 271. In the plane of 4.2 the loss is exactly constant for H > 1, because the axis of one lower weight is
-its second direction: with a generic eigenvector of the same eigenvalue it varies over the grid by 9 to 25 times its
-value at the origin (chain H = 2), 2 to 9 (H = 3), and 0.02 to 0.06 (wide).
 """
 
 from __future__ import annotations
@@ -45,11 +37,12 @@ from jaxtyping import Array, Float
 from experiments.origin_landscape.claims import CLAIMS, ESCAPE_FRACTION
 from experiments.origin_landscape.figures import FIGURES
 from experiments.origin_landscape.landscape import generic_plane, landscape, plane
-from pcexp.config.spec import Lane
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import loss
-from pcexp.run.draw import initial_network
+from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
 from pcexp.theory.equilibrated import equilibrated_energy
 from pcexp.theory.hessian import vectorised
@@ -59,29 +52,19 @@ __all__ = ["CLAIMS", "FIGURES", "OriginLandscape"]
 
 
 class OriginLandscape(AbstractStudy):
-    """Landscapes around the origin (`arm: landscape`), or training from near it, of a net of this width and n_hidden.
-
-    `sigma` is the initial scale, `grid` points a side on [-extent, extent]^2.
-    """
+    """Landscapes around the origin (`arm: landscape`), or training from near it; `grid` points a side on [-extent, extent]^2."""
 
     precisions = ("float32", "float64")
 
     arm: Literal["training", "landscape"]
-    net: Literal["chain_1", "chain_2", "chain_3", "wide", "wide_code"]
-    width: int
-    n_hidden: int
-    d_in: int
-    sigma: float
     probe_size: int
     grid: int
     extent: float
 
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        if self.arm == "landscape":  # one a net: nothing learns, and no weights are drawn
-            asked = labels["learning"] == "bp" and labels["protocol"] == "corrected" and self.net != "wide_code"
-        else:
-            asked = labels["protocol"] == "corrected" or self.net.startswith("wide")
-        return f"{self.arm} {self.net}" if asked else None
+    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float] | None:
+        if self.arm == "training":
+            return None
+        return 2.0 * self.grid**2 * 1000 * network_size(spec, dataset), 8.0 * self.grid**2
 
     def run(self, job: Job) -> None:
         dataset = job.session.datasets(job.spec)

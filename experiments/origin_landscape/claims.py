@@ -44,7 +44,7 @@ Rule = Callable[["Records"], Verdict]
 
 def training(records: Records, net: str, protocol: str, learning: str) -> Records:
     """Training runs of one net, protocol and learning rule."""
-    return records.select(part=f"training {net}", protocol=protocol, learning=learning)
+    return records.select(block=net, protocol=protocol, learning=learning)
 
 
 def done(records: Records) -> list[Run]:
@@ -127,7 +127,7 @@ def _landscapes(expected: str, case: Callable[[Run], Case]) -> Rule:
     """One case a net: seeds of a landscape differ in the generic plane alone."""
 
     def rule(records: Records) -> Verdict:
-        parts = {net: records.select(part=f"landscape {net}") for net in ("chain_2", "chain_3", "wide")}
+        parts = {net: records.select(block=f"landscape_{net}") for net in ("chain_2", "chain_3", "wide")}
         cases = {net: [case(run) for run in done(part)[:1]] for net, part in parts.items()}
         n = sum(map(len, cases.values()))
         asked = sum(len(part.asked) > 0 for part in parts.values())

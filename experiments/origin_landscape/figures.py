@@ -79,7 +79,7 @@ def figure_4_2(records: Records) -> Figure:
     figure = plotting.plt.figure(figsize=(12.4, 11.4), layout="constrained")
     figure.suptitle("Figure 4.2: landscapes of the loss and of the equilibrated energy around the origin", fontsize=10)
     for column, net in enumerate(DRAWN):
-        part = records.select(part=f"landscape {net}")
+        part = records.select(block=f"landscape_{net}")
         runs = done(part)
         for pair, (name, label, learning, height) in enumerate(ENERGIES):
             surface = figure.add_subplot(4, 4, 8 * pair + column + 1, projection="3d")

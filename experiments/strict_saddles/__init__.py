@@ -30,16 +30,6 @@ So with N >= K and Sigma_xy of full rank every critical point of F* is a global 
 < K with noise that W_L does not see, and Sigma_xy of lower rank: there F* has local minima, and critical points
 between those and strict saddles, where lambda_min is zero and F* is lowered from arbitrarily near: non-strict saddles.
 `tests/test_strict_saddles.py` has one in closed form.
-
-Findings at `thesis` (108 cells, 3,888 starts): 2,609 starts found a critical point, 825 of them at once, and 5 edges
-were added; 2,475 are distinct. Full rank and N >= K: all 688 points above the infimum are strict saddles, of ranks 0
-to 2; 85 are global minima. Full rank and N < K: 306 strict saddles, 28 global minima, 2 local minima and on their
-edges 2 saddles that are not strict (all four of `one_noisy`). Deficient: 1,248 strict saddles, 248 global minima, 3
-local minima, 3 edges and one more non-strict saddle (`uncorrelated`), at which a search ended; all seven of
-`cross_deficient` and `uncorrelated`. So the conjecture holds where theory says, and fails elsewhere. At all 2,614
-points F* is the loss to 2e-12. The highest curvature counted as negative is -1e-4 of the Hessian's norm; others are
-above -6e-10, rotations within 3e-13. With the bare gradient norm as criterion two points of `noisy` on the way to
-infinity would have counted, F* within 4e-9 of its infimum.
 """
 
 from __future__ import annotations
@@ -55,17 +45,18 @@ import jax.random as jr
 import numpy as np
 
 from experiments.strict_saddles import search
-from experiments.strict_saddles.batches import D_OUT, FULL_RANK, Batch, KindName, batch
+from experiments.strict_saddles.batches import D_OUT, Batch, KindName, batch
 from experiments.strict_saddles.claims import CLAIMS
 from experiments.strict_saddles.figures import FIGURES
 from experiments.strict_saddles.points import FOUND, LOWEST, TOLERANCE
 from experiments.strict_saddles.search import with_maps, with_matrices
 from experiments.strict_saddles.starts import Start, near, random_weights, saddle
-from pcexp.config.spec import Lane
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.model.network import Network
-from pcexp.run.draw import in_floats, lane_key
+from pcexp.run.draw import in_floats, lane_key, network_size
 from pcexp.run.job import Job
 
 __all__ = ["CLAIMS", "FIGURES", "StrictSaddles"]
@@ -83,16 +74,15 @@ class StrictSaddles(AbstractStudy):
     precisions = ("float64",)
 
     kind: KindName
-    n_hidden: int
     n_inputs: int
     n_starts: int
     max_steps: int
     data_seed: int = 0
 
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        # Skips are between hidden layers: with one of them there are none. Three are run where the conjecture is judged.
-        without = labels["network"] == "residual" and self.n_hidden == 1
-        return None if without or (self.n_hidden > 2 and self.kind not in FULL_RANK) else ""
+    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float]:
+        size = float(network_size(spec, dataset, outputs=D_OUT))
+        step = 10 * size**3 + 40 * size**2 * self.n_inputs
+        return len(SOUGHT) * self.n_starts * self.max_steps * step, 8 * 4 * size**2 * len(SOUGHT) * self.n_starts
 
     def run(self, job: Job) -> None:
         def rows(lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:
@@ -113,12 +103,12 @@ class StrictSaddles(AbstractStudy):
         for sort in SOUGHT:
             for _ in range(self.n_starts):
                 if sort in (Start.RANDOM, Start.SMALL_OUTPUT):
-                    sizes = [len(at.x), *[width] * self.n_hidden, D_OUT]
+                    sizes = [len(at.x), *[width] * (len(layers) - 1), D_OUT]
                     weights = random_weights(sizes, generator, small_output=sort is Start.SMALL_OUTPUT)
                     begun.append(Begun(sort, -1, with_matrices(like, weights)))
                 else:
                     n_zero = 2 if sort in (Start.SADDLE, Start.NEAR_SADDLE) else 3
-                    maps, rank = saddle(at, width, self.n_hidden, n_zero, generator)
+                    maps, rank = saddle(at, width, len(layers) - 1, n_zero, generator)
                     maps = near(maps, generator) if sort in (Start.NEAR_SADDLE, Start.NEAR_TIGHTENED) else maps
                     begun.append(Begun(sort, rank, with_maps(like, maps)))
         return begun

@@ -16,8 +16,7 @@ if TYPE_CHECKING:  # tables are imported when a run has ended, not before
 FOUND = 1e-10
 """A point is found if the norm of the gradient of F* is below this, times the largest weight too where that is above 1.
 
-Any other is no evidence of anything. The factor came after the first run: on the way to infinity, where F* flattens, two of
-3,888 had gradients of 6e-11 and 7e-11 at weights near 100. All others below 1e-10 were below 1e-12.
+Any other is no evidence of anything. The factor came after the first run: F* flattens on the way to infinity.
 """
 TOLERANCE = FOUND**0.5
 """A curvature is negative if it is below minus this share of the Hessian's norm.

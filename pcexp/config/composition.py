@@ -1,45 +1,30 @@
-"""From Hydra's composition to plain containers: resolvers of study YAMLs, lane keys among overrides, the chosen options.
+"""From Hydra's composition to plain configurations: the cells that a command asks for, and those of the study's own grid.
 
-No JAX here: `--help` and shell completion stay quick.
+Hydra composes once per choice of options (`learning=bp`, `network=residual`); cells that chose the same options are copies of one
+composition with values of their own. No JAX here: `--help` and shell completion stay quick.
 """
 
+import difflib
 import functools
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-SCALES = ("smoke", "small", "thesis")
-
-
-def by_scale(*values: Any, _root_: DictConfig) -> Any:
-    """The value of (smoke, small, thesis) that belongs to the root key `scale`; two values mean thesis = small."""
-    scale = _root_.scale
-    if scale not in SCALES:
-        raise ValueError(f"scale={scale} is unknown: valid are {', '.join(SCALES)}")
-    if len(values) not in (2, 3):
-        raise ValueError(f"by_scale needs 2 or 3 values, for {', '.join(SCALES)}, not {len(values)}")
-    return values[min(SCALES.index(scale), len(values) - 1)]
-
-
-def by_choice(group: str, options: Mapping[Any, Any], *, _root_: DictConfig) -> Any:
-    """The value that belongs to the chosen option of a config group, or to the value of a dotted key (`study.arm`).
-
-    `default` stands for options that are not named. Under `hydra.sweeper.params` too, where the choices are Hydra's own.
-    """
-    keys = (group,) if "." in group else (f"choices.{group}", f"hydra.runtime.choices.{group}")
-    chosen: Any = next((found for key in keys if (found := OmegaConf.select(_root_, key)) is not None), None)
-    if chosen in options:
-        return options[chosen]
-    if "default" in options:
-        return options["default"]
-    raise ValueError(f"{group}={chosen}: there are values for {', '.join(map(str, options))} only")
-
+from pcexp.config import grid
+from pcexp.config.grid import SCALES, Block, GridError
 
 GROUPS = ("data", "network", "parameterisation", "inference", "learning", "optimiser", "protocol", "tracker")
+PLATFORM = ("execution", "tracker", "scale", "dry_run", "blocks", "hydra")
+"""Root keys that say how a command runs, or which part of a study; no number depends on them."""
 
 
 class Refused(SystemExit):
@@ -49,19 +34,206 @@ class Refused(SystemExit):
         super().__init__(f"pcexp: {message}")
 
 
-def variant(hydra: Any, lane_keys: set[str]) -> str:
-    """Overrides that make a run another experiment than the study's own: not its axes, lanes, options or how it is run."""
-    free = {"experiment", "scale", "dry_run", *GROUPS, *(hydra.sweeper.get("params") or {})}
-    changed = []
-    for override in hydra.overrides.task:
-        key = override.partition("=")[0].lstrip("+~")
-        if override.startswith("+lanes.") and key != "lanes.seed":
-            changed.append(override)  # a lane key that the study does not have makes other cells
+@dataclass(frozen=True)
+class Composed:
+    """A configuration as plain containers, with its lane axes under `lanes`, and the block that it belongs to."""
+
+    config: dict[str, Any]
+    block: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command asks for: its cells, those of the study's own grid at that scale, and of each data set its blocks.
+
+    `variant` is the text of the overrides that may lead out of the grid.
+    """
+
+    cells: list[Composed]
+    own: list[Composed]
+    blocks: dict[str, list[Block]]
+    variant: str
+
+
+def composed(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[tuple[Asked, dict[str, Any]]]:
+    """Of each experiment that is named what is asked for, over all data sets that are, and the settings of the command.
+
+    Raises Refused.
+    """
+    read = [parsed(override) for override in overrides]
+    swept = {o.get_key_element().lstrip("+"): o for o in read if o.is_sweep_override()}
+    of_data = _texts(swept["data"]) if "data" in swept else [""]
+    for experiment in _texts(swept["experiment"]) if "experiment" in swept else [""]:
+        rest = [str(o.input_line) for o in read if o not in (swept.get("data"), swept.get("experiment"))]
+        composers = [Composer(loader, [*filter(None, (experiment, data)), *rest]) for data in of_data]
+        asked = [composer.asked() for composer in composers]
+        first = asked[0]
+        if len(asked) > 1:
+            own = [cell for one in asked for cell in one.own]
+            same = all(one.cells is one.own for one in asked)
+            cells = own if same else [cell for one in asked for cell in one.cells]
+            first = Asked(cells, own, {d: b for one in asked for d, b in one.blocks.items()}, first.variant)
+        yield first, composers[0].settings
+
+
+def _texts(override: Override) -> list[str]:
+    """The overrides that a sweep stands for."""
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+class Composer:
+    """The configurations of one experiment, composed from overrides as they stand on a command line."""
+
+    def __init__(self, loader: ConfigLoader, overrides: Sequence[str]) -> None:
+        self._loader = loader
+        self._templates: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._base: list[str] = []
+        self._lanes: dict[str, list[float | int]] = {}
+        self._axes: list[tuple[str, list[Any], str]] = []
+        self._given: dict[str, Any] = {}
+        self._first: dict[str, Any] = {}
+        for override in map(parsed, overrides):
+            self._sort(override)
+        self._template(())
+        self.settings = self._first
+        # What a data set needs to be told (`data.path=FILE`) says which data they are: it leads to no variant.
+        needed = {k for k, v in (self.settings.get("data") or {}).items() if v == "???"}
+        told = [axis for axis in self._axes if axis[0].partition(".")[2] in needed and axis[0].startswith("data.")]
+        self._axes = [axis for axis in self._axes if axis not in told]
+        self._given = {key: values[0] for key, values, _ in told}
+
+    def _sort(self, override: Override) -> None:
+        """An override's place: of the base, of the lanes, or an axis of the cells."""
+        key, text = override.get_key_element().lstrip("+~"), str(override.input_line)
+        if key.startswith("lanes."):
+            self._lanes[key.removeprefix("lanes.")] = _values(override)
         elif (
-            key not in free and key.partition(".")[0] not in ("lanes", "execution", "tracker") and key not in lane_keys
+            key in ("experiment", "data")
+            or override.type is not OverrideType.CHANGE
+            or key.partition(".")[0] in PLATFORM
         ):
-            changed.append(override)
-    return " ".join(sorted(changed))
+            if override.is_sweep_override():
+                raise Refused(f"{key}: one value is needed here: {override.input_line}")
+            self._base.append(text)
+        elif override.is_delete() or override.package is not None:
+            self._base.append(text)
+        else:
+            value = override.value()
+            if isinstance(value, dict) and not override.is_sweep_override():
+                self._axes += [(f"{key}.{k}", [v], text) for k, v in _leaves(value)]
+            elif any(isinstance(one, dict) for one in _values(override)):
+                raise Refused(f"{key}: mappings are no axis; give one of them, or values of their keys")
+            else:
+                self._axes.append((key, _values(override), text))
+
+    @property
+    def scale(self) -> str:
+        """The scale that is asked for."""
+        return str(self.settings["scale"])
+
+    @property
+    def data(self) -> str:
+        """The data set that is asked for."""
+        return str(self.settings["choices"].get("data", ""))
+
+    def asked(self) -> Asked:
+        """The cells asked for. Raises Refused."""
+        try:
+            own = grid.blocks(self.settings["grid"], self.settings["common"], self.scale, self.data)
+            wanted = own
+            if self.settings["blocks"] is not None:
+                names = self.settings["blocks"]
+                wanted = grid.chosen(own, [names] if isinstance(names, str) else names)
+            if not self.settings["grid"]:
+                wanted = [Block("", (), (), {}, {})]
+            texts = [text for text in self._base if not _platform(text)]
+            lane_keys = {key for block in wanted for key in block.lane_keys}
+            for key, values, text in self._axes:
+                if key in lane_keys:
+                    wanted, beyond = grid.with_lanes(wanted, key, values), True
+                else:
+                    wanted, beyond = grid.asked(wanted, key, values), not grid.inside(wanted, key, values)
+                texts += [text] * beyond
+            for key, values in self._lanes.items():
+                wanted = grid.with_lanes(wanted, key, values)
+                if key != "seed":
+                    texts.append(f"lanes.{key}={_written(values)}")
+            if not wanted:
+                raise GridError(
+                    f"{self._study()} at scale={self.scale} on data={self.data} has no cells with "
+                    f"{' '.join(texts) or 'these settings'}"
+                )
+            own_cells = list(self._cells(own, base=False))
+            cells = list(self._cells(wanted, base=True)) if texts or wanted != own else own_cells
+        except GridError as error:
+            raise Refused(str(error)) from error
+        return Asked(cells, own_cells, {self.data: own}, " ".join(sorted(texts)))
+
+    def _study(self) -> str:
+        return next((text.partition("=")[2] for text in self._base if text.startswith("+experiment=")), "this command")
+
+    def _cells(self, blocks: Iterable[Block], *, base: bool) -> Iterable[Composed]:
+        for block in blocks:
+            for values, lanes in block.configurations():
+                options = tuple(
+                    f"~{key}" if value is None else f"{key}={value}" for key, value in values.items() if key in GROUPS
+                )
+                config = _copied(self._template(options, base=base))
+                for key, value in (self._given | values).items():
+                    if key not in GROUPS:
+                        _set(config, key, value)
+                    elif value is None:
+                        config[key] = None  # what the experiment itself says of an option that is taken away goes too
+                yield Composed(_resolved(config) | {"lanes": lanes}, block.name)
+
+    def _template(self, options: tuple[str, ...], *, base: bool = True) -> dict[str, Any]:
+        """What Hydra composes with these options, its interpolations left as they are; `base`: with the command's additions."""
+        kept = [text for text in self._base if base or _platform(text)]
+        key = (*options, *kept)
+        if key not in self._templates:
+            try:
+                config = self._loader.load_configuration(
+                    "config", [*kept, *options], run_mode=RunMode.RUN, from_shell=False
+                )
+            except HydraException as error:
+                raise Refused(refusal(error)) from error
+            choices = config.hydra.runtime.choices
+            plain = OmegaConf.to_container(
+                OmegaConf.create({k: config._get_node(k) for k in config if k != "hydra"}), resolve=False
+            )
+            assert isinstance(plain, dict)
+            chosen = {g: str(choices[g]) for g in GROUPS if choices.get(g) is not None}
+            found = {str(k): v for k, v in plain.items()} | {"choices": chosen}
+            if not self._templates:
+                self._first = found
+            # The grid is read of the first one; it would be copied with every cell.
+            self._templates[key] = {k: v for k, v in found.items() if k not in ("grid", "common")}
+        return self._templates[key]
+
+
+def _platform(text: str) -> bool:
+    key = text.partition("=")[0].lstrip("+~")
+    return key in ("experiment", "data") or key.partition(".")[0] in PLATFORM
+
+
+def _values(override: Override) -> list[Any]:
+    if override.is_sweep_override():
+        return list(override.sweep_iterator())
+    value = override.value()
+    of_lanes = override.get_key_element().lstrip("+").startswith("lanes.")
+    return list(value) if isinstance(value, list) and of_lanes else [value]
+
+
+def _leaves(node: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{k}", v) for k, v in _leaves(value))
+        else:
+            yield str(key), value
+
+
+def _written(values: Sequence[Any]) -> str:
+    return f"[{','.join(map(str, values))}]"
 
 
 @functools.cache
@@ -70,77 +242,77 @@ def parsed(override: str) -> Override:
     return OverridesParser.create().parse_overrides([override])[0]
 
 
-def of_values(overrides: Sequence[str], groups: Collection[str]) -> dict[str, tuple[str, Any]]:
-    """Overrides that give a value to a key and could come in any order, with key and value; no option of `groups`."""
-    keys = {override: parsed(override).key_or_group for override in overrides}
-
-    def alone(override: str) -> bool:
-        own = keys[override] + "."
-        return not any(
-            own.startswith(key + ".") or key.startswith(own) for other, key in keys.items() if other != override
-        )
-
-    return {
-        override: (key, parsed(override).value())
-        for override, key in keys.items()
-        if parsed(override).type is OverrideType.CHANGE
-        and parsed(override).package is None
-        and key not in groups
-        and not parsed(override).is_hydra_override()
-        and alone(override)
-    }
-
-
-def split_lanes(config: DictConfig, overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Overrides that Hydra applies, and values of lane keys among them: those make lanes, not cells."""
-    keys = _lane_keys(OmegaConf.select(config, "lanes"))
-    kept: list[str] = []
-    lanes: dict[str, Any] = {}
-    for override in map(parsed, overrides):
-        key = override.get_key_element().lstrip("+").removeprefix("lanes.")
-        if key in keys and not override.is_delete():
-            values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
-            lanes[key] = values
-        if key not in lanes or override.is_add():
-            kept.append(str(override.input_line))
-    return kept, lanes
-
-
-def _lane_keys(node: Any) -> set[str]:
-    def flatten(block: Any, prefix: str) -> set[str]:
-        if isinstance(block, Mapping):
-            return set().union(*(flatten(value, f"{prefix}{key}.") for key, value in block.items()))
-        return {prefix.removesuffix(".")}
-
-    plain = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-    return set().union(*(flatten(block, "") for block in (plain if isinstance(plain, list) else [plain or {}])))
-
-
-def resolved(config: DictConfig, hydra: Any, lanes: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain containers of a composed configuration, resolvers applied, with the chosen options as `choices`."""
-    choices = hydra.runtime.choices
-    plain = OmegaConf.create({key: config._get_node(key) for key in config if key != "hydra"})
-    plain.choices = {group: str(choices[group]) for group in GROUPS if choices.get(group) is not None}
-    try:
-        resolved_config = OmegaConf.to_container(plain, resolve=True)
-    except OmegaConfBaseException as error:
-        raise Refused(str(error).splitlines()[0]) from error
-    assert isinstance(resolved_config, dict)
-    container = {str(key): value for key, value in resolved_config.items()}
-    for block in _blocks(container):
-        for key, value in lanes.items():
-            _remove_nested(block, key)
-            block[key] = value if isinstance(value, list) else [value]
-    return container | {"variant": variant(hydra, _lane_keys(config.get("lanes")))}
-
-
-def _blocks(container: dict[str, Any]) -> list[dict[str, Any]]:
-    node = container.get("lanes")
-    return node if isinstance(node, list) else [node or {}]
-
-
-def _remove_nested(block: dict[str, Any], key: str) -> None:
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key that is there. Raises GridError, which names the close one and the valid ones."""
+    node: Any = config
     *parents, last = key.split(".")
-    for part in parents:
-        block = block.get(part, {})
-    block.pop(last, None)
+    for at, part in enumerate([*parents, last]):
+        if isinstance(node, str):  # an interpolation (`inference: ${inference}`): its own keys are set where they stand
+            raise GridError(f"{key}: set it where {'.'.join(key.split('.')[:at])}={node} points to")
+        if not isinstance(node, Mapping) or part not in node:
+            raise GridError(unknown(".".join([*parents, last][: at + 1]), node if isinstance(node, Mapping) else {}))
+        if at < len(parents):
+            node = node[part]
+    node[last] = value
+
+
+def unknown(key: str, node: Iterable[Any]) -> str:
+    """What to say of a key that is not there: the close one, and the valid ones."""
+    hidden = ("_target_", "hydra", "choices", "grid", "common")
+    valid = [str(k) for k in node if k not in hidden]
+    close = difflib.get_close_matches(key.rpartition(".")[2], valid, n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    return f"{key} is no key{meant}; valid there are {', '.join(valid)}"
+
+
+def _copied(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _copied(value) for key, value in node.items()}
+    return list(map(_copied, node)) if isinstance(node, list) else node
+
+
+def _resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """Plain containers with interpolations resolved."""
+    rest = {key: node for key, node in config.items() if key != "choices"}
+    try:
+        return _followed(rest, rest) | {"choices": config["choices"]}
+    except (
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # resolvers, relative paths, mistakes: OmegaConf's to resolve or to name
+        pass
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(rest), resolve=True)
+    except OmegaConfBaseException as error:
+        raise GridError(str(error).splitlines()[0]) from error
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()} | {"choices": config["choices"]}
+
+
+def _followed(node: Any, root: Mapping[str, Any]) -> Any:
+    """A node with its references `${a.b}` followed. Of thousands of cells OmegaConf would take most of a start's time."""
+    if isinstance(node, dict):
+        return {key: _followed(value, root) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_followed(value, root) for value in node]
+    if not isinstance(node, str) or "${" not in node:
+        return node
+    path = re.fullmatch(r"\$\{([a-z_]\w*(?:\.\w+)*)\}", node)
+    if path is None:
+        raise KeyError(node)
+    at: Any = root
+    for part in path[1].split("."):
+        at = _followed(at, root)[part] if isinstance(at, str) else at[part]
+    return _followed(at, root)
+
+
+def refusal(error: HydraException) -> str:
+    """What is wrong with an override: of a key that does not exist, the close one and the valid ones too."""
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        return unknown(str(cause.full_key), cause.parent_node)
+    return str(error)
+
+
+__all__ = ["GROUPS", "SCALES", "Asked", "Composed", "Composer", "GridError", "Refused", "parsed", "refusal", "unknown"]

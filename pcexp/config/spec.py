@@ -1,48 +1,43 @@
-"""From a resolved configuration to the typed cell that it describes, with its lanes; refused before anything compiles.
+"""From a composed configuration to the typed cell that it describes, with its lanes; refused before anything compiles.
 
-The science half of a configuration (data,
-network, learning ... without lane values) is hashed into the cell; `execution.*`, tracker and scale are not.
+The science half of a configuration (data, network, learning ... without lane values) is hashed into the cell; how it runs, its
+labels and its scale are not. A study that learns nothing has no learning, optimiser and training.
 """
 
 import hashlib
 import itertools
 import json
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
 import optax
 
+from pcexp.config.identity import Identity, Lane, lane_name
 from pcexp.config.study import AbstractStudy
-from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build, known, suggestion, without_defaults
+from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build, known, located, suggestion, without_defaults
 from pcexp.data import AbstractData
 from pcexp.learning import AbstractLearning
 from pcexp.model.architecture import AbstractArchitecture
 from pcexp.model.parameterisation import AbstractParameterisation
+from pcexp.model.segments import Precision
 from pcexp.train import Training
 
-SCIENCE = ("study", "data", "network", "parameterisation", "learning", "optimiser", "training", "root_seed")
+NEEDED = ("study", "data", "network", "parameterisation", "precision", "root_seed")
+LEARNS = ("learning", "optimiser", "training")
+"""Absent, all three, from a study or a block that learns nothing."""
+SCIENCE = (*NEEDED, *LEARNS)
 """Root keys that numbers depend on; `inference` and the leaves of `protocol` enter through interpolations."""
-PLATFORM = (
-    "execution",
-    "tracker",
-    "lanes",
-    "scale",
-    "dry_run",
-    "choices",
-    "variant",
-    "inference",
-    "protocol",
-    "precision",
-)
+PLATFORM = ("execution", "tracker", "lanes", "scale", "dry_run", "blocks", "choices", "inference", "protocol")
 
 
-class Lane(NamedTuple):
-    """One run inside a cell: its name in files and the values of its lane keys."""
+class Learner(eqx.Module):
+    """What makes a cell learn."""
 
-    name: str
-    values: dict[str, float | int]
+    learning: AbstractLearning
+    optimiser: Callable[[], optax.GradientTransformation]
+    training: Training
 
 
 class Spec(eqx.Module):
@@ -52,122 +47,157 @@ class Spec(eqx.Module):
     data: AbstractData
     network: AbstractArchitecture
     parameterisation: AbstractParameterisation
-    learning: AbstractLearning
-    optimiser: Callable[[], optax.GradientTransformation]
-    training: Training
+    precision: Precision
     root_seed: int
-    science: dict[str, Any]
-    labels: dict[str, str]
-    cell: str
-    lanes: tuple[Lane, ...]
+    learner: Learner | None
+    identity: Identity
+
+    @property
+    def learns(self) -> bool:
+        """Whether something learns in this cell."""
+        return self.learner is not None
+
+    @property
+    def learning(self) -> AbstractLearning:
+        """Its learning rule. Raises SpecError where nothing learns."""
+        return self._learner.learning
+
+    @property
+    def optimiser(self) -> Callable[[], optax.GradientTransformation]:
+        """Makes its optimiser. Raises SpecError where nothing learns."""
+        return self._learner.optimiser
+
+    @property
+    def training(self) -> Training:
+        """How it trains. Raises SpecError where nothing learns."""
+        return self._learner.training
+
+    @property
+    def _learner(self) -> Learner:
+        if self.learner is None:
+            raise SpecError(f"{self.name}: nothing learns in this cell; set {', '.join(LEARNS)} for one that trains")
+        return self.learner
 
     @property
     def name(self) -> str:
-        """Name of the study: the module that it lives in; folders and records are called by it."""
-        return type(self.study).__module__.rpartition(".")[2]
+        """Name of the study; folders and records are called by it."""
+        return self.identity.name
+
+    @property
+    def cell(self) -> str:
+        """Name of the cell."""
+        return self.identity.cell
+
+    @property
+    def science(self) -> dict[str, Any]:
+        """The science half of its configuration."""
+        return self.identity.science
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The options that were chosen, protocol and activation."""
+        return self.identity.labels
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """The lanes that are asked for."""
+        return self.identity.lanes
 
 
-def spec(config: Mapping[str, Any], prefixes: Sequence[str] = ()) -> Spec:
-    """The typed cell of a resolved configuration. Raises SpecError."""
+def identity(config: Mapping[str, Any], prefixes: Sequence[str] = (), *, block: str = "") -> Identity:
+    """Who the cell of a composed configuration is. Raises SpecError."""
     known(config, (*SCIENCE, *PLATFORM), "")
-    missing = [key for key in SCIENCE if config.get(key) is None]
+    missing = [key for key in NEEDED if config.get(key) is None]
     if missing:
         hint = "name an experiment, as in +experiment=saddle_escape" if "study" in missing else "set it"
         raise SpecError(f"{missing[0]} is not set: {hint}")
-    unused = {"tracker"} if "inference" in config["learning"] else {"tracker", "inference"}
-    labels = {k: str(v) for k, v in (config.get("choices") or {}).items() if k not in unused}
+    learns = {key: config[key] for key in LEARNS if config.get(key) is not None}
+    if learns and len(learns) < len(LEARNS):
+        lacking = next(key for key in LEARNS if key not in learns)
+        raise SpecError(
+            f"{lacking} is not set: what learns needs {', '.join(LEARNS)}, and what does not has none of them"
+        )
+    inferring = "inference" in (learns.get("learning") or {})
+    unused = {"tracker"} if inferring else {"tracker", "inference"}
+    choices = {k: str(v) for k, v in (config.get("choices") or {}).items() if k not in unused}
+    labels = {k: v for k, v in choices.items() if learns or k not in LEARNS}
     labels["protocol"] = str((config.get("protocol") or {}).get("name", "none"))
     labels["activation"] = str((config.get("network") or {}).get("activation", ""))
-    labels["variant"] = str(config.get("variant") or "")
     keys, values = lane_values(config)
-    science = {key: config[key] for key in SCIENCE} | {"protocol": labels["protocol"]}
-    science = json.loads(json.dumps(science))  # plain containers, detached from the caller's
+    science = json.loads(json.dumps({key: config[key] for key in NEEDED} | learns))  # detached from the caller's
     for key in keys - {"seed"}:
         _remove(science, key)
-    allowed = (*ALLOWED_TARGETS, *prefixes)
-    # A lane key has no value of its own in the cell, but the component that it belongs to is built with the first one.
-    filled = json.loads(json.dumps(science))
-    for key, value in values[0].items():
-        if key != "seed":
-            insert(filled, key, value)
-    parts = {key: filled[key] for key in SCIENCE}
-    built = {key: build(parts[key], key, allowed) for key in SCIENCE if key not in ("optimiser", "root_seed")}
-    for key, hint in typing.get_type_hints(Spec).items():
-        if key in built and not isinstance(built[key], hint):
-            raise SpecError(f"{key}._target_={parts[key]['_target_']} is no {hint.__name__.removeprefix('Abstract')}")
-    if isinstance(parts["root_seed"], bool) or not isinstance(parts["root_seed"], int):
-        raise SpecError(f"root_seed={parts['root_seed']!r}: a whole number is needed")
-    study = built["study"]
-    if built["training"].precision not in study.precisions:
-        raise SpecError(f"precision={built['training'].precision}: this study takes {', '.join(study.precisions)}")
-    identity = json.dumps(without_defaults(science) | {"revision": study.revision}, sort_keys=True)
-    return Spec(
-        **built,
-        optimiser=build(parts["optimiser"], "optimiser", allowed, partial=True),
-        root_seed=parts["root_seed"],
+    target = config["study"].get("_target_") if isinstance(config["study"], Mapping) else None
+    revision = located(target, "study._target_", (*ALLOWED_TARGETS, *prefixes)).revision
+    said = json.dumps(without_defaults(science) | {"revision": revision}, sort_keys=True)
+    return Identity(
+        name=str(target).rpartition(".")[0].rpartition(".")[2],
+        revision=revision,
+        cell=hashlib.sha256(said.encode()).hexdigest()[:12],
         science=science,
         labels=labels,
-        cell=hashlib.sha256(identity.encode()).hexdigest()[:12],
-        lanes=tuple(Lane(lane_name(v), v) for v in values),
+        lanes=tuple(Lane(lane_name(v), v, (block,) if block else ()) for v in values),
     )
 
 
+def spec(config: Mapping[str, Any], prefixes: Sequence[str] = (), who: Identity | None = None) -> Spec:
+    """The typed cell of a composed configuration. Raises SpecError."""
+    who = who or identity(config, prefixes)
+    allowed = (*ALLOWED_TARGETS, *prefixes)
+    # A lane key has no value of its own in the cell, but the component that it belongs to is built with the first one.
+    parts = json.loads(json.dumps(who.science))
+    for key, value in who.lanes[0].values.items():
+        if key != "seed":
+            insert(parts, key, value)
+    built: dict[str, Any] = {key: parts[key] for key in ("precision", "root_seed")}
+    built |= {
+        key: build(parts[key], key, allowed) for key in parts if key not in ("optimiser", "precision", "root_seed")
+    }
+    for key, wanted in (typing.get_type_hints(Spec) | typing.get_type_hints(Learner)).items():
+        if key in built and isinstance(wanted, type) and not isinstance(built[key], wanted):
+            if key == "root_seed":
+                raise SpecError(f"root_seed={parts['root_seed']!r}: a whole number is needed")
+            raise SpecError(f"{key}._target_={parts[key]['_target_']} is no {wanted.__name__.removeprefix('Abstract')}")
+    if isinstance(parts["root_seed"], bool):
+        raise SpecError(f"root_seed={parts['root_seed']!r}: a whole number is needed")
+    valid = typing.get_args(Precision)
+    if parts["precision"] not in valid:
+        raise SpecError(f"precision={parts['precision']!r}: valid is one of {', '.join(valid)}")
+    study = built["study"]
+    if parts["precision"] not in study.precisions:
+        raise SpecError(f"precision={parts['precision']}: this study takes {', '.join(study.precisions)}")
+    learner = None
+    if "learning" in parts:
+        optimiser = build(parts["optimiser"], "optimiser", allowed, partial=True)
+        learner = Learner(built.pop("learning"), optimiser, built.pop("training"))
+    return Spec(**built, learner=learner, identity=who)
+
+
 def lane_values(config: Mapping[str, Any]) -> tuple[set[str], list[dict[str, float | int]]]:
-    """Keys and values of all lanes: a product of lists, or a union of such products when `lanes` is a list of blocks.
+    """Keys and values of all lanes: the product of the axes under `lanes`.
 
     A key under `inference` means the inference of the learning rule; where the rule has none, or one of its own without
     such a key, the key is not swept.
     """
-    node = config.get("lanes") or {"seed": [0]}
-    blocks = [_flatten(block) for block in (node if isinstance(node, Sequence) else [node])]
+    axes: dict[str, list[float | int]] = {}
+    for key, raw in ({"seed": [0]} | _flatten(config.get("lanes") or {})).items():
+        values = list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise SpecError(f"lanes.{key}: {value!r} is not a number; axes of other kinds are axes of cells")
+        if key == "seed" and not all(isinstance(v, int) for v in values):
+            raise SpecError(f"lanes.seed={values}: seeds are whole numbers")
+        used = _used_key(config, key)
+        if used is not None:
+            axes[used] = values if used == "seed" else [float(v) for v in values]
     found: list[dict[str, float | int]] = []
-    for block in blocks:
-        axes: dict[str, list[float | int]] = {}
-        for key, raw in ({"seed": [0]} | block).items():
-            values = list(raw) if isinstance(raw, Sequence) and not isinstance(raw, str) else [raw]
-            for value in values:
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise SpecError(
-                        f"lanes.{key}: {value!r} is not a number; axes of other kinds go to hydra.sweeper.params"
-                    )
-            if key == "seed" and not all(isinstance(v, int) for v in values):
-                raise SpecError(f"lanes.seed={values}: seeds are whole numbers")
-            used = _used_key(config, key)
-            if used is not None:
-                axes[used] = values if used == "seed" else [float(v) for v in values]
-        for combination in itertools.product(*axes.values()):
-            lane = dict(zip(axes, combination, strict=True))
-            if lane not in found:
-                found.append(lane)
+    for combination in itertools.product(*axes.values()):
+        lane = dict(zip(axes, combination, strict=True))
+        if lane not in found:
+            found.append(lane)
     if not found:
         raise SpecError("lanes: at least one value is needed for each key")
-    # A key that another block varies keeps the value of the configuration here: the cell has none.
-    keys = set().union(*found)
-    filled = [lane | {key: _value(config, key) for key in sorted(keys - lane.keys())} for lane in found]
-    return keys, [lane for i, lane in enumerate(filled) if lane not in filled[:i]]
-
-
-def _value(config: Mapping[str, Any], key: str) -> float:
-    node: Any = config
-    for part in key.split("."):
-        node = node[part]
-    if node is None:
-        raise SpecError(f"lanes.{key}: a block that leaves it out needs a value of {key}, which is not set")
-    return float(node)
-
-
-def lane_name(values: Mapping[str, float | int]) -> str:
-    """Name of a lane in files and records: a hash of its values."""
-    return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested configuration with dotted keys; lists are leaves, as JSON."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from flat(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix("."), json.dumps(node) if isinstance(node, list) else node
+    return set(axes), found
 
 
 def _flatten(block: Any, prefix: str = "") -> dict[str, Any]:
@@ -185,7 +215,7 @@ def _used_key(config: Mapping[str, Any], key: str) -> str | None:
     head, _, rest = key.partition(".")
     if head == "inference":
         key = f"learning.inference.{rest}"
-        own = config["learning"].get("inference")
+        own = (config.get("learning") or {}).get("inference")
         if own is None or (rest not in own and rest in (config.get("inference") or {})):
             return None
     node: Any = config

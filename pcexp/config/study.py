@@ -28,12 +28,12 @@ class AbstractStudy(eqx.Module):
     def run(self, job: Any) -> None:
         """Run the lanes of the job's cell that are not finished, appending rows and outcomes as they come; `job` is a pcexp.run.job.Job."""
 
-    def part(self, labels: Mapping[str, str]) -> str | None:
-        """The part of this study that a cell with these labels belongs to, itself a label; None: no cell of this study.
+    def cost(self, spec: Any, dataset: Any) -> tuple[float, float] | None:
+        """Floating point operations of a lane, and bytes held at the most, of a cell (a Spec) on a Dataset.
 
-        A sweep is a product of axes, and a study of several parts has no use for some of its corners.
+        None, of a study that trains: from the shapes of its network, its rule and its training.
         """
-        return ""
+        return None
 
     def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Numbers of one finished lane, from all rows that the study measured (sorted by iteration, one array a column)."""

@@ -5,6 +5,7 @@ What is wrong is said in the user's words: the key, its value, and what would be
 
 import collections.abc
 import difflib
+import functools
 import importlib
 import inspect
 import types
@@ -29,10 +30,12 @@ def build(node: Any, path: str, allowed: Sequence[str], partial: bool = False) -
     """The object that a configuration node describes; nodes inside it are built first. Raises SpecError."""
     if not isinstance(node, Mapping):
         return [build(item, f"{path}.{i}", allowed) for i, item in enumerate(node)] if isinstance(node, list) else node
+    if "_target_" not in node and "." in path:  # plain values of a component: its annotation says whether they may be
+        return {key: build(value, f"{path}.{key}", allowed) for key, value in node.items()}
     if "_target_" not in node:
         raise SpecError(f"{path} has no _target_: choose an option, as in {path}=NAME")
     name = node["_target_"]
-    target = _locate(name, f"{path}._target_", allowed)
+    target = located(name, f"{path}._target_", allowed)
     given = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
     parameters = inspect.signature(target).parameters
     known(given, tuple(parameters), path)
@@ -56,17 +59,21 @@ def without_defaults(node: Any) -> Any:
     """A configuration less the arguments that equal their defaults: a new option with a default renames no old cell."""
     if not isinstance(node, Mapping):
         return node
-    defaults: dict[str, Any] = {}
-    if "_target_" in node:
-        module, _, attribute = node["_target_"].rpartition(".")
-        parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
-        defaults = {key: p.default for key, p in parameters.items()}
+    defaults = _defaults(node["_target_"]) if "_target_" in node else {}
     return {
         key: without_defaults(value) for key, value in node.items() if not (key in defaults and defaults[key] == value)
     }
 
 
-def _locate(name: Any, path: str, allowed: Sequence[str]) -> Any:
+@functools.cache
+def _defaults(name: str) -> dict[str, Any]:
+    module, _, attribute = name.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+    return {key: p.default for key, p in parameters.items()}
+
+
+def located(name: Any, path: str, allowed: Sequence[str]) -> Any:
+    """The object that a `_target_` names. Raises SpecError."""
     if not isinstance(name, str) or not name.startswith(tuple(allowed)):
         raise SpecError(
             f"{path}={name!r} is outside the allowed prefixes {', '.join(allowed)} (execution.targets adds one)"

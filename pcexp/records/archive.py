@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pcexp.config.composition import SCALES
-from pcexp.config.spec import lane_name
+from pcexp.config.identity import lane_name
 from pcexp.files import replace_bytes
 from pcexp.records import manifest
 from pcexp.records.cell import Cell, CellBusy, OutputError, read_lines
@@ -51,7 +51,7 @@ class Archive(NamedTuple):
     """What an archive holds."""
 
     study: str
-    manifests: dict[str, manifest.Cells]
+    manifests: dict[str, tuple[manifest.Cells, manifest.Blocks]]
     cells: dict[str, Lanes]
 
 
@@ -76,12 +76,13 @@ def pack(outputs: Path, study: str, folder: Path, limit: int = LIMIT) -> Packed:
     """Write archives of the finished lanes that the manifests of a study ask for. Raises OutputError."""
     source = outputs / study
     manifests = {scale: manifest.asked(source, scale) for scale in manifest.scales(source)}
+    grids = {scale: manifest.blocks(source, scale) for scale in manifests}
     asked: dict[str, set[str]] = {}
     for cells in manifests.values():
         for cell, entry in cells.items():
             asked.setdefault(cell, set()).update(entry["lanes"])
     head = {
-        f"manifest-{scale}.json.gz": _squeezed([json.dumps({"scale": scale, "cells": cells})])
+        f"manifest-{scale}.json.gz": _squeezed([json.dumps({"scale": scale, "cells": cells, "blocks": grids[scale]})])
         for scale, cells in manifests.items()
     }
     room, bins, too_large, lanes = limit - _size(head), [dict(head)], [], 0
@@ -180,7 +181,7 @@ def _checked(files: dict[str, bytes]) -> Archive:
     _need(files.keys() == index["files"].keys(), "it has other files than its index says")
     for name, content in files.items():
         _need(hashlib.sha256(content).hexdigest() == index["files"][name], f"{name} is damaged")
-    manifests: dict[str, manifest.Cells] = {}
+    manifests: dict[str, tuple[manifest.Cells, manifest.Blocks]] = {}
     parts: dict[str, dict[str, list[Any]]] = {}
     for name, content in files.items():
         entries = [json.loads(line) for line in gzip.decompress(content).decode().splitlines()]
@@ -193,14 +194,19 @@ def _checked(files: dict[str, bytes]) -> Archive:
     return Archive(index["study"], manifests, {cell: _lanes(index["study"], cell, p) for cell, p in parts.items()})
 
 
-def _manifest(entries: Sequence[Any]) -> manifest.Cells:
-    cells: manifest.Cells = entries[0]["cells"]
+def _manifest(entries: Sequence[Any]) -> tuple[manifest.Cells, manifest.Blocks]:
+    cells, grid = entries[0]["cells"], entries[0]["blocks"]
+    _need(all(isinstance(there, dict) for there in grid.values()), "a manifest has no blocks")
     for cell, entry in cells.items():
-        known = isinstance(entry["revision"], int) and isinstance(entry["labels"]["variant"], str)
+        known = isinstance(entry["revision"], int) and all(isinstance(entry[k], dict) for k in ("labels", "science"))
         _need(re.fullmatch(CELL, cell) and known, f"a manifest asks for a cell {cell!r}, which is none")
-        for name, values in entry["lanes"].items():
-            _need(lane_name(values) == name, f"a manifest asks for a lane {name!r}, which is not that of its values")
-    return cells
+        for name, lane in entry["lanes"].items():
+            whole = isinstance(lane["variant"], str) and isinstance(lane["blocks"], list)
+            _need(
+                whole and lane_name(lane["values"]) == name,
+                f"a manifest asks for a lane {name!r}, which is not that of its values",
+            )
+    return cells, grid
 
 
 def _lanes(study: str, cell: str, parts: Mapping[str, list[Any]]) -> Lanes:
@@ -230,12 +236,12 @@ def unpack(archive: Archive, outputs: Path) -> Merged:
     folder = outputs / archive.study
     asked: dict[str, set[str]] = {}
     for scale in SCALES:
-        known, new = manifest.asked(folder, scale), archive.manifests.get(scale, {})
+        known, (new, grid) = manifest.asked(folder, scale), archive.manifests.get(scale, ({}, {}))
         newest = max((entry["revision"] for entry in [*known.values(), *new.values()]), default=0)
-        cells = manifest.merged(known, {cell: e for cell, e in new.items() if e["revision"] >= newest})
-        if cells != known:
-            manifest.write(folder, scale, cells)
-        for cell, entry in cells.items():
+        new = {cell: e for cell, e in new.items() if e["revision"] >= newest}
+        if manifest.merged(known, new) != known:
+            manifest.add(folder, scale, new, grid)
+        for cell, entry in manifest.asked(folder, scale).items():
             asked.setdefault(cell, set()).update(entry["lanes"])
     added, there, refused = 0, 0, []
     for cell, lanes in archive.cells.items():

@@ -9,13 +9,12 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 
 from pcexp.files import replace_bytes
-from pcexp.records.tables import Records, asked_for, read_outputs, tables
+from pcexp.records.tables import Records, asked_for, read_outputs, shared, tables
 
 POINTS_A_LANE = 60
 """Rows kept of a lane in results/: as many as a curve of a figure shows."""
@@ -46,20 +45,12 @@ def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
     return pl.concat(parts) if parts else rows
 
 
-def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str], order: Sequence[str] = ()) -> pl.DataFrame:
-    """Both tables, sorted; where both have a key, the new rows. Nothing that only the old one has is lost."""
-    tables = [frame for frame in (old, new) if len(frame)]
-    if not tables:
-        return new
-    if len(tables) == 2:
-        tables[0] = old.join(new.select(keys).unique(), on=list(keys), how="anti")
-    return pl.concat(tables, how="diagonal_relaxed").sort(list(order or keys))
-
-
-def _shared(runs: pl.DataFrame) -> dict[str, Any]:
-    """Columns that are the same for all runs, with their value: of thousands of runs they would be most of a table."""
-    same = [name for name in runs.columns if name not in ("cell", "lane") and runs[name].n_unique() == 1]
-    return {"columns": runs.columns, "values": {name: runs[name][0] for name in same}}
+def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
+    """Both tables; where both have a key, the new rows. Nothing that only the old one has is lost or moves."""
+    there = [frame for frame in (old, new.sort(keys, maintain_order=True) if len(new) else new) if len(frame)]
+    if len(there) == 2:
+        there[0] = old.join(new.select(keys).unique(), on=list(keys), how="anti", maintain_order="left")
+    return pl.concat(there, how="diagonal_relaxed") if there else new
 
 
 def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
@@ -82,7 +73,7 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
         study,
         scale,
         runs=_merge(old.runs, new.runs, ("cell", "lane")),
-        rows=_merge(old.rows, fresh, ("cell", "lane"), order=("cell", "lane", "iteration")),
+        rows=_merge(old.rows, fresh, ("cell", "lane")),
         asked=_merge(old.asked, new.asked, ("cell", "lane")),
         strays=new.strays,
     )
@@ -91,8 +82,28 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     buffer = io.BytesIO()
     committed.rows.write_parquet(buffer, compression="zstd", compression_level=19, statistics=False)
     replace_bytes(folder / "records.parquet", buffer.getvalue())
-    shared = _shared(merged.runs)
-    replace_bytes(folder / "runs.csv", merged.runs.drop(shared["values"]).write_csv(float_precision=None).encode())
-    replace_bytes(folder / "shared.json", (json.dumps(shared, indent=1) + "\n").encode())
-    replace_bytes(folder / "asked.csv", committed.asked.write_csv().encode())
+    write_tables(folder, merged.runs, merged.asked)
     return committed
+
+
+def write_tables(folder: Path, runs: pl.DataFrame, asked: pl.DataFrame) -> None:
+    """Write runs.csv, asked.csv (lanes), cells.csv (their labels and configurations), and what is the same in all rows of each."""
+    per_lane = ["cell", "lane", "variant", "blocks"]
+    values = [name for name in asked.columns if asked[name].dtype.is_numeric() and name in _lane_columns(asked)]
+    lanes = asked.select(*per_lane, *values)
+    cells = asked.select(name for name in asked.columns if name == "cell" or name not in lanes.columns)
+    frames = {
+        "runs": runs.drop("blocks", strict=False),
+        "asked": lanes,
+        "cells": cells.unique("cell", maintain_order=True),
+    }
+    same = {name: shared(frame) for name, frame in frames.items()}
+    for name, frame in frames.items():
+        text = frame.drop(same[name]["values"]).write_csv(float_precision=None)
+        replace_bytes(folder / f"{name}.csv", text.encode())
+    replace_bytes(folder / "shared.json", (json.dumps(same, indent=1) + "\n").encode())
+
+
+def _lane_columns(asked: pl.DataFrame) -> set[str]:
+    """Columns of lane values: the seed, and dotted keys that are no leaves of the configuration."""
+    return {name for name in asked.columns if name == "seed" or ("." in name and not name.startswith("config."))}

@@ -1,19 +1,30 @@
-"""What was asked for: the cells and lanes of a study at one scale. Reports and claims count against it.
+"""What was asked for: the study's grid at one scale on each data set that was run, and what commands asked for beyond it.
 
-outputs/STUDY/manifest-SCALE.json    {"scale", "command", "written", "cells": {CELL: {"labels", "lanes", "revision"}}}
+Reports and claims count against it; a command that is narrower than the grid does not narrow it.
+
+outputs/STUDY/manifest-SCALE.json
+    {"scale", "command", "written",
+     "blocks": {DATA: {BLOCK: [figures]}},
+     "cells": {CELL: {"labels", "revision", "science", "lanes": {NAME: {"values", "blocks", "variant"}}}}}
 """
 
 import datetime
+import fcntl
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pcexp.config.identity import Identity
 from pcexp.records.cell import OutputError, write_json
 
 Cells = dict[str, dict[str, Any]]
-"""Of each cell its labels, the values of its lanes by name, and the revision of the study."""
+"""Of each cell its labels, the revision of the study, its science half, and its lanes by name."""
+Blocks = dict[str, dict[str, list[str]]]
+"""Of each data set the blocks of the grid, with the figures that they serve."""
 
 
 def scales(folder: Path) -> list[str]:
@@ -23,11 +34,34 @@ def scales(folder: Path) -> list[str]:
 
 def asked(folder: Path, scale: str) -> Cells:
     """The cells asked for at a scale. Raises OutputError."""
+    return _read(folder, scale)[0]
+
+
+def blocks(folder: Path, scale: str) -> Blocks:
+    """The blocks of the grid at a scale. Raises OutputError."""
+    return _read(folder, scale)[1]
+
+
+def _read(folder: Path, scale: str) -> tuple[Cells, Blocks]:
     path = _path(folder, scale)
     try:
-        return json.loads(path.read_text())["cells"] if path.exists() else {}
+        content = json.loads(path.read_text()) if path.exists() else {"cells": {}, "blocks": {}}
+        return content["cells"], content["blocks"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is no manifest: {error}; set it aside and give the study's command again") from error
+
+
+def entries(cells: Iterable[Identity]) -> Cells:
+    """Cells as a manifest holds them."""
+    found: Cells = {}
+    for cell in cells:
+        new = {
+            lane.name: {"values": lane.values, "blocks": list(lane.blocks), "variant": lane.variant}
+            for lane in cell.lanes
+        }
+        entry = {"labels": cell.labels, "revision": cell.revision, "science": cell.science, "lanes": new}
+        found = merged(found, {cell.cell: entry})
+    return found
 
 
 def merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> Cells:
@@ -35,22 +69,44 @@ def merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> Cells:
     newest = max((entry["revision"] for entry in new.values()), default=0)
     cells = {cell: entry for cell, entry in known.items() if entry["revision"] >= newest}
     for cell, entry in new.items():
-        before = cells.get(cell, {"labels": entry["labels"], "lanes": {}})
-        # The study's own cell stays that, though a command may also have reached it by spelling out an override.
-        variant = entry["labels"]["variant"] and before["labels"]["variant"]
-        cells[cell] = {
-            "labels": entry["labels"] | {"variant": variant},
-            "lanes": before["lanes"] | entry["lanes"],
-            "revision": entry["revision"],
-        }
+        before = cells.get(cell, entry)
+        lanes = dict(before["lanes"])
+        for name, lane in entry["lanes"].items():
+            old = lanes.get(name, lane)
+            # The study's own lane stays that, though a command may have reached it by spelling out an override too.
+            own = [one for one in (old, lane) if not one["variant"]] or [lane]
+            belongs = dict.fromkeys(block for one in own for block in one["blocks"])
+            lanes[name] = {"values": lane["values"], "blocks": list(belongs), "variant": own[-1]["variant"]}
+        cells[cell] = {**before, "lanes": lanes}
     return cells
 
 
-def write(folder: Path, scale: str, cells: Cells) -> None:
-    """Write the manifest of a scale, with the command and the time."""
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process reads and writes the manifests of a study: two commands at once must not lose cells."""
     folder.mkdir(parents=True, exist_ok=True)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_json(_path(folder, scale), {"scale": scale, "command": sys.argv[1:], "written": now, "cells": cells})
+    handle = os.open(folder / "manifest.lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def add(folder: Path, scale: str, cells: Cells, grid: Blocks) -> None:
+    """Ask for cells: what was asked for at the same revision stays asked for. Raises OutputError."""
+    with locked(folder):
+        known, there = _read(folder, scale)
+        write_json(
+            _path(folder, scale),
+            {
+                "scale": scale,
+                "command": sys.argv[1:],
+                "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "blocks": there | grid,
+                "cells": merged(known, cells),
+            },
+        )
 
 
 def _path(folder: Path, scale: str) -> Path:

@@ -17,7 +17,7 @@ from pcexp.records.cell import Cell, OutputError, read_lines
 def command(study: str, scale: str, labels: Mapping[str, Iterable[str]]) -> str:
     """The command that makes runs with these labels; a label of several values is an axis, and is left to the study."""
     parts = [f"python -m pcexp +experiment={study}"]
-    for label in ("data", "network", "variant"):
+    for label in ("data", "variant"):
         values = set(labels.get(label, ()))
         if len(values) == 1 and (value := values.pop()):
             parts.append(value if label == "variant" else f"{label}={value}")
@@ -28,7 +28,7 @@ def status(folder: Path, scale: str) -> str:
     """Where a study stands at one scale, as text. Raises OutputError."""
     cells = manifest.asked(folder, scale)
     lanes, done, cells_done, running, failed = 0, 0, 0, [], Counter[str]()
-    unfinished: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    unfinished: dict[tuple[str, str], list[str]] = {}
     for name, entry in cells.items():
         cell = Cell(folder / name, entry["lanes"])
         missing, worker, labels = set(cell.missing), cell.worker, entry["labels"]
@@ -38,14 +38,15 @@ def status(folder: Path, scale: str) -> str:
             job = f", job {worker['job']}" if worker.get("job") else ""
             running.append(f"  running: {name} by process {worker.get('pid')} on {worker.get('host')}{job}")
         if missing:
-            unfinished.setdefault((labels.get("data", ""), labels.get("variant", "")), []).append(labels)
+            for variant in {entry["lanes"][lane]["variant"] for lane in missing}:
+                unfinished.setdefault((labels.get("data", ""), variant), []).append(name)
             last = {line["lane"]: line["outcome"] for line in read_lines(folder / name / "lanes.jsonl")}
             failed.update(outcome for lane, outcome in last.items() if lane in missing)
     lines = [f"{folder.name}, {scale}: {cells_done} of {len(cells)} cells, {done} of {lanes} lanes finished", *running]
     lines += [f"  {n} lanes {outcome}" for outcome, n in failed.most_common()]
-    for group in unfinished.values():
-        values = {label: {labels.get(label, "") for labels in group} for label in group[0]}
-        lines.append(f"  {len(group)} cells unfinished: {command(folder.name, scale, values)}")
+    for (data, variant), names in unfinished.items():
+        said = command(folder.name, scale, {"data": [data], "variant": [variant]})
+        lines.append(f"  {len(names)} cells unfinished: {said}")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from pcexp.config.spec import flat
+from pcexp.config.identity import flat
 from pcexp.records import manifest, status
 from pcexp.records.cell import read_lines
 
@@ -43,10 +43,14 @@ class Records:
         """The command that makes these records."""
         return status.command(self.study, self.scale, {name: self.asked[name] for name in self.asked.columns})
 
-    def select(self, **labels: Any) -> "Records":
-        """The part of the records whose labels are these."""
+    def select(self, *, block: str | Sequence[str] | None = None, **labels: Any) -> "Records":
+        """The records whose labels are these, and that a block of the grid (or one of several) asks for."""
 
         def chosen(frame: pl.DataFrame) -> pl.DataFrame:
+            if block is not None:
+                names = [block] if isinstance(block, str) else list(block)
+                of_block = pl.any_horizontal(pl.col("blocks").str.split(" ").list.contains(name) for name in names)
+                frame = frame.filter(of_block) if "blocks" in frame.columns else frame.clear()
             for name, value in labels.items():
                 frame = frame.filter(pl.col(name) == value) if name in frame.columns else frame.clear()
             return frame
@@ -79,6 +83,10 @@ class Records:
         return self.rows.filter((pl.col("cell") == cell) & (pl.col("lane") == lane)).sort("iteration")
 
 
+def _belongs(lane: Mapping[str, Any]) -> dict[str, str]:
+    return {"variant": lane["variant"], "blocks": " ".join(lane["blocks"])}
+
+
 def _frame(entries: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(list(entries), infer_schema_length=None, strict=False) if entries else pl.DataFrame()
 
@@ -101,19 +109,21 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
     runs, rows, asked = [], [], []
     for cell, entry in cells.items():
         config_path = folder / cell / "config.json"
-        for lane, values in entry["lanes"].items():
-            asked.append({"cell": cell, "lane": lane, "revision": entry["revision"], **entry["labels"], **values})
+        leaves = {f"config.{key}": value for key, value in flat(entry["science"])}
+        for lane, one in entry["lanes"].items():
+            about = {"cell": cell, "lane": lane, "revision": entry["revision"]} | entry["labels"]
+            asked.append(about | _belongs(one) | one["values"] | leaves)
         if not config_path.exists():
             continue
-        science = json.loads(config_path.read_text())["science"]
         finished = {e["lane"]: e for e in read_lines(folder / cell / "lanes.jsonl") if e["lane"] in entry["lanes"]}
         for lane, done in finished.items():
             runs.append(
                 {"study": study, "scale": scale, "cell": cell, "lane": lane, "revision": entry["revision"]}
                 | entry["labels"]
+                | _belongs(entry["lanes"][lane])
                 | done["values"]
                 | {"outcome": done["outcome"], **done["summary"]}
-                | {f"config.{key}": value for key, value in flat(science)}
+                | leaves
                 | {f"run.{key}": value for key, value in done["provenance"].items()}
             )
         rows += [
@@ -137,6 +147,9 @@ def asked_for(all_records: Records) -> Records:
     key = ["cell", "lane"]
     strays = set(runs["cell"]) - set(asked["cell"]) if len(runs) else set()
     runs, rows = (frame.join(asked, on=key, how="semi") if len(frame) else frame for frame in (runs, rows))
+    if len(runs):  # what a run belongs to is said by the grid, which may have changed since it was made
+        belongs = asked.select(*key, "variant", "blocks")
+        runs = runs.drop("variant", "blocks", strict=False).join(belongs, on=key, how="left", maintain_order="left")
     return dataclasses.replace(
         all_records, asked=asked, runs=runs, rows=rows, strays=tuple(sorted({*all_records.strays, *strays}))
     )
@@ -147,15 +160,23 @@ def tables(folder: Path, study: str, scale: str) -> Records:
     if not (folder / "runs.csv").exists():
         empty = pl.DataFrame()
         return Records(study, scale, empty, empty, empty)
-    # Hashes can look like numbers, and an empty string is a variant's name, not a missing one.
-    texts = {"lane": pl.String, "cell": pl.String, "variant": pl.String}
-    runs, asked = (
-        pl.read_csv(folder / name, infer_schema_length=None, schema_overrides=texts)
-        for name in ("runs.csv", "asked.csv")
-    )
-    shared = json.loads((folder / "shared.json").read_text())
-    runs = runs.with_columns(**{name: pl.lit(value) for name, value in shared["values"].items()}).select(
-        shared["columns"]
-    )
-    runs, asked = (frame.with_columns(pl.col("variant").fill_null("")) for frame in (runs, asked))
+    runs, lanes, cells = (_read(folder, name) for name in ("runs", "asked", "cells"))
+    asked = lanes.join(cells, on="cell", how="left", maintain_order="left")
     return Records(study, scale, runs, pl.read_parquet(folder / "records.parquet"), asked)
+
+
+def _read(folder: Path, name: str) -> pl.DataFrame:
+    """A table as `written` wrote it."""
+    # Hashes can look like numbers, and an empty string is a variant's name, not a missing one.
+    texts = {"lane": pl.String, "cell": pl.String, "variant": pl.String, "blocks": pl.String}
+    frame = pl.read_csv(folder / f"{name}.csv", infer_schema_length=None, schema_overrides=texts)
+    shared = json.loads((folder / "shared.json").read_text())[name]
+    frame = frame.with_columns(**{column: pl.lit(value) for column, value in shared["values"].items()})
+    frame = frame.select(shared["columns"])
+    return frame.with_columns(pl.col(c).fill_null("") for c in ("variant", "blocks") if c in frame.columns)
+
+
+def shared(frame: pl.DataFrame) -> dict[str, Any]:
+    """Columns that are the same in all rows, with their value: of thousands of runs they would be most of a table."""
+    same = [name for name in frame.columns if name not in ("cell", "lane") and frame[name].n_unique() == 1]
+    return {"columns": frame.columns, "values": {name: frame[name][0] for name in same}}

@@ -2,7 +2,7 @@
 
 `python -m pcexp.report NAME` reads outputs/NAME and writes outputs/report/NAME; with `--results results` it reads and renders
 what is committed there. The page is index.html beside the studies' folders: of outputs/ with its figures inside, so that it can
-be sent; of results/ with those that lie beside it.
+be sent; of results/ with those that lie beside it. What is said of records by hand stands with a date in NAME/notes.md, and is shown.
 """
 
 import argparse
@@ -20,13 +20,12 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
+from pcexp.config.composition import SCALES
 from pcexp.files import replace_bytes
 from pcexp.records.tables import Records, read_outputs, read_results
 from pcexp.report import plotting
 from pcexp.report.claims import Verdict
-from pcexp.report.page import STATUS_MARK, Drawn, Judged, Part, listed, page
-
-SCALES = ("thesis", "small", "smoke")
+from pcexp.report.page import STATUS_MARK, Drawing, Judged, Part, listed, notes, page, words
 
 
 def judge(study: Any, records: Records) -> list[Judged]:
@@ -39,12 +38,12 @@ def judge(study: Any, records: Records) -> list[Judged]:
     ]
 
 
-def figures(study: Any, records: Records, folder: Path, again: bool = True, suffix: str = "") -> list[Drawn]:
+def figures(study: Any, records: Records, folder: Path, again: bool = True, suffix: str = "") -> list[Drawing]:
     """All figures of a study as PNG and PDF, one a data set (and variant); drawn `again`, or only where one is missing.
 
     A `suffix` of their file names keeps those of several scales apart.
     """
-    drawn = []
+    drawings = []
     folder.mkdir(parents=True, exist_ok=True)
     for group in records.groups():
         part = records.select(**group)
@@ -60,8 +59,8 @@ def figures(study: Any, records: Records, folder: Path, again: bool = True, suff
                 for kind in ("png", "pdf"):
                     replace_bytes(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
                 plt.close(figure)
-            drawn.append(Drawn(name, data, (make.__doc__ or "").strip(), folder / f"{stem}.png", part))
-    return drawn
+            drawings.append(Drawing(name, data, (make.__doc__ or "").strip(), folder / f"{stem}.png", part))
+    return drawings
 
 
 def claims_csv(judged: Sequence[Judged]) -> str:
@@ -86,29 +85,20 @@ def print_claims(judged: Sequence[Judged], console: Console) -> None:
         )
     console.print(table)
     counts = {s: sum(j.verdict.status == s for j in judged) for s in STATUS_MARK}
-    console.print(", ".join(f"{n} {s.replace('_', ' ')}" for s, n in counts.items()))
+    console.print(", ".join(f"{n} {words(s)}" for s, n in counts.items()))
 
 
 def index_markdown(parts: Sequence[Part]) -> str:
     """INDEX.md of results/: a table of figures and their claims."""
-    lines = ["# Results", "", "Written by `make records`; `index.html` beside this file shows the figures.", ""]
-    lines += [
-        "| study | scale | data | figure | claim | status | observed |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+    rows = [("study", "scale", "data", "figure", "claim", "status", "observed"), ("---",) * 7]
+    rows += [
+        (part.study, part.records.scale, data, claim.figure, claim.statement, words(verdict.status), verdict.observed)
+        for part in parts
+        for data, claim, verdict in part.judged
     ]
-    for part in parts:
-        for data, claim, v in part.judged:
-            cells = (
-                part.study,
-                part.records.scale,
-                data,
-                claim.figure,
-                claim.statement,
-                v.status.replace("_", " "),
-                v.observed,
-            )
-            lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
-    return "\n".join(lines) + "\n"
+    lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows]
+    head = ["# Results", "", "Written by `make records`; `index.html` beside this file shows the figures.", ""]
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -134,12 +124,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     for name in known:
         chosen = not options.studies or name in options.studies
         largest: str | None = None
-        for scale in [options.scale] if options.scale else SCALES:
-            records = (
-                read_results(options.results, name, scale)
-                if options.results
-                else read_outputs(options.outputs, name, scale)
-            )
+        for scale in [options.scale] if options.scale else reversed(SCALES):
+            records = read_results(source, name, scale) if options.results else read_outputs(source, name, scale)
             if not len(records.asked):
                 continue
             try:
@@ -154,8 +140,9 @@ def main(arguments: Iterable[str] | None = None) -> None:
             largest = largest or scale
             folder = target / name if options.results else target / name / scale
             suffix = f"_{scale}" if options.results and scale != largest else ""
-            drawn = figures(study, records, folder, chosen, suffix)
-            parts.append(Part(name, study.__doc__ or "", judged, drawn, records))
+            drawings = figures(study, records, folder, chosen, suffix)
+            of_records = notes(source / name / "notes.md", scale)
+            parts.append(Part(name, study.__doc__ or "", judged, drawings, records, of_records))
             if not chosen:
                 continue
             replace_bytes(target / name / scale / "claims.csv", claims_csv(judged).encode())
@@ -163,8 +150,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
             if records.strays:
                 where = listed([str(source / name / stray) for stray in records.strays])
                 print(f"left out, not in the manifest of scale {scale}: {where}")
-            for figure in drawn:
-                print(f"figure {figure.figure:5} {figure.png}")
+            for drawing in drawings:
+                print(f"figure {drawing.figure:5} {drawing.png}")
     if not parts:
         sys.exit(f"pcexp: nothing has been run under {source}: start with python -m pcexp +experiment=saddle_escape")
     target.mkdir(parents=True, exist_ok=True)

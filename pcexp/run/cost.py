@@ -8,7 +8,8 @@ from typing import NamedTuple
 import jax
 import jax.random as jr
 
-from pcexp.config.spec import Spec, flat
+from pcexp.config.identity import flat
+from pcexp.config.spec import Spec
 from pcexp.model.network import Network
 from pcexp.run.progress import duration
 from pcexp.run.session import Datasets
@@ -38,8 +39,12 @@ def forward_flops(network: Network, input_shape: tuple[int, ...]) -> float:
 
 
 def estimate(spec: Spec, datasets: Datasets, lanes: int) -> Cost:
-    """Cost of so many lanes of a cell. Raises DataError where the data are missing."""
+    """Cost of so many lanes of a cell: what its study says, or of training. Raises DataError where the data are missing."""
     dataset = datasets(spec)
+    held = 4.0 * (dataset.train.x.size + dataset.test.x.size)
+    own = spec.study.cost(spec, dataset)
+    if own is not None:
+        return Cost(own[0] * lanes, held + own[1], lanes)
     if spec.training.batch_size > len(dataset.train.x):
         raise ValueError(
             f"training.batch_size={spec.training.batch_size}: the training set has {len(dataset.train.x)} examples"
@@ -51,7 +56,7 @@ def estimate(spec: Spec, datasets: Datasets, lanes: int) -> Cost:
     steps = iterations(spec.training, len(dataset.train.x))
     flops = example * spec.training.batch_size * spec.learning.forward_passes() * steps * lanes
     parameters = sum(leaf.size for leaf in jax.tree.leaves(network))
-    return Cost(flops, 4.0 * (dataset.train.x.size + dataset.test.x.size + 4 * parameters * min(lanes, 64)), lanes)
+    return Cost(flops, held + 4.0 * 4 * parameters * min(lanes, 64), lanes)
 
 
 def describe(specs: Sequence[Spec], costs: Mapping[str, Cost], folder: Path, scale: str, listed: bool) -> str:
@@ -69,12 +74,20 @@ def describe(specs: Sequence[Spec], costs: Mapping[str, Cost], folder: Path, sca
     leaves = [dict(flat(spec.science)) for spec in specs]
     varying = [key for key in sorted(set().union(*leaves)) if len({str(cell.get(key)) for cell in leaves}) > 1]
     groups = [group for group in specs[0].labels if len({spec.labels.get(group) for spec in specs}) > 1]
+
+    def told(key: str) -> bool:
+        """Whether the option of its group says what a leaf is."""
+        group = key.partition(".")[0]
+        seen: dict[str | None, set[str]] = {}
+        for spec, cell in zip(specs, leaves, strict=True):
+            seen.setdefault(spec.labels.get(group), set()).add(str(cell.get(key)))
+        return group in groups and all(len(values) == 1 for values in seen.values())
+
+    shown = [key for key in varying if not told(key)]
     for spec, cell in zip(specs, leaves, strict=True) if listed else ():
-        # A group whose option varies stands for its leaves.
-        rest = {key: cell[key] for key in varying if key in cell and key.partition(".")[0] not in groups}
-        labels = " ".join(
-            f"{key}={value}" for key, value in ({g: spec.labels[g] for g in groups if g in spec.labels} | rest).items()
-        )
+        names = {g: spec.labels[g] for g in groups if g in spec.labels and g != "activation"}
+        rest = {key: cell[key] for key in shown if key in cell}
+        labels = " ".join(f"{key}={value}" for key, value in (names | rest).items())
         cost = costs.get(spec.cell)
         part = f"{cost.lanes} lanes, {cost.flops / 1e12:.2f} TFLOP" if cost else "done"
         lines.append(f"  {spec.cell}  {labels}  {part}")

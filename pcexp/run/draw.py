@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.data import Dataset
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
@@ -17,8 +18,10 @@ from pcexp.train import TrainState
 
 
 def components(spec: Spec, lane: Lane) -> tuple[Any, Any, Any]:
-    """Parameterisation, learning and optimiser of one lane, every float traced: a new value compiles nothing."""
-    parts = {"parameterisation": spec.parameterisation, "learning": spec.learning, "optimiser": spec.optimiser}
+    """Parameterisation, learning and optimiser (None where nothing learns) of one lane, every float traced: a new value compiles nothing."""
+    parts: dict[str, Any] = {"parameterisation": spec.parameterisation, "learning": None, "optimiser": None}
+    if spec.learns:
+        parts |= {"learning": spec.learning, "optimiser": spec.optimiser}
     for key, value in lane.values.items():
         if key != "seed":
             parts |= {key.partition(".")[0]: _replace(parts[key.partition(".")[0]], key.split(".")[1:], value)}
@@ -51,6 +54,14 @@ def initial_network(spec: Spec, lane: Lane, dataset: Dataset) -> Network:
         parameterisation, _, _ = components(spec, lane)
         network = spec.network.build(parameterisation, dataset.input_shape, dataset.d_out, key=lane_key(spec, lane, 0))
     return in_floats(network)
+
+
+def network_size(spec: Spec, dataset: Dataset, *, inputs: int | None = None, outputs: int | None = None) -> int:
+    """Number of parameters of a cell's network, which is not drawn for it; of so many inputs and outputs, where given."""
+    shape = dataset.input_shape if inputs is None else (inputs,)
+    d_out = dataset.d_out if outputs is None else outputs
+    network = jax.eval_shape(lambda: spec.network.build(spec.parameterisation, shape, d_out, key=jr.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(network))
 
 
 def in_floats(network: Network) -> Network:

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.data import Dataset
 from pcexp.records.cell import Cell
 from pcexp.run.draw import arithmetic
@@ -66,7 +67,7 @@ class Job:
                 raise Stopped
             start = time.perf_counter()
             try:
-                with arithmetic(self.spec.training.precision):
+                with arithmetic(self.spec.precision):
                     found = [{name: np.asarray(value) for name, value in row.items()} for row in rows(lane, dataset)]
             except jax.errors.JaxRuntimeError as error:  # out of memory, above all: other lanes and cells go on
                 reason = str(error).splitlines()[0][:300]
@@ -92,5 +93,5 @@ class Job:
         """
         lanes = self.lanes()
         if lanes:
-            with arithmetic(self.spec.training.precision):
+            with arithmetic(self.spec.precision):
                 LaneTraining(self.spec, self.cell, self.session, self.finish, lanes, measure, probe_size, at_end).run()

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.model.network import Network
 from pcexp.records import checkpoint
 from pcexp.records.cell import Cell
@@ -186,7 +187,7 @@ class LaneTraining:
     def _ready(self, pack: Pack) -> TrainingSet:
         """On a worker thread: the data on the pack's device, once the program for packs of this size is compiled for it."""
         size, device = len(pack.lanes), pack.device
-        with self.compiling[device], arithmetic(self.spec.training.precision):
+        with self.compiling[device], arithmetic(self.spec.precision):
             if device not in self.data_on:
                 self.data_on[device] = on_device(device, self.data)
             if (size, device) not in self.compiled:
@@ -229,7 +230,7 @@ class LaneTraining:
         data, n = self._ready(pack), self._call_size(pack)
         self._enter(pack)
         every, tests = self.spec.training.test_every, []
-        with arithmetic(self.spec.training.precision):
+        with arithmetic(self.spec.precision):
             t = pack.iteration
             if every is not None:
                 n = min(n, every - t % every)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.data import Dataset
 from pcexp.energy import outputs
 from pcexp.model.network import Network
@@ -59,7 +60,7 @@ class Pack:
     def call(self, data: TrainingSet, spec: Spec, measure: Measure, n: int) -> tuple[Rows, float]:
         """Advance by n iterations (on a worker thread); the rows, and the seconds that one iteration took."""
         run = advance if self.single else advance_pack
-        with arithmetic(spec.training.precision):
+        with arithmetic(spec.precision):
             held = self.begin()
             start, before = time.perf_counter(), self.iteration
             state, rows = run(

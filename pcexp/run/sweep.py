@@ -1,27 +1,28 @@
 """The whole sweep of a command: one cell a science half, a manifest, an estimate, then its cells.
 
-Hydra composes one configuration a job (hydra_plugins/pcexp.py hands them over); jobs that differ in lane values only become
-one cell here. The manifest says what was asked for at a scale, so that report and claims can count against it.
+Configurations that differ in lane values only are one cell. The manifest says what was asked for at a scale, so that report and claims can count against it.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.random as jr
 
-from pcexp.config.composition import SCALES, Refused
-from pcexp.config.spec import Spec, spec
+from pcexp.config.composition import Asked, Composed, Refused
+from pcexp.config.identity import Identity
+from pcexp.config.spec import Spec, identity, spec
 from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build
 from pcexp.data import DataError
 from pcexp.model.network import Network
 from pcexp.records import manifest
 from pcexp.records.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error
+from pcexp.records.manifest import Blocks
 from pcexp.run.cost import Cost, describe, estimate
 from pcexp.run.job import Job
 from pcexp.run.progress import Progress
@@ -29,34 +30,39 @@ from pcexp.run.session import Datasets, Execution, Session, Stopped
 from pcexp.run.tracking import AbstractTracker
 
 
-def plans(configs: Iterable[Mapping[str, Any]]) -> list[Spec]:
-    """One spec a cell: configurations with the same science half are merged, their lanes united. Raises SpecError.
+def identities(composed: Iterable[Composed], prefixes: Sequence[str]) -> dict[str, Identity]:
+    """Who the cells of these configurations are; of those that are one cell the lanes are united. Raises SpecError."""
+    found: dict[str, Identity] = {}
+    for one in composed:
+        new = identity(one.config, prefixes, block=one.block)
+        if new.cell in found:
+            old = {lane.name: lane for lane in found[new.cell].lanes}
+            for lane in new.lanes:
+                blocks = dict.fromkeys((*old[lane.name].blocks, *lane.blocks)) if lane.name in old else lane.blocks
+                old[lane.name] = lane._replace(blocks=tuple(blocks))
+            new = found[new.cell]._replace(lanes=tuple(old.values()))
+        found[new.cell] = new
+    return found
 
-    Those that are no part of their study are left out.
+
+def placed(cell: Identity, own: Mapping[str, Identity], variant: str) -> Identity:
+    """The cell with its lanes in the blocks of the study's own grid; those that are not in it are a variant.
+
+    A lane that differs from one of the study's in its seed alone is the study's too: more seeds make a verdict firmer.
     """
-    merged: dict[str, Spec] = {}
-    left_out: Spec | None = None
-    for config in configs:
-        new = spec(config, (config.get("execution") or {}).get("targets") or ())
-        part = new.study.part(new.labels)
-        if part is None:
-            left_out = new
-            continue
-        if part:
-            new = replace(new, labels=new.labels | {"part": part})
-        old = merged.get(new.cell)
-        if old is not None:
-            lanes = (*old.lanes, *(lane for lane in new.lanes if lane not in old.lanes))
-            new = eqx.tree_at(lambda s: s.lanes, old, lanes)
-        merged[new.cell] = new
-    if left_out is not None and not merged:
-        chosen = ", ".join(f"{key}={value}" for key, value in left_out.labels.items() if value)
-        raise SpecError(f"{left_out.name} has no part with {chosen}")
-    return list(merged.values())
+    there = own[cell.cell].lanes if cell.cell in own else ()
+    by_rest = {
+        json.dumps({k: v for k, v in lane.values.items() if k != "seed"}, sort_keys=True): lane for lane in there
+    }
+    lanes = []
+    for lane in cell.lanes:
+        mine = by_rest.get(json.dumps({k: v for k, v in lane.values.items() if k != "seed"}, sort_keys=True))
+        lanes.append(lane._replace(variant=variant) if mine is None else lane._replace(blocks=mine.blocks))
+    return cell._replace(lanes=tuple(lanes))
 
 
 @dataclass(frozen=True)
-class Command:
+class Sweep:
     """The cells of one study that a command asks for, checked, and how to run them."""
 
     specs: tuple[Spec, ...]
@@ -64,6 +70,8 @@ class Command:
     tracker: AbstractTracker
     scale: str
     dry_run: bool
+    grid: tuple[Identity, ...]
+    blocks: Blocks
 
     @property
     def name(self) -> str:
@@ -80,8 +88,9 @@ class Command:
         return Cell(self.folder / spec.cell, [lane.name for lane in spec.lanes])
 
     def ask(self, specs: Sequence[Spec]) -> None:
-        """Write into the manifest that these cells are asked for."""
-        _write_manifest(self.folder, self.scale, specs)
+        """Write into the manifest what is asked for: the study's grid on these data, and these cells."""
+        cells = manifest.entries([*self.grid, *(spec.identity for spec in specs)])
+        manifest.add(self.folder, self.scale, cells, self.blocks)
 
     def run(self, specs: Sequence[Spec], costs: Mapping[str, Cost], datasets: Datasets) -> int:
         """Run what is missing of these cells, in this order, and report the study if that ends; the status."""
@@ -93,26 +102,38 @@ class Command:
         return code
 
 
-def command(configs: Sequence[Mapping[str, Any]]) -> Command:
-    """The command that resolved configurations of one study describe. Raises Refused."""
-    settings = configs[0]
+def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
+    """What a command asks for, typed and checked. Raises Refused."""
     try:
-        if settings["scale"] not in SCALES:
-            raise SpecError(f"scale={settings['scale']} is unknown: valid are {', '.join(SCALES)}")
         # First: its targets say which modules may be named.
         execution: Execution = build(
             {"_target_": "pcexp.run.session.Execution", **settings["execution"]}, "execution", ALLOWED_TARGETS
         )
-        specs = plans(configs)
+        own = identities(asked.own, execution.targets)
+        wanted = own if asked.cells is asked.own else identities(asked.cells, execution.targets)
+        configs = {identity(one.config, execution.targets).cell: one.config for one in asked.cells}
+        specs = [
+            spec(configs[cell], execution.targets, placed(who, own, asked.variant)) for cell, who in wanted.items()
+        ]
         tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
         for cell in specs:
             network = _shapes(cell)
             if network.output not in cell.study.outputs:
                 raise SpecError(f"network.output={network.output}: this study takes {', '.join(cell.study.outputs)}")
-            cell.learning.check(network)
+            if cell.learns:
+                cell.learning.check(network)
     except (SpecError, ValueError) as error:
         raise Refused(str(error)) from error
-    return Command(tuple(specs), execution, tracker, str(settings["scale"]), bool(settings.get("dry_run")))
+    blocks = {data: {block.name: list(block.figures) for block in there} for data, there in asked.blocks.items()}
+    return Sweep(
+        tuple(specs),
+        execution,
+        tracker,
+        str(settings["scale"]),
+        bool(settings.get("dry_run")),
+        tuple(own.values()),
+        blocks,
+    )
 
 
 @contextmanager
@@ -128,9 +149,9 @@ def refusing(folder: Path) -> Iterator[None]:
         raise Refused(str(output_error(folder, error))) from error
 
 
-def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
+def run_all(composed: Asked, settings: Mapping[str, Any]) -> int:
     """Run the cells of a command and report them; 0 when all lanes asked for are finished, 130 when asked to stop."""
-    asked = command(configs)
+    asked = sweep(composed, settings)
     with refusing(asked.folder):
         # Data are loaded before anything is written: a missing copy is an error of the command, not of a cell.
         datasets = Datasets()
@@ -196,19 +217,6 @@ def _shapes(cell: Spec) -> Network:
     """Shapes of a network for the checks before anything is compiled; sizes of data do not matter to them."""
     shape = (8,) if cell.network.flat_inputs else (64, 64, 3)
     return jax.eval_shape(lambda: cell.network.build(cell.parameterisation, shape, 2, key=jr.key(0)))
-
-
-def _write_manifest(folder: Path, scale: str, specs: Sequence[Spec]) -> None:
-    """Add the cells asked for to the manifest of this scale; what was asked for at the same revision stays asked for."""
-    new = {
-        cell.cell: {
-            "labels": cell.labels,
-            "lanes": {lane.name: lane.values for lane in cell.lanes},
-            "revision": cell.study.revision,
-        }
-        for cell in specs
-    }
-    manifest.write(folder, scale, manifest.merged(manifest.asked(folder, scale), new))
 
 
 def _report(study: str, scale: str, outputs: str) -> None:

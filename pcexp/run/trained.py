@@ -31,6 +31,6 @@ def trained_network(folder: Path, lane: str) -> Network:
     parameterisation = build(science["parameterisation"], "parameterisation", ALLOWED_TARGETS)
     shape = tuple(about["input_shape"])
     drawn = architecture.build(parameterisation, shape, about["d_out"], key=jr.key(0))
-    with arithmetic(science["training"].get("precision", "float32")):
+    with arithmetic(science["precision"]):
         network, _ = checkpoint.load(path, in_floats(drawn))
     return network

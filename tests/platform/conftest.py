@@ -50,7 +50,7 @@ def run(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     monkeypatch.setattr(sweep, "_report", lambda *_: None)
 
     def run(*overrides: str, base: tuple[str, ...] = quick.QUICK) -> int:
-        return sweep.run_all([quick.composed(f"execution.outputs={outputs}", *overrides, base=base)])
+        return quick.run_all([quick.composed(f"execution.outputs={outputs}", *overrides, base=base)])
 
     return run
 
@@ -61,7 +61,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("undisturbed") / "outputs"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "_report", lambda *_: None)
-        assert sweep.run_all([quick.composed(*quick.LONG, f"execution.outputs={outputs}")]) == 0
+        assert quick.run_all([quick.composed(*quick.LONG, f"execution.outputs={outputs}")]) == 0
     return outputs
 
 

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from quick import STUDY
 
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
+from pcexp.records import manifest
 from pcexp.records.cell import Cell
-from pcexp.run.sweep import _about, _write_manifest
+from pcexp.run.sweep import _about
 
 LENGTH = 2000
 """Iterations of a made-up run."""
@@ -79,7 +81,7 @@ def written(
 ) -> Path:
     """Outputs as runs leave them, without running: lanes without a fate are asked for and not finished."""
     folder = outputs / STUDY
-    _write_manifest(folder, scale, cells)
+    manifest.add(folder, scale, manifest.entries(spec.identity for spec in cells), {})
     for spec in cells:
         done = [
             (lane, fate, rows(lane, fate, n_rows)) for lane in spec.lanes if (fate := fates(spec, lane)) is not None

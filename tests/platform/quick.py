@@ -9,15 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from pcexp.__main__ import CONF, register
-from pcexp.config.composition import resolved, split_lanes
+from pcexp.command_line import CONF
+from pcexp.config.composition import Asked, Composed, Composer
 from pcexp.config.spec import Spec
 from pcexp.records.cell import read_lines
-from pcexp.run.sweep import plans
+from pcexp.run import sweep
 
 STUDY = "saddle_escape"
 QUICK = (
@@ -61,31 +60,40 @@ main()
 """The command, less its figures (tested elsewhere), in short calls with a pause after each: signals meet it half way."""
 
 
-def composed(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None = None) -> dict[str, Any]:
-    """A resolved configuration, as `python -m pcexp` hands it to the sweep; `folder` is its --config-dir."""
-    register()
+def composer(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None = None) -> Composer:
+    """What `python -m pcexp` composes of these overrides; `folder` is its --config-dir."""
     search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[*search, *base, *overrides], return_hydra_config=True)
-    _, lanes = split_lanes(config, overrides)
-    return resolved(config, config.hydra, lanes)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        return Composer(hydra.config_loader, [*search, *base, *overrides])
 
 
-def axes(*base: str) -> dict[str, list[str]]:
-    """The options of each axis that an experiment sweeps."""
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=list(base), return_hydra_config=True)
-    params: Any = (
-        OmegaConf.to_container(config.hydra.sweeper.params, resolve=True) if config.hydra.sweeper.params else {}
-    )
-    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-    return {
-        axis.get_key_element(): list(axis.sweep_string_iterator())
-        if axis.is_sweep_override()
-        else [axis.get_value_element_as_str()]
-        for axis in parsed
-    }
+def composed(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None = None) -> dict[str, Any]:
+    """The first cell of a command, as a resolved configuration."""
+    return composer(*overrides, base=base, folder=folder).asked().cells[0].config
+
+
+def swept(*overrides: str) -> list[Spec]:
+    """All cells of a command."""
+    found = composer(*overrides, base=())
+    return list(sweep.sweep(found.asked(), found.settings).specs)
+
+
+def asked(configs: Sequence[Mapping[str, Any]]) -> Asked:
+    """These configurations as the study's own cells."""
+    cells = [Composed(dict(config), "") for config in configs]
+    return Asked(cells, cells, {}, "")
+
+
+def plans(configs: Sequence[Mapping[str, Any]]) -> list[Spec]:
+    """The cells of these configurations, typed and checked."""
+    return list(sweep.sweep(asked(configs), configs[0]).specs)
+
+
+def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
+    """Run these configurations as one command does; its status."""
+    return sweep.run_all(asked(configs), configs[0])
 
 
 def cell(*overrides: str, base: Sequence[str] = QUICK) -> Spec:
@@ -173,14 +181,9 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
 
 def grid(*overrides: str, activations: Sequence[str] = ("linear", "tanh", "relu")) -> list[Spec]:
     """The cells of saddle escape, at the given scale and seeds."""
-    configs = []
-    for rule in ("pc", "bp"):
-        for protocol in ("published", "corrected"):
-            for start in ("near_origin", "near_zero_rank"):
-                chosen = [f"learning={rule}", f"protocol={protocol}", f"parameterisation={start}"]
-                config = composed(*chosen, *overrides, base=(f"+experiment={STUDY}",))
-                configs += [changed(config, "network.activation", phi) for phi in activations]
-    return plans(configs)
+    chosen = f"network.activation={','.join(activations)}"
+    found = composer(*overrides, chosen, base=(f"+experiment={STUDY}",))
+    return list(sweep.sweep(found.asked(), found.settings).specs)
 
 
 def manifest(outputs: Path, scale: str = "smoke") -> dict[str, Any]:

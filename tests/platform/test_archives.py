@@ -181,7 +181,7 @@ def test_what_is_older_than_the_manifest_is_kept_and_not_asked_for(
     (path,) = pack(outputs, quick.STUDY, archives).paths
     folder = there / quick.STUDY
     newer = {cell: entry | {"revision": 99} for cell, entry in manifest.asked(folder, "small").items()}
-    manifest.write(folder, "small", newer)
+    manifest.add(folder, "small", newer, {})
     unpack(read(path), there)
     assert manifest.asked(folder, "small") == newer
     assert read_outputs(there, quick.STUDY, "small").strays == (small[0].cell,)

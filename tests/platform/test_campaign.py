@@ -132,7 +132,7 @@ def test_it_runs_the_cells_that_the_studys_own_command_runs(
     base = [f"+experiment={quick.STUDY}", *BASE]
     configs = [quick.composed(f"learning={rule}", base=base) for rule in ("pc", "bp")]
     apart = tmp_path / "apart"
-    assert sweep.run_all([quick.changed(config, "execution.outputs", str(apart)) for config in configs]) == 0
+    assert quick.run_all([quick.changed(config, "execution.outputs", str(apart)) for config in configs]) == 0
     assert quick.numbers(outputs) == quick.numbers(apart) and len(quick.numbers(outputs)) == 2
     assert quick.manifest(outputs) == quick.manifest(apart)
     assert quiet == [quick.STUDY, quick.STUDY]  # here, and by the command itself
@@ -193,11 +193,11 @@ def test_the_budget_counts_from_the_start_of_the_command_composition_included(
     monkeypatch.setattr(campaign.time, "monotonic", lambda: next(clock))
     given: list[float | None] = []
 
-    def run(asked: sweep.Command, *_: Any) -> int:
+    def run(asked: sweep.Sweep, *_: Any) -> int:
         given.append(asked.execution.max_minutes)
         return 130
 
-    monkeypatch.setattr(sweep.Command, "run", run)
+    monkeypatch.setattr(sweep.Sweep, "run", run)
     assert ended(*TWO, f"execution.outputs={outputs}", "execution.max_minutes=90") == 130
     assert given == [30.0]
 
@@ -215,7 +215,7 @@ def test_cells_whose_data_are_missing_are_skipped_with_the_reason(
 
 
 def test_a_study_with_evidence_at_this_scale_is_one_with_a_finished_group(outputs: Path, small: list[Spec]) -> None:
-    asked = sweep.Command(tuple(small), Execution(outputs=str(outputs)), NoTracker(), "small", False)
+    asked = sweep.Sweep(tuple(small), Execution(outputs=str(outputs)), NoTracker(), "small", False, (), {})
     assert not campaign._evidence(asked)
     made_up.written(outputs, small, "small", made_up.only([0, 1]))
     assert not campaign._evidence(asked)
@@ -238,11 +238,11 @@ def test_all_experiments_at_thesis_scale_are_what_it_takes_without_words(
 ) -> None:
     taken: list[str] = []
 
-    def planned(hydra: Any, name: str, task: Any, chosen: list[str], **_: Any) -> Any:
+    def planned(loader: Any, chosen: list[str]) -> Any:
         taken.extend(chosen)
         raise Refused("enough")
 
-    monkeypatch.setattr("hydra._internal.hydra.Hydra.multirun", planned)
+    monkeypatch.setattr(campaign, "compose", planned)
     with pytest.raises(Refused, match="enough"):
         campaign.main([])
     experiments = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))

@@ -18,7 +18,6 @@ import quick
 from pcexp.config.composition import Refused
 from pcexp.records import cell as module
 from pcexp.records.cell import Cell, CellBusy, OutputError
-from pcexp.run import sweep
 
 Run = Callable[..., int]
 
@@ -261,7 +260,7 @@ def test_a_disk_that_fills_up_loses_nothing_and_the_same_command_continues(
         patch.setattr(builtins, "open", disk.open)
         patch.setattr(Path, "open", lambda path, *arguments, **keywords: disk.open(path, *arguments, **keywords))
         with pytest.raises(Refused) as refused:
-            sweep.run_all([config])
+            quick.run_all([config])
     assert f"cannot write to {outputs}" in str(refused.value) and os.strerror(number) in str(refused.value)
     assert "execution.outputs=" in str(refused.value)
     kept = {path: path.read_bytes() for path in outputs.glob("*/*/lanes.jsonl")}

@@ -18,7 +18,8 @@ from made_up import Fate
 from matplotlib.figure import Figure
 
 from experiments import saddle_escape
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.records.tables import Records, read_outputs
 from pcexp.report import plotting
 from pcexp.report import rendering as report

@@ -14,7 +14,7 @@ import quick
 
 from pcexp.records.cell import read_lines
 from pcexp.report import rendering as report
-from pcexp.run import sweep, tracking
+from pcexp.run import tracking
 
 Run = Callable[..., int]
 
@@ -205,5 +205,5 @@ def test_a_run_is_mirrored_to_an_offline_tracker_and_its_own_records_are_the_sam
     assert list(segment.glob("*.wandb")) and (segment / "logged-to-38").exists()
     mirrored = quick.numbers(outputs)
     plain = tmp_path / "plain"
-    assert sweep.run_all([quick.composed(f"execution.outputs={plain}")]) == 0
+    assert quick.run_all([quick.composed(f"execution.outputs={plain}")]) == 0
     assert quick.numbers(plain) == mirrored

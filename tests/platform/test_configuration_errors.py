@@ -8,7 +8,6 @@ import pytest
 import quick
 
 from pcexp.config.composition import Refused
-from pcexp.run import sweep
 
 Refusal = Callable[..., str]
 
@@ -82,7 +81,7 @@ def test_a_mistyped_key_in_an_experiment_file_is_named_with_what_was_meant_and_w
     folder = quick.experiment_file(tmp_path, text, defaults="[saddle_escape]")
     config = quick.composed("+experiment=own", "parameterisation=near_origin", base=("scale=smoke",), folder=folder)
     with pytest.raises(Refused) as refused:
-        sweep.run_all([quick.changed(config, "execution.outputs", str(outputs))])
+        quick.run_all([quick.changed(config, "execution.outputs", str(outputs))])
     message = str(refused.value)
     assert typo in message and suggests(message, meant) and another in message
     assert not outputs.exists()
@@ -291,11 +290,11 @@ def test_a_prefix_given_as_a_word_does_not_open_every_module_that_begins_with_on
 )
 def test_a_target_that_is_not_there_or_is_something_else_is_refused(target: str, said: str) -> None:
     with pytest.raises(Refused, match=said):
-        sweep.run_all([quick.composed("dry_run=true") | {"network": {"_target_": target}}])
+        quick.run_all([quick.composed("dry_run=true") | {"network": {"_target_": target}}])
 
 
 def test_several_cells_of_which_one_is_wrong_are_refused_together(outputs: Path) -> None:
     good = quick.composed(f"execution.outputs={outputs}")
     with pytest.raises(Refused, match=r"network\.width"):
-        sweep.run_all([good, quick.changed(good, "network.width", "wide")])
+        quick.run_all([good, quick.changed(good, "network.width", "wide")])
     assert not outputs.exists()

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 import quick
-from omegaconf import OmegaConf
 
 from experiments.saddle_escape import SaddleEscape
-from pcexp.config.composition import Refused, split_lanes
-from pcexp.config.spec import SCIENCE, Spec, flat, lane_name
+from pcexp.config.identity import flat, lane_name
+from pcexp.config.spec import SCIENCE, Spec
 from pcexp.config.targets import SpecError
-from pcexp.run import sweep
 
 EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
 
 BASE = quick.composed()
 LEAVES = sorted(key for key, _ in flat({key: BASE[key] for key in SCIENCE}))
 OTHER = {
-    "training.precision": "float64",
+    "precision": "float64",
+    "learning.precision": "float64",
+    "network.premultipliers": "forward_pass",
     "learning.inference.form": "activities",
     "learning.gradient_scale": "batch_mean",
     "network.activation": "tanh",
@@ -32,16 +32,16 @@ TARGETS = {
     "data._target_": {"_target_": "pcexp.data.Matrix", "n_rows": 4, "n_columns": 4, "rank": 1, "hidden_fraction": 0.1, "data_seed": 0},
     "learning._target_": {"_target_": "pcexp.learning.BP", "gradient_scale": "batch_sum"},
     "learning.inference._target_": {"_target_": "pcexp.inference.ClosedForm"},
-    "network._target_": {"_target_": "pcexp.model.architecture.Convolutional", "channels": [4], "widths": [8], "activation": "linear"},
+    "network._target_": {"_target_": "pcexp.model.Convolutional", "channels": [4], "widths": [8], "activation": "linear"},
     "optimiser._target_": {"_target_": "optax.adam", "learning_rate": 0.008},
-    "parameterisation._target_": {"_target_": "pcexp.model.parameterisation.NearZeroRank", "sigma": 0.011},
+    "parameterisation._target_": {"_target_": "pcexp.model.NearZeroRank", "sigma": 0.011},
 }  # fmt: skip
 """Another component where a leaf says which one it is."""
 ONLY_ONE = {"study._target_", "training._target_"}
 
 
 def planned(config: dict[str, Any]) -> Spec:
-    (only,) = sweep.plans([config])
+    (only,) = quick.plans([config])
     return only
 
 
@@ -110,7 +110,7 @@ def test_jobs_that_differ_in_nothing_that_counts_become_one_cell() -> None:
     rates = ("inference.activity_lr=0.1", "inference.activity_lr=0.2")
     bp = [quick.composed("learning=bp", rate) for rate in rates]
     pc = [quick.composed("learning=pc", rate) for rate in rates]
-    assert len(sweep.plans(bp)) == 1 and len(sweep.plans(pc)) == 2
+    assert len(quick.plans(bp)) == 1 and len(quick.plans(pc)) == 2
 
 
 # Lanes
@@ -130,30 +130,6 @@ def values_or_refusal(config: dict[str, Any]) -> list[dict[str, float]] | str:
 def test_lanes_are_the_product_of_their_lists() -> None:
     lanes = values(quick.composed("lanes.seed=[0,1]", "+lanes.optimiser.learning_rate=[0.1,0.2]"))
     assert lanes == [{"seed": seed, "optimiser.learning_rate": rate} for seed in (0, 1) for rate in (0.1, 0.2)]
-
-
-def test_blocks_of_lanes_give_the_union_of_their_products() -> None:
-    blocks = [
-        {"seed": [0, 1], "optimiser": {"learning_rate": [0.1]}},
-        {"seed": [1, 2], "optimiser": {"learning_rate": [0.1, 0.2]}},
-    ]
-    lanes = values(BASE | {"lanes": blocks})
-    assert {(lane["seed"], lane["optimiser.learning_rate"]) for lane in lanes} == {
-        (0, 0.1), (1, 0.1), (2, 0.1), (1, 0.2), (2, 0.2),
-    }  # fmt: skip
-    assert len(lanes) == 5
-
-
-@pytest.mark.parametrize("first", [0, 1])
-def test_a_key_that_only_one_block_varies_keeps_its_value_in_the_other_or_is_refused(first: int) -> None:
-    blocks = [{"optimiser": {"learning_rate": [0.1]}, "parameterisation": {"sigma": [0.5]}}, {"seed": [3]}]
-    found = values_or_refusal(BASE | {"lanes": blocks if first == 0 else blocks[::-1]})
-    if isinstance(found, str):
-        assert "sigma" in found or "learning_rate" in found
-    else:
-        (other,) = [lane for lane in found if lane["seed"] == 3]
-        assert other["parameterisation.sigma"] == BASE["parameterisation"]["sigma"]
-        assert other["optimiser.learning_rate"] == BASE["optimiser"]["learning_rate"]
 
 
 @pytest.mark.parametrize("key", ["optimiser.learning_rate", "parameterisation.sigma", "inference.activity_lr"])
@@ -186,21 +162,23 @@ def test_seeds_on_the_command_line_replace_those_of_the_experiment(override: str
 
 
 @pytest.mark.parametrize("written", ["0.00001", "1e-05", "1e-5", "1.0e-5"])
-def test_a_declared_lane_key_set_on_the_command_line_is_a_lane_however_its_number_is_written(written: str) -> None:
-    config = OmegaConf.create({"lanes": {"seed": [0], "optimiser": {"learning_rate": [0.1, 0.2]}}})
+def test_a_lane_key_set_on_the_command_line_is_a_lane_however_its_number_is_written(written: str) -> None:
+    base = ("+experiment=mupc_transfer", "scale=smoke")
     for override in (f"optimiser.learning_rate={written}", f"lanes.optimiser.learning_rate=[{written}]"):
-        kept, lanes = split_lanes(config, ["network=fc", override])
-        assert kept == ["network=fc"]
-        assert lanes in ({"optimiser.learning_rate": 1e-5}, {"optimiser.learning_rate": [1e-5]})
+        lanes = values(quick.composed(override, base=base))
+        assert {lane["optimiser.learning_rate"] for lane in lanes} == {1e-5}
 
 
 def test_lane_keys_swept_on_the_command_line_become_lanes_of_one_cell(tmp_path: Path) -> None:
-    text = "lanes: {seed: [0, 1], optimiser: {learning_rate: [0.5]}}\n"
-    folder = quick.experiment_file(tmp_path, text, defaults="[saddle_escape]")
-    base = [o for o in quick.QUICK[1:] if not o.startswith(("optimiser.", "lanes."))]
-    base = ["--config-dir", str(folder), "+experiment=own", *base, "dry_run=true"]
-    crossed = ("optimiser.learning_rate=0.1,0.00002", "lanes.seed=5,6,7", "network.width=4,8")
-    done = quick.command(*base, *crossed, cwd=tmp_path)
+    base = [
+        "+experiment=mupc_transfer",
+        "scale=smoke",
+        "blocks=[width]",
+        "network.activation=tanh",
+        "protocol=corrected",
+    ]
+    crossed = ("optimiser.learning_rate=0.1,0.00002", "inference.activity_lr=0.1", "lanes.seed=5,6,7")
+    done = quick.command(*base, *crossed, "network.width=4,8", "dry_run=true", cwd=tmp_path)
     assert "2 cells, 12 lanes" in done.stdout, done.stderr
 
 
@@ -213,7 +191,7 @@ def test_a_lane_is_named_by_its_values_alone() -> None:
 def test_planning_leaves_the_configuration_as_it_was() -> None:
     config = quick.composed("+lanes.optimiser.learning_rate=[0.1]")
     before = copy.deepcopy(config)
-    sweep.plans([config])
+    quick.plans([config])
     assert config == before
 
 
@@ -225,10 +203,9 @@ def test_an_experiment_is_another_configuration_at_each_scale(experiment: str) -
     configs = {}
     for scale in ("smoke", "small", "thesis"):
         base = (f"+experiment={experiment}", f"scale={scale}")
-        first = [f"{axis}={options[0]}" for axis, options in quick.axes(*base).items()]
-        config = quick.composed(*first, base=base)
+        config = quick.composed(base=base)
         assert cell(config)
-        configs[scale] = json.dumps({key: config[key] for key in (*SCIENCE, "lanes")}, sort_keys=True)
+        configs[scale] = json.dumps({key: config.get(key) for key in (*SCIENCE, "lanes")}, sort_keys=True)
     assert len(set(configs.values())) == 3
 
 
@@ -237,46 +214,6 @@ def test_every_experiment_has_a_module_and_a_header_that_says_what_it_is_about()
     for name in EXPERIMENTS:
         text = (quick.CONF / "experiment" / f"{name}.yaml").read_text()
         assert text.startswith("# @package _global_\n# ") and f"+experiment={name}" in text
-
-
-def test_values_by_scale_and_by_choice_follow_what_was_chosen(tmp_path: Path) -> None:
-    text = (
-        "root_seed: ${by_scale:1,2,3}\n"
-        "training: {epochs: '${by_choice:learning,{pc:${by_scale:4,5},bp:6}}', batch_size: '${by_choice:data,{digits:7,default:8}}'}\n"
-        "lanes: {seed: '${by_scale:[0],[0, 1],[0, 1, 2]}'}\n"
-    )
-    folder = quick.experiment_file(tmp_path, text)
-
-    def seen(*overrides: str) -> tuple[Any, ...]:
-        config = quick.composed(*overrides, base=("+experiment=own",), folder=folder)
-        training = config["training"]
-        return config["root_seed"], training["epochs"], training["batch_size"], len(config["lanes"]["seed"])
-
-    assert seen("scale=smoke") == (1, 4, 7, 1)
-    assert seen("scale=small", "data=mnist") == (2, 5, 8, 2)
-    assert seen("scale=thesis") == (3, 5, 7, 3)
-    assert seen("scale=thesis", "learning=bp", "training.batch_size=9") == (3, 6, 9, 3)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("root_seed: ${by_scale:1}\n", "smoke, small, thesis"),
-        ("root_seed: ${by_choice:learning,{bp:1}}\n", "learning=pc"),
-        ("root_seed: ${by_choice:training.epochs,{7:1}}\n", "training.epochs=1: there are values for 7 only"),
-    ],
-)
-def test_a_value_that_the_experiment_does_not_give_is_asked_for(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(Refused, match=said):
-        quick.composed(base=("+experiment=own",), folder=quick.experiment_file(tmp_path, text))
-
-
-def test_by_choice_follows_the_value_of_a_dotted_key_too(tmp_path: Path) -> None:
-    text = "root_seed: ${by_choice:training.epochs,{7:1,default:2}}\ntraining: {batch_size: '${by_choice:data.name,{mnist:5,default:6}}'}\n"
-    folder = quick.experiment_file(tmp_path, text)
-    for overrides, expected in ((("training.epochs=7",), (1, 6)), (("data=mnist",), (2, 5))):
-        config = quick.composed(*overrides, base=("+experiment=own",), folder=folder)
-        assert (config["root_seed"], config["training"]["batch_size"]) == expected
 
 
 def test_a_value_on_the_command_line_wins_over_the_scale() -> None:

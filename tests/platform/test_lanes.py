@@ -12,7 +12,7 @@ import quick
 
 from pcexp.records import checkpoint
 from pcexp.records.cell import read_lines
-from pcexp.run import lanes, sweep
+from pcexp.run import lanes
 from pcexp.run.draw import initial_network
 from pcexp.run.pack import evaluate
 from pcexp.run.session import Datasets
@@ -155,7 +155,7 @@ def test_a_cell_that_cannot_even_start_is_recorded_as_failed_and_the_next_one_ru
 
     monkeypatch.setattr(lanes.Pack, "call", failing)
     wide, narrow = (quick.composed(f"network.width={n}", f"execution.outputs={outputs}") for n in (16, 8))
-    assert sweep.run_all([wide, narrow]) == 1
+    assert quick.run_all([wide, narrow]) == 1
     found = [entry["outcome"] for path in outputs.glob("*/*/lanes.jsonl") for entry in read_lines(path)]
     assert sorted(found) == ["done", "failed: RESOURCE_EXHAUSTED: out of memory"]
 

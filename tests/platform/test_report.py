@@ -18,13 +18,14 @@ from made_up import Fate
 from matplotlib.figure import Figure
 
 from experiments import saddle_escape
-from pcexp.config.spec import Lane, Spec
+from pcexp.config.identity import Lane
+from pcexp.config.spec import Spec
 from pcexp.records.collecting import collect
 from pcexp.records.tables import Records, read_outputs
 from pcexp.report import plotting
 from pcexp.report import rendering as report
 from pcexp.report.claims import Claim, Verdict
-from pcexp.report.page import Drawn, Judged, Part
+from pcexp.report.page import Drawing, Judged, Part
 from pcexp.report.page import page as written_page
 
 Fates = Callable[[Spec, Lane], Fate | None]
@@ -141,7 +142,7 @@ def test_the_page_shows_text_as_text(outputs: Path, cells: list[Spec], tmp_path:
     png = tmp_path / "a.png"
     png.write_bytes(b"not drawn")
     judged = [Judged(f"d{evil}", Claim(f"f{evil}", f"c{evil}", lambda _: verdict), verdict)]
-    drawn = [Drawn(f"f{evil}", f"d{evil}", f"t{evil}", png, spoilt)]
+    drawn = [Drawing(f"f{evil}", f"d{evil}", f"t{evil}", png, spoilt)]
     page = Links(
         written_page(
             [Part(quick.STUDY, f"q{evil}\n\nFindings{evil}\n\n- one\n  thing\n- another", judged, drawn, spoilt)]
@@ -151,6 +152,17 @@ def test_the_page_shows_text_as_text(outputs: Path, cells: list[Spec], tmp_path:
         assert f"{part}{evil}" in page.text, part
     assert f"Findings{evil}" in page.text and page.tags.count("li") == 2
     assert page.tags.count("img") == 1 and not any("evil" in link for link in page.loaded)
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_the_page_shows_of_a_studys_notes_those_on_its_scale(outputs: Path, cells: list[Spec]) -> None:
+    made_up.written(outputs, cells[:1], "small")
+    text = "# Notes\n\n## small, 2026-11-20\n\nLess <b>.\n\n- `one`\n- two\n\n## thesis, 2026-11-21\n\nMore.\n"
+    (outputs / quick.STUDY / "notes.md").write_text(text)
+    report.main([quick.STUDY, "--outputs", str(outputs)])
+    page = Links((outputs / "report" / "index.html").read_text())
+    assert "small, 2026-11-20" in page.text and "Less <b>." in page.text and page.tags.count("li") == 2
+    assert "2026-11-21" not in page.text and "More." not in page.text
 
 
 @pytest.mark.usefixtures("one_figure")

@@ -1,83 +1,17 @@
-"""A sweep as a whole: its jobs are composed as Hydra composes each, and its cells run side by side to the same numbers."""
+"""A sweep as a whole: its cells run side by side to the same numbers."""
 
-import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import quick
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import OmegaConf
 
-from hydra_plugins.pcexp import Compositions
 from pcexp.run import lanes, sweep
 from pcexp.run.job import Job
 from pcexp.run.session import Session
-
-# Composition
-
-
-@pytest.fixture
-def loader() -> Iterator[Any]:
-    quick.register()
-    with initialize_config_dir(str(quick.CONF), version_base="1.3"):
-        yield GlobalHydra.instance().hydra.config_loader
-
-
-def plain(config: Any) -> dict[str, Any]:
-    """What a job reads of its configuration: all of it, and Hydra's record of what was chosen and what was asked for."""
-    about = config.hydra
-    own = OmegaConf.create({key: config._get_node(key) for key in config if key != "hydra"})
-    chosen, asked = OmegaConf.to_container(about.runtime.choices), OmegaConf.to_container(about.overrides.task)
-    return {"own": OmegaConf.to_container(own), "choices": chosen, "asked": asked, "lanes": own.lanes.__str__()}
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        (),
-        ("network.width=16", "lanes.seed=[0,1]"),
-        ("study.width=16",),  # the key of an axis
-        ("+lanes.optimiser.learning_rate=[0.1,0.2]", "++study.n_hidden=3"),
-        ("~training.test_every", "learning.gradient_scale=sum"),
-    ],
-)
-def test_a_job_of_a_sweep_is_composed_as_hydra_composes_it(loader: Any, more: Sequence[str]) -> None:
-    base = ["+experiment=mupc_depth", "scale=smoke"]
-    master = loader.load_configuration("config", base, run_mode=RunMode.MULTIRUN)
-    axes = [
-        [
-            "study={arm:width,width:16,n_hidden:2}",
-            "study={width:8,n_hidden:2}",
-        ],  # a mapping is merged into what is there
-        ["network.activation=relu", "network.activation=tanh"],
-        ["learning=pc", "learning=bp"],
-        ["protocol=published", "protocol=corrected"],
-    ]
-    compositions, several = Compositions(loader, master), []
-    for job in itertools.product(*axes):
-        for overrides in ([*base, *more, *job], [*base, *job, *more]):
-            several.append(plain(compositions(overrides)))
-            assert several[-1] == plain(loader.load_sweep_config(master, overrides))
-    assert len({str(config) for config in several}) >= 16
-
-
-@pytest.mark.parametrize("wrong", ["network.widht=8", "network.width.more=8", "inference.max_steps={a:1"])
-def test_what_hydra_refuses_of_a_job_is_refused_in_its_words(loader: Any, wrong: str) -> None:
-    base = ["+experiment=mupc_depth", "scale=smoke"]
-    master = loader.load_configuration("config", base, run_mode=RunMode.MULTIRUN)
-    with pytest.raises(HydraException) as expected:
-        loader.load_sweep_config(master, [*base, wrong])
-    with pytest.raises(HydraException) as found:
-        Compositions(loader, master)([*base, wrong])
-    assert str(found.value) == str(expected.value)
-
 
 # Cells side by side
 
@@ -91,7 +25,7 @@ def both(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def both(*overrides: str, folder: Path = outputs) -> int:
         asked = (*quick.LONG, f"execution.outputs={folder}", *overrides)
-        return sweep.run_all([quick.composed(*asked, protocol) for protocol in PROTOCOLS])
+        return quick.run_all([quick.composed(*asked, protocol) for protocol in PROTOCOLS])
 
     return both
 
@@ -103,7 +37,7 @@ def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "_report", lambda *_: None)
         asked = (*quick.LONG, f"execution.outputs={outputs}", "execution.workers=1")
-        assert sweep.run_all([quick.composed(*asked, protocol) for protocol in PROTOCOLS]) == 0
+        assert quick.run_all([quick.composed(*asked, protocol) for protocol in PROTOCOLS]) == 0
     numbers = quick.numbers(outputs)
     assert len(numbers) == 6
     return numbers
@@ -190,5 +124,5 @@ def test_cells_that_do_not_train_follow_one_another(outputs: Path, monkeypatch: 
     monkeypatch.setattr(Job, "_record", watched)
     base = ("+experiment=forward_pass", "scale=smoke", "network.activation=tanh", f"execution.outputs={outputs}")
     jobs = [quick.composed(f"network.n_hidden={h}", "execution.workers=2", base=base) for h in (4, 6, 8)]
-    assert sweep.run_all(jobs) == 0
+    assert quick.run_all(jobs) == 0
     assert seen == [1, 1, 1]
