@@ -44,8 +44,8 @@ from pcexp.model.parameterisation import MuPC
 from pcexp.records.cell import Cell
 from pcexp.run.job import Job
 from pcexp.run.progress import Progress
-from pcexp.run.sweep import sweep
 from pcexp.run.session import Datasets, Execution, Session
+from pcexp.run.sweep import sweep
 from pcexp.run.tracking import NoTracker
 from pcexp.train import Training, TrainingSet, advance, initial_state, iterations
 

@@ -167,7 +167,7 @@ def _rule(
     labels: Mapping[str, str],
     activations: Sequence[str] = ACTIVATIONS,
 ) -> Callable[[Records], Verdict]:
-    return lambda records: _judge(records.select(**labels), expected, case, activations)
+    return lambda records: _judge(records.select(labels), expected, case, activations)
 
 
 def _model(parameterisation: str, skips: bool) -> dict[str, str]:
@@ -219,7 +219,7 @@ def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str
     figure, axes = plotting.panels(len(ACTIVATIONS), len(models), title)
     for i, activation in enumerate(ACTIVATIONS):
         for j, (name, labels) in enumerate(models.items()):
-            axis, part, n = axes[i, j], records.select(activation=activation, **labels), 0
+            axis, part, n = axes[i, j], records.select(labels, activation=activation), 0
             for run in part.runs.iter_rows(named=True):
                 rows = part.lane(run["cell"], run["lane"])
                 if not len(rows):

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from pcexp.config.composition import composed
 
-
 STOPPED = 130
 
 

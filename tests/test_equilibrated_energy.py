@@ -27,7 +27,7 @@ from pcexp.report.claims import Verdict
 from pcexp.run import sweep
 
 BASE = ("+experiment=equilibrated_energy", "scale=smoke")
-HORIZON = "learning.inference.horizon"
+HORIZON, ARM = "learning.inference.horizon", "config.study.arm"
 
 
 # The rule
@@ -116,14 +116,16 @@ def test_the_training_that_has_one_beside_it_is_the_training_alone(
     outputs = tmp_path / "outputs"
     _, records = ran(outputs, composed(outputs, jobs, "+experiment=equilibrated_energy"))
     rows = {
-        arm: records.select(part=arm).rows.sort("iteration").filter(pl.col("equilibrated_energy").is_not_null())
+        arm: records.select({"config.study.arm": arm})
+        .rows.sort("iteration")
+        .filter(pl.col("equilibrated_energy").is_not_null())
         for arm in ("energy", "beside")
     }
     assert len(rows["energy"]) == len(rows["beside"]) == 6
     for column in ("loss", "equilibrated_energy"):
         np.testing.assert_array_equal(rows["energy"][column], rows["beside"][column])
     assert rows["energy"]["loss"].n_unique() == 6
-    assert (records.select(part="beside").runs["largest_difference"] < 1e-9).all()
+    assert (records.select({"config.study.arm": "beside"}).runs["largest_difference"] < 1e-9).all()
 
 
 # The claims
@@ -134,7 +136,7 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 def as_expected(run: dict[str, Any]) -> dict[str, Any]:
     """Numbers that every claim holds for."""
     published, depth = run["protocol"] == "published", run["config.network.n_hidden"]
-    if run["part"] == "beside":
+    if run["config.study.arm"] == "beside":
         apart = {2: 1e-3, 5: 0.05, 10: 0.3}[depth] if published else 1e-10
         return {"largest_difference": apart, "last_difference": apart, "largest_drift": apart}
     horizon = run[HORIZON] or 1e9
@@ -156,7 +158,7 @@ def records(*changes: Change, leave_out: Callable[[dict[str, Any]], bool] = lamb
                 horizons = [9.375, 3.125, 0.3125] if many else [9.375 if protocol == "published" else None]
                 runs += [
                     {"cell": f"{protocol}{part}{optimiser}{depth}", "lane": f"{horizon} {seed}", "data": "mnist",
-                     "variant": "", "protocol": protocol, "part": part, "optimiser": optimiser, "seed": seed,
+                     "variant": "", "protocol": protocol, "config.study.arm": part, "optimiser": optimiser, "seed": seed,
                      HORIZON: horizon, "config.network.n_hidden": depth, "config.training.batch_size": 64,
                      "outcome": "done"}
                     for horizon in horizons for seed in (0, 1)
@@ -194,16 +196,16 @@ DEPTH = "config.network.n_hidden"
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (where({"largest_gap": 2e-6}, protocol="corrected", part="energy", optimiser="sgd"), "ends at F*"),
-        (where({"largest_residual": 2e-8}, protocol="corrected", part="energy"), "ends at F*"),
-        (where({"largest_gap": 2e-3}, protocol="published", part="energy", **{DEPTH: 2}), "enough for two"),
-        (where({"largest_gap": 5e-4}, protocol="published", part="energy", **{DEPTH: 5}), "are not at equilibrium"),
-        (where({"mean_gap": 0.2}, protocol="published", part="energy", **{HORIZON: 3.125}), "nearer to F*"),
-        (where({"test_accuracy": 0.82}, protocol="published", part="energy", **{HORIZON: 3.125}), "accuracy rises"),
-        (where({"largest_difference": 2e-6}, protocol="corrected", part="beside"), "is training on F*"),
-        (where({"largest_drift": 2e-6}, protocol="corrected", part="beside"), "is training on F*"),
-        (where({"last_difference": 5e-3}, protocol="published", part="beside", **{DEPTH: 10}), "another way"),
-        (where({"outcome": "diverged"}, protocol="corrected", part="beside", **{DEPTH: 5}), "is training on F*"),
+        (where({"largest_gap": 2e-6}, protocol="corrected", **{ARM: "energy"}, optimiser="sgd"), "ends at F*"),
+        (where({"largest_residual": 2e-8}, protocol="corrected", **{ARM: "energy"}), "ends at F*"),
+        (where({"largest_gap": 2e-3}, protocol="published", **{ARM: "energy", DEPTH: 2}), "enough for two"),
+        (where({"largest_gap": 5e-4}, protocol="published", **{ARM: "energy", DEPTH: 5}), "are not at equilibrium"),
+        (where({"mean_gap": 0.2}, protocol="published", **{ARM: "energy", HORIZON: 3.125}), "nearer to F*"),
+        (where({"test_accuracy": 0.82}, protocol="published", **{ARM: "energy", HORIZON: 3.125}), "accuracy rises"),
+        (where({"largest_difference": 2e-6}, protocol="corrected", **{ARM: "beside"}), "is training on F*"),
+        (where({"largest_drift": 2e-6}, protocol="corrected", **{ARM: "beside"}), "is training on F*"),
+        (where({"last_difference": 5e-3}, protocol="published", **{ARM: "beside"}, **{DEPTH: 10}), "another way"),
+        (where({"outcome": "diverged"}, protocol="corrected", **{ARM: "beside"}, **{DEPTH: 5}), "is training on F*"),
     ],
 )
 def test_a_number_beyond_its_threshold_refutes_its_own_claim_alone(change: Change, says: str) -> None:
@@ -212,7 +214,7 @@ def test_a_number_beyond_its_threshold_refutes_its_own_claim_alone(change: Chang
 
 
 def test_a_horizon_at_which_accuracy_is_half_a_point_lower_is_within_what_seeds_do() -> None:
-    slightly = where({"test_accuracy": 0.8 - 0.05 / 9.375 + 0.005}, part="energy", **{HORIZON: 3.125})
+    slightly = where({"test_accuracy": 0.8 - 0.05 / 9.375 + 0.005}, **{ARM: "energy", HORIZON: 3.125})
     assert verdicts(records(slightly))["published: accuracy rises with the horizon"].status == "reproduced"
 
 

@@ -1,8 +1,7 @@
 """Every experiment runs at smoke scale, and its claims and figures answer on what it wrote."""
 
 import importlib
-import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,9 @@ import numpy as np
 import pytest
 import quick
 
-from pcexp.config.spec import spec
+from pcexp.config.composition import Asked, Composer
+from pcexp.config.identity import flat
+from pcexp.config.spec import SCIENCE
 from pcexp.records.tables import Records, read_outputs
 from pcexp.report import plotting
 from pcexp.report import rendering as report
@@ -26,32 +27,22 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "outputs"
 
 
-def star(axes: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """Jobs in which every option of every axis occurs, each with all learning rules, and not their whole product."""
-    rules = axes.get("learning", [])
-    others = {axis: options for axis, options in axes.items() if axis != "learning"}
-    first = {axis: options[0] for axis, options in others.items()}
-    points = [first, *({**first, axis: option} for axis, options in others.items() for option in options[1:])]
-    with_rule = itertools.product(points, [[f"learning={rule}"] for rule in rules] or [[]])
-    return [[*(f"{axis}={option}" for axis, option in point.items()), *rule] for point, rule in with_rule]
+def star(found: Asked) -> Asked:
+    """Cells in which every value of every axis of every block occurs, with all learning rules, and not their whole product."""
+    seen, kept = set[tuple[Any, ...]](), []
+    for one in found.cells:
+        leaves = {key: str(value) for key, value in flat({k: v for k, v in one.config.items() if k in SCIENCE})}
+        new = {(one.block, one.config["choices"].get("learning"), *leaf) for leaf in leaves.items()} - seen
+        if new:
+            kept.append(one)
+            seen |= new
+    return Asked(kept, kept, found.blocks, "")
 
 
-def composed(outputs: Path, jobs: Sequence[Sequence[str]], *base: str) -> list[Mapping[str, Any]]:
-    """Configurations of these jobs at smoke scale."""
-    base = (*base, "scale=smoke", f"execution.outputs={outputs}")
-    return [quick.composed(*job, base=base) for job in jobs]
-
-
-def cells(configs: Sequence[Mapping[str, Any]]) -> int:
-    """How many of these jobs are cells: a study of several parts has no use for some corners."""
-    specs = [spec(config) for config in configs]
-    return sum(one.study.part(one.labels) is not None for one in specs)
-
-
-def ran(outputs: Path, configs: Sequence[Mapping[str, Any]]) -> tuple[Any, Records]:
-    """The study and the records of these jobs, run."""
-    assert quick.run_all(configs) == 0
-    name = quick.plans(configs)[0].name
+def ran(outputs: Path, composer: Composer, asked: Asked) -> tuple[Any, Records]:
+    """The study and the records of these cells, run."""
+    assert sweep.run_all(asked, composer.settings) == 0
+    (name,) = {path.parent.name for path in outputs.glob("*/manifest-smoke.json")}
     return importlib.import_module(f"experiments.{name}"), read_outputs(outputs, name, "smoke")
 
 
@@ -81,11 +72,11 @@ def check(study: Any, records: Records, n_runs: int, shown: Collection[str]) -> 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_an_experiment_runs_and_its_claims_and_figures_answer(experiment: str, outputs: Path) -> None:
-    jobs = star(quick.axes(f"+experiment={experiment}", "scale=smoke"))
-    configs = composed(outputs, jobs, f"+experiment={experiment}")
-    study, records = ran(outputs, configs)
+    composer = quick.composer(base=(f"+experiment={experiment}", "scale=smoke", f"execution.outputs={outputs}"))
+    asked = star(composer.asked())
+    study, records = ran(outputs, composer, asked)
     check(study, records, n_runs=len(records.asked), shown=study.FIGURES)
-    assert len(set(records.runs["cell"])) == cells(configs) >= len(jobs) // 2
+    assert set(records.runs["blocks"].str.split(" ").explode()) == {one.block for one in asked.cells}
     assert study.__doc__ and all(make.__doc__ for make in study.FIGURES.values())
 
 
@@ -95,7 +86,10 @@ def test_saddle_escape_runs_on_images_of_the_users_own_with_convolutions(outputs
     labels = {f"y_{split}": np.arange(n) % 10 for split, n in (("train", 160), ("test", 20))}
     np.savez(tmp_path / "mine.npz", **arrays, **labels)
     chosen = ["network.activation=tanh", "protocol=corrected", "parameterisation=near_origin", "learning=pc"]
-    base = ("+experiment=saddle_escape", "data=npz", f"data.path={tmp_path / 'mine.npz'}", "network=saddle_conv")
-    study, records = ran(outputs, composed(outputs, [[*chosen, "network.channels=[4,4]"]], *base))
+    base = ("+experiment=saddle_escape", "scale=smoke", "data=npz", f"data.path={tmp_path / 'mine.npz'}")
+    net = ("network=convolutional", "network.channels=[4,4]", "network.widths=[32]", f"execution.outputs={outputs}")
+    composer = quick.composer(*chosen, *net, base=base)
+    asked = composer.asked()
+    study, records = ran(outputs, composer, Asked(asked.cells, asked.cells, asked.blocks, ""))
     check(study, records, n_runs=1, shown=["4.5", "B.5"])
-    assert records.runs["network"].unique().to_list() == ["saddle_conv"]
+    assert records.runs["network"].unique().to_list() == ["convolutional"]

@@ -156,11 +156,10 @@ def test_movement_validation_accuracy_and_the_grid_are_what_they_say() -> None:
 
 def test_each_rule_is_what_its_name_says_in_one_precision_but_for_float64() -> None:
     found = {}
-    for rule in quick.axes("+experiment=learning_depth", "scale=small")["learning"]:
-        config = quick.composed(f"learning={rule}", "network.n_hidden=8", base=("+experiment=learning_depth",))
-        inference = config["learning"].get("inference", {})
+    for spec in quick.swept("+experiment=learning_depth", "scale=small", "network.n_hidden=8"):
+        rule, inference = spec.science["learning"], spec.science["learning"].get("inference", {})
         kind = inference.get("form") or inference.get("method")
-        found[rule] = (kind, config["training"]["precision"], config["learning"].get("last_layers"))
+        found[spec.labels["learning"]] = (kind, spec.precision, rule.get("last_layers"))
     assert found == {
         "pc_activities": ("activities", "float32", None),
         "pc": ("deviations", "float32", None),
@@ -172,14 +171,18 @@ def test_each_rule_is_what_its_name_says_in_one_precision_but_for_float64() -> N
     }
 
 
-@pytest.mark.parametrize("n_hidden", [2, 8, 32, 128])
-def test_far_inference_takes_four_steps_a_layer_and_is_what_is_measured(n_hidden: int) -> None:
-    job = ("learning=pc_far", f"network.n_hidden={n_hidden}", "data=mnist")
-    config = quick.composed(*job, base=("+experiment=learning_depth", "scale=small"))
-    inference, seen = config["learning"]["inference"], config["study"]
-    assert (inference["activity_lr"], inference["max_steps"]) == (0.25, 4 * n_hidden)
-    assert (seen["activity_lr"], seen["max_steps"]) == (0.25, 4 * n_hidden)
-    assert (config["training"]["max_iterations"] - 1) % config["training"]["record_every"] == 0  # the last is measured
+@pytest.mark.parametrize("scale", ["smoke", "small", "thesis"])
+def test_far_inference_takes_four_steps_a_layer_and_is_what_is_measured(scale: str) -> None:
+    found = quick.swept("+experiment=learning_depth", "data=mnist", f"scale={scale}", "blocks=[pc_far]")
+    assert found
+    for spec in found:
+        inference, seen = spec.science["learning"]["inference"], spec.science["study"]
+        n_hidden = spec.science["network"]["n_hidden"]
+        assert (inference["activity_lr"], inference["max_steps"]) == (0.25, 4 * n_hidden)
+        assert (seen["activity_lr"], seen["max_steps"]) == (0.25, 4 * n_hidden)
+        if scale == "small":  # the last is measured
+            training = spec.science["training"]
+            assert (training["max_iterations"] - 1) % training["record_every"] == 0
 
 
 # Claims

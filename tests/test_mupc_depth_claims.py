@@ -28,9 +28,16 @@ def run(part: str = "depth", accuracy: float | None = 0.9, /, **changes: Any) ->
     return columns | {named.get(key, key): value for key, value in changes.items()}
 
 
+def block(one: Mapping[str, Any]) -> str:
+    """The block of the grid that asks for a run."""
+    if one["learning"] == "bp":
+        return {"depth": "bp", "long": "bp_long"}[one["part"]]
+    return "sp" if one["parameterisation"] == SP else one["part"]
+
+
 def records(runs: Sequence[Mapping[str, Any]], missing: int = 0) -> Records:
     """Records of these runs, of which the last ones are asked for and not there."""
-    named = [{"cell": str(i), "lane": str(i), **one} for i, one in enumerate(runs)]
+    named = [{"cell": str(i), "lane": str(i), "blocks": block(one), **one} for i, one in enumerate(runs)]
     rows = [
         {"cell": one["cell"], "lane": one["lane"], "iteration": t, "test_accuracy": value if np.isfinite(value) else 0.098,
          "test_loss": 0.1 if np.isfinite(value) else np.nan, "loss": None}

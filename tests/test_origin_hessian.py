@@ -106,15 +106,13 @@ def test_rows_keep_spectra_and_matrices_whole_in_at_most_as_many_rows_as_are_com
     np.testing.assert_array_equal(found.changes["loss_change"], np.arange(9.0))
 
 
-def test_toy_data_have_the_dimension_and_the_second_target_that_the_study_says() -> None:
-    base = ("+experiment=origin_hessian", "scale=thesis")
-    asked = quick.axes(*base)["study"]
-    data = [quick.composed(f"study={one}", base=base)["data"] for one in asked]
+def test_toy_data_have_the_dimension_and_the_second_target_that_the_grid_says() -> None:
+    found = quick.swept("+experiment=origin_hessian", "scale=thesis")
+    data = [spec.science["data"] for spec in found]
     assert [(d["d_in"], d["second_target"]) for d in data] == [
         (2, "minus_x"), (2, "minus_x"), (3, "minus_x"), (3, "x"), (3, "independent"),
         *4 * [(1, "minus_x")], *2 * [(3, "minus_x")],
     ]  # fmt: skip
-    assert quick.composed(base=("+experiment=saddle_escape", "data=gaussian"))["data"]["d_in"] == 3
 
 
 # Claims
@@ -125,7 +123,7 @@ def made_up(**changes: Any) -> Records:
     nets = [("origin", h, 4) for h in (1, 2, 4)] + [("chain", 5, 1), ("saddle", 3, 4), ("saddle", 4, 4)]
     found = [
         {
-            "data": "gaussian", "variant": "", "part": arm, "cell": f"{arm}{h}", "lane": str(seed), "seed": seed,
+            "data": "gaussian", "variant": "", "blocks": arm, "config.study.saddle": arm == "saddle", "cell": f"{arm}{h}", "lane": str(seed), "seed": seed,
             "outcome": "done", "config.network.n_hidden": h, "config.network.width": n, "size": 20.0,
             "closed_loss_difference": 1e-15, "closed_equilibrated_difference": 1e-15, "outside": 0.0,
             "spectrum_loss_difference": 1e-15, "spectrum_equilibrated_difference": 1e-15, "theorem_difference": 1e-15,
@@ -139,7 +137,7 @@ def made_up(**changes: Any) -> Records:
     asked = pl.DataFrame(found)
     at = changes.pop("at", ("origin", 2))
     for run in found:
-        if run["seed"] == 1 and (run["part"], run["config.network.n_hidden"]) == at:
+        if run["seed"] == 1 and (run["blocks"], run["config.network.n_hidden"]) == at:
             run |= changes
     return Records("origin_hessian", "small", pl.DataFrame(found, infer_schema_length=None), pl.DataFrame(), asked)
 

@@ -89,30 +89,24 @@ def test_a_measurement_is_of_the_batch_the_probe_the_test_set_and_the_plane_what
 # Cells
 
 
-def jobs() -> list[list[str]]:
-    found: list[list[str]] = [[]]
-    for axis, options in quick.axes(*BASE).items():
-        found = [[*job, f"{axis}={option}"] for job in found for option in options]
-    return found
-
-
-def test_a_sweep_has_the_training_of_every_net_and_one_landscape_a_net_at_the_scales_of_its_protocol() -> None:
-    specs = quick.plans([quick.composed(*job, base=BASE) for job in jobs()])
-    scales = {
-        (spec.labels["part"], spec.labels["protocol"], spec.labels["learning"]): spec.science["learning"][
-            "gradient_scale"
-        ]
-        for spec in specs
-    }
+def test_the_grid_has_the_training_of_every_net_and_one_landscape_a_net_at_the_scales_of_its_protocol() -> None:
+    specs = quick.swept(*BASE)
+    (scales, landscapes) = ({}, set())
+    for spec in specs:
+        (block,) = {block for lane in spec.lanes for block in lane.blocks}
+        if spec.learns:
+            key = block, spec.labels["protocol"], spec.labels["learning"]
+            scales[key] = spec.science["learning"]["gradient_scale"]
+        else:
+            landscapes.add(block)
     nets = ("chain_1", "chain_2", "chain_3", "wide", "wide_code")
-    training = {key: scale for key, scale in scales.items() if key[0].startswith("training")}
-    assert {key[0] for key in scales if key[0].startswith("landscape")} == {f"landscape {net}" for net in nets[:4]}
-    expected = {(f"training {net}", "corrected", rule): "batch_mean" for net in nets[:3] for rule in ("pc", "bp")}
+    assert landscapes == {f"landscape_{net}" for net in nets[:4]}
+    expected = {(net, "corrected", rule): "batch_mean" for net in nets[:3] for rule in ("pc", "bp")}
     for net in nets[3:]:
-        expected |= {(f"training {net}", "corrected", rule): "batch_sum" for rule in ("pc", "bp")}
-        expected |= {(f"training {net}", "published", "pc"): "batch_sum"}
-        expected |= {(f"training {net}", "published", "bp"): "mean_squared_error"}
-    assert training == expected
+        expected |= {(net, "corrected", rule): "batch_sum" for rule in ("pc", "bp")}
+        expected |= {(net, "published", "pc"): "batch_sum"}
+        expected |= {(net, "published", "bp"): "mean_squared_error"}
+    assert scales == expected
 
 
 # Claims
@@ -130,7 +124,7 @@ def made_up(**changes: dict[str, Any]) -> Records:
                 for seed in (0, 1, 2):
                     escape = 20 if rule == "pc" else round(20 * ratio)
                     run = common | {
-                        "part": f"training {net}", "protocol": protocol, "learning": rule, "seed": seed,
+                        "blocks": net, "protocol": protocol, "learning": rule, "seed": seed,
                         "cell": f"{net}{protocol}{rule}", "lane": str(seed), "outcome": "done", "escaped": True,
                         "escape_iteration": escape, "plateau_gradient_norm": 1.0 if rule == "pc" else 0.1,
                         "loss_range": None, "equilibrated_range": None,
@@ -138,7 +132,7 @@ def made_up(**changes: dict[str, Any]) -> Records:
                     found.append(run | (changes.get(net, {}) if rule == "bp" and seed == 1 else {}))
     landscapes = [
         common | {
-            "part": f"landscape {net}", "protocol": "corrected", "learning": "bp", "seed": 0, "cell": net, "lane": "0",
+            "blocks": f"landscape_{net}", "protocol": "corrected", "learning": "bp", "seed": 0, "cell": net, "lane": "0",
             "outcome": "done", "escaped": None, "escape_iteration": None, "plateau_gradient_norm": None,
             "loss_range": 0.0, "equilibrated_range": 0.8,
         } | (changes.get("landscape", {}) if net == "wide" else {})
@@ -180,7 +174,7 @@ def test_one_run_that_differs_refutes_the_claim_that_it_is_of(changes: Any, refu
 def test_medians_that_do_not_grow_with_depth_refute_it_and_two_fold_is_about() -> None:
     def chains(second: int) -> tuple[str, str]:
         records = made_up()
-        bp = (pl.col("part") == "training chain_2") & (pl.col("learning") == "bp")
+        bp = (pl.col("blocks") == "chain_2") & (pl.col("learning") == "bp")
         runs = records.runs.with_columns(
             escape_iteration=pl.when(bp).then(pl.lit(second)).otherwise(pl.col("escape_iteration"))
         )

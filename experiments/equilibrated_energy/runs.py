@@ -19,7 +19,7 @@ PROTOCOLS = ("published", "corrected")
 
 def runs_of(records: Records, arm: str, protocol: str, optimiser: str = "adam") -> list[Run]:
     """Runs that ended, with numbers or diverged: the shallowest first, then the longest horizons."""
-    found = ended(records.select(protocol=protocol, optimiser=optimiser, **{ARM: arm}))
+    found = ended(records.select({ARM: arm}, protocol=protocol, optimiser=optimiser))
     return sorted(found, key=lambda run: (depth_of(run), -(horizon_of(run) or 0), run["seed"]))
 
 
@@ -46,7 +46,7 @@ def published_horizon(run: Run) -> float:
 
 def missing(records: Records, arm: str, protocol: str, optimiser: str | None = "adam") -> int:
     """Runs that were asked for and have no numbers."""
-    part = records.select(protocol=protocol, **{ARM: arm})
+    part = records.select({ARM: arm}, protocol=protocol)
     part = part if optimiser is None else part.select(optimiser=optimiser)
     return len(part.asked) - len(ended(part))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from experiments.matrix_completion.runs import (
@@ -38,9 +38,9 @@ SETTINGS = {
 """Protocol, choice of learning rates and mark."""
 
 
-def _at_one_rate(records: Records, **labels: Any) -> list[Run]:
+def _at_one_rate(records: Records, where: Mapping[str, Any] | None = None, **labels: str) -> list[Run]:
     """Runs at the one learning rate of both rules, PC from the last saddle first: later lines lie on top."""
-    runs = records.select(**labels).runs.iter_rows(named=True)
+    runs = records.select(where, **labels).runs.iter_rows(named=True)
     kept = [run for run in runs if run[ETA] == RATES[run["protocol"]] and run["outcome"] in ("done", "diverged")]
     return sorted(kept, key=lambda run: (run["learning"], -name(run).start, run["seed"]))
 
@@ -120,7 +120,9 @@ def figure_ranks(records: Records) -> Figure:
     for i, learning in enumerate(("bp", "pc")):
         for j, activation in enumerate(ACTIVATIONS):
             axis = axes[i, j]
-            runs = _at_one_rate(records, protocol="corrected", activation=activation, learning=learning, **{START: 0})
+            runs = _at_one_rate(
+                records, protocol="corrected", activation=activation, learning=learning, where={START: 0}
+            )
             for run in runs:
                 rows = records.lane(run["cell"], run["lane"])
                 columns = sorted(column for column in rows.columns if column.startswith("singular_value_"))
@@ -188,7 +190,7 @@ def figure_rates(records: Records) -> Figure:
 
     from pcexp.report import plotting
 
-    part = records.select(protocol="corrected", **{START: 0})
+    part = records.select({START: 0}, protocol="corrected")
     figure, axes = plotting.panels(1, len(ACTIVATIONS), "Iterations to a loss of 0.01, corrected", height=3.0)
     for axis, activation in zip(axes[0], ACTIVATIONS, strict=True):
         runs = list(part.select(activation=activation).runs.iter_rows(named=True))

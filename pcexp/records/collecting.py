@@ -93,7 +93,7 @@ def write_tables(folder: Path, runs: pl.DataFrame, asked: pl.DataFrame) -> None:
     lanes = asked.select(*per_lane, *values)
     cells = asked.select(name for name in asked.columns if name == "cell" or name not in lanes.columns)
     frames = {
-        "runs": runs.drop("blocks", strict=False),
+        "runs": runs,
         "asked": lanes,
         "cells": cells.unique("cell", maintain_order=True),
     }

@@ -43,8 +43,11 @@ class Records:
         """The command that makes these records."""
         return status.command(self.study, self.scale, {name: self.asked[name] for name in self.asked.columns})
 
-    def select(self, *, block: str | Sequence[str] | None = None, **labels: Any) -> "Records":
-        """The records whose labels are these, and that a block of the grid (or one of several) asks for."""
+    def select(
+        self, where: Mapping[str, Any] | None = None, /, *, block: str | Sequence[str] | None = None, **labels: Any
+    ) -> "Records":
+        """The records whose labels, and columns `where`, are these, and that a block of the grid (or one of several) asks for."""
+        labels = labels | dict(where or {})
 
         def chosen(frame: pl.DataFrame) -> pl.DataFrame:
             if block is not None:
@@ -148,8 +151,10 @@ def asked_for(all_records: Records) -> Records:
     strays = set(runs["cell"]) - set(asked["cell"]) if len(runs) else set()
     runs, rows = (frame.join(asked, on=key, how="semi") if len(frame) else frame for frame in (runs, rows))
     if len(runs):  # what a run belongs to is said by the grid, which may have changed since it was made
+        columns = dict.fromkeys((*runs.columns, "variant", "blocks"))
         belongs = asked.select(*key, "variant", "blocks")
         runs = runs.drop("variant", "blocks", strict=False).join(belongs, on=key, how="left", maintain_order="left")
+        runs = runs.select(*columns)
     return dataclasses.replace(
         all_records, asked=asked, runs=runs, rows=rows, strays=tuple(sorted({*all_records.strays, *strays}))
     )

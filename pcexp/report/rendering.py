@@ -31,7 +31,7 @@ from pcexp.report.page import STATUS_MARK, Drawing, Judged, Part, listed, notes,
 def judge(study: Any, records: Records) -> list[Judged]:
     """Verdicts of the claims of a study, data set by data set; of each those that speak of it."""
     return [
-        Judged(" ".join(filter(None, group.values())), claim, claim.rule(records.select(**group)))
+        Judged(" ".join(filter(None, group.values())), claim, claim.rule(records.select(group)))
         for group in records.groups()
         for claim in study.CLAIMS
         if claim.data in (None, group["data"])
@@ -46,7 +46,7 @@ def figures(study: Any, records: Records, folder: Path, again: bool = True, suff
     drawings = []
     folder.mkdir(parents=True, exist_ok=True)
     for group in records.groups():
-        part = records.select(**group)
+        part = records.select(group)
         data = " ".join(filter(None, group.values()))
         for name, make in study.FIGURES.items():
             stem = re.sub(r"[^\w.=-]+", "_", f"fig_{name}_{data}{suffix}")

@@ -164,7 +164,7 @@ def test_killed_anywhere_unpacking_leaves_what_the_same_command_completes(
         return call
 
     with monkeypatch.context() as patch:
-        for owner, name in ((manifest, "write"), (archive, "_adopt"), (Path, "unlink")):
+        for owner, name in ((manifest, "write_json"), (archive, "_adopt"), (Path, "unlink")):
             patch.setattr(owner, name, counted(getattr(owner, name)))
         patch.setattr("pcexp.records.cell.replace_bytes", counted(archive.replace_bytes))
         patch.setattr(Cell, "_append", staticmethod(counted(Cell._append)))

@@ -214,7 +214,7 @@ def test_a_study_that_is_not_at_hand_does_not_stop_the_report_of_another(
     """Runs of a study outside the repository lie in the same folder, and its module is not on the path today."""
     made_up.written(outputs, cells[:1], "small")
     shutil.copytree(outputs / quick.STUDY, outputs / "gone")
-    for path in (outputs / "gone").glob("*/config.json"):
+    for path in (outputs / "gone").glob("manifest-*.json"):
         path.write_text(path.read_text().replace("experiments.saddle_escape.SaddleEscape", "gone.Gone"))
     report.main([quick.STUDY, "--outputs", str(outputs)])
     assert "at scale small" in (outputs / "report" / "index.html").read_text()
@@ -257,7 +257,8 @@ def test_a_run_with_many_overrides_is_reported_apart_from_the_study_itself(
     monkeypatch.setattr(saddle_escape, "FIGURES", {"4.5": saddle_escape.FIGURES["4.5"]})
     overrides = [o for o in quick.QUICK if not o.startswith(("+", "scale", "learning", "param", "protocol", "lanes"))]
     own = quick.cell(base=(f"+experiment={quick.STUDY}", "scale=small", "parameterisation=near_origin"))
-    changed = quick.cell(*overrides, base=(f"+experiment={quick.STUDY}", "scale=small", "parameterisation=near_origin"))
+    chosen = ("scale=small", "parameterisation=near_origin", "learning=pc", "protocol=published")
+    changed = quick.swept(f"+experiment={quick.STUDY}", *chosen, *overrides)[0]
     made_up.written(outputs, [own, changed], "small")
     records = read_outputs(outputs, quick.STUDY, "small")
     assert len(records.groups()) == 2

@@ -68,7 +68,7 @@ def test_status_says_what_is_finished_who_works_what_failed_and_how_to_go_on(
     assert f"running: {busy} by process {os.getpid()}" in running
     assert failed.strip() == "3 lanes failed: no memory"
     assert to_do.startswith("  2 cells unfinished: python -m pcexp ")
-    assert to_do.endswith(f"+experiment={quick.STUDY} data=digits network=saddle_fc scale=small")
+    assert to_do.endswith(f"+experiment={quick.STUDY} data=digits scale=small")
 
 
 def test_a_lock_whose_process_has_died_is_nobodys_and_a_finished_study_names_no_command(
