@@ -408,7 +408,7 @@ DEFECTS = (
         "the forward pass is rounded with the products of inference",
         "inference/base.py",
         "forward_pass(network, batch.x), batch.mask)",
-        "forward_pass(products, batch.x), batch.mask)",
+        "forward_pass(network.in_products(precision), batch.x), batch.mask)",
         (f"{PRECISION}test_with_bfloat16_the_forward_pass_and_the_loss_are_those_of_float32[PC]",),
     ),
     Defect(
