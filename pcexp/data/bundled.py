@@ -8,7 +8,7 @@ from typing import final
 
 import numpy as np
 
-from pcexp.data.dataset import AbstractData, Dataset, Split, check_splitting, checksum, holdout, one_hot
+from pcexp.data.dataset import AbstractData, Dataset, Split, check_splitting, checksum, holdout, needing, one_hot
 
 
 @final
@@ -32,7 +32,8 @@ class Digits(AbstractData):
             raise ValueError(f"test_fraction={self.test_fraction}: valid are above 0 to below 1")
 
     def load(self) -> Dataset:
-        from sklearn.datasets import load_digits
+        with needing("bundled"):
+            from sklearn.datasets import load_digits
 
         bunch = load_digits()
         images = (bunch.images / 16).astype(np.float32)[..., np.newaxis]
@@ -92,7 +93,8 @@ class Mnist1D(AbstractData):
 
 def mnist1d_arrays() -> dict[str, np.ndarray]:
     """Signals x, x_test and labels y, y_test in float64, equal to the published file to 1e-12."""
-    from mnist1d.data import get_dataset_args, make_dataset
+    with needing("bundled"):
+        from mnist1d.data import get_dataset_args, make_dataset
 
     with _global_generators_restored():
         # Not get_dataset(), which downloads.

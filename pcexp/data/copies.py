@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from pcexp.data.dataset import DataError, checksum
+from pcexp.data.dataset import DataError, checksum, needing
 
 DATA_DIR = "PCEXP_DATA_DIR"
 JPEG = b"\xff\xd8"
@@ -129,9 +129,9 @@ def decode(copy: Copy, *, test_split: str) -> RawImages:
 
 def decode_split(copy: Copy, split: str) -> DecodedSplit:
     """Images and labels of one split of a copy, in stored order."""
-    try:
+    with needing("images"):
         import tensorflow_datasets as tfds
-
+    try:
         builder = tfds.builder_from_directory(copy.folder)
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         shape = builder.info.features["image"].shape

@@ -2,6 +2,8 @@
 
 import abc
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -15,6 +17,15 @@ ALIGNMENT_BYTES = 64
 
 class DataError(Exception):
     """Data that are absent or unusable: what was looked for, where, and what to run."""
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Inside, a package that is not installed is a DataError that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise DataError(f"{error.name} is not installed: run `pip install 'pcexp[{extra}]'`") from error
 
 
 class Split(NamedTuple):

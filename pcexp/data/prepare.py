@@ -9,7 +9,7 @@ import numpy as np
 
 from pcexp.data import copies
 from pcexp.data.copies import Copy
-from pcexp.data.dataset import DataError
+from pcexp.data.dataset import DataError, needing
 
 SIDE, CHUNK = 64, 1000
 
@@ -25,7 +25,8 @@ def download(name: str) -> Copy:
             f"preparing {name} needs TensorFlow once, reading it never does: run `make data DATA={name}`, which "
             "installs it, or `pip install 'pcexp[prepare]'` and this command again"
         ) from error
-    import tensorflow_datasets as tfds
+    with needing("images"):
+        import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=copies.data_dir(), file_format="array_record")
@@ -37,7 +38,8 @@ def download(name: str) -> Copy:
 
 def pack_tiny_imagenet(source: Path) -> Copy:
     """Pack the unzipped folder tiny-imagenet-200 as a copy: training images and the labelled validation images."""
-    import tensorflow_datasets as tfds
+    with needing("images"):
+        import tensorflow_datasets as tfds
 
     names = sorted(path.name for path in (source / "train").glob("n*"))
     annotations = source / "val" / "val_annotations.txt"

@@ -88,7 +88,10 @@ class Wandb(AbstractTracker):
 
     def _written(self, lane: LaneLog) -> pathlib.Path:
         """The folder of a new offline segment of the lane's run."""
-        import wandb  # here, because a run without a tracker must not need it
+        try:
+            import wandb  # here, because a run without a tracker must not need it
+        except ModuleNotFoundError as error:
+            raise RuntimeError("wandb is not installed: run `pip install 'pcexp[tracking]'`") from error
 
         # W&B writes to a temporary folder, with no more than a message, if this one does not exist.
         root = pathlib.Path(self.directory or "outputs/wandb").expanduser().absolute()

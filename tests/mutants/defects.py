@@ -1,17 +1,6 @@
-"""Known defects: a piece of the package's text, what to put in its place, and the tests that must notice."""
+"""Known defects of the numerics: a piece of the package's text, what to put in its place, and the tests that must notice."""
 
-from typing import NamedTuple
-
-
-class Defect(NamedTuple):
-    """`sound` occurs once in pcexp/`file`; with `planted` there instead, one of `tests` must fail."""
-
-    name: str
-    file: str
-    sound: str
-    planted: str
-    tests: tuple[str, ...]
-
+from platform_defects import PLATFORM_DEFECTS, Defect
 
 NUMERICS = "tests/numerics/"
 BY_HAND = f"{NUMERICS}test_energy.py::test_energy_errors_and_gradients_are_those_of_a_loop_written_by_hand"
@@ -418,8 +407,8 @@ DEFECTS = (
     Defect(
         "the forward pass is rounded with the products of inference",
         "inference/base.py",
-        "forward_pass(network, x), mask)",
-        "forward_pass(network.in_products(precision), x), mask)",
+        "forward_pass(network, batch.x), batch.mask)",
+        "forward_pass(network.in_products(precision), batch.x), batch.mask)",
         (f"{PRECISION}test_with_bfloat16_the_forward_pass_and_the_loss_are_those_of_float32[PC]",),
     ),
     Defect(
@@ -516,4 +505,5 @@ DEFECTS = (
         "s",
         (f"{MASK}test_the_equilibrated_energy_of_masked_targets_is_the_least_energy_over_free_outputs_too",),
     ),
+    *PLATFORM_DEFECTS,
 )

@@ -22,7 +22,17 @@ from typing import NamedTuple
 from defects import DEFECTS, Defect
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("pcexp", "conf/inference", "tests/numerics", "tests/theory", "tests/conftest.py", "pyproject.toml")
+COPIED = (
+    *("pcexp", "conf", "experiments", "hydra_plugins", "pyproject.toml"),
+    *(
+        "tests/conftest.py",
+        "tests/test_origin_hessian.py",
+        "tests/data",
+        "tests/numerics",
+        "tests/platform",
+        "tests/theory",
+    ),
+)
 TESTS_FAILED = 1  # pytest's exit status; anything above says that no test ran
 
 

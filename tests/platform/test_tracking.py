@@ -188,6 +188,7 @@ def test_trouble_inside_wandb_is_a_warning_that_names_the_lane(
     absent.close()
     messages = [record.getMessage() for record in ours(caplog)]
     assert len(messages) == 2 and "lane b2" in messages[0] and "lane c3" in messages[1]
+    assert "pcexp[tracking]" in messages[1]
 
 
 def test_a_run_without_a_tracker_does_not_import_wandb() -> None:
