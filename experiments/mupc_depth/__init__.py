@@ -55,7 +55,6 @@ verdict: tanh, corrected, SP stays below muPC at H = 8 by 1.55 points there, and
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -67,9 +66,9 @@ from experiments.mupc_depth.claims import CLAIMS
 from experiments.mupc_depth.figures import FIGURES
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
+from pcexp.evaluation import evaluate
 from pcexp.model.network import Network
 from pcexp.run.job import Job
-from pcexp.run.pack import evaluate
 from pcexp.train import Observation, weight_norms
 
 __all__ = ["CLAIMS", "FIGURES", "MuPCDepth"]
@@ -114,4 +113,4 @@ def validation_accuracy(network: Network, dataset: Dataset) -> float:
     """Share of the validation split whose largest output is that of its class; NaN of an empty split."""
     if not len(dataset.validation.x):
         return math.nan
-    return float(evaluate(network, dataclasses.replace(dataset, test=dataset.validation))["test_accuracy"])
+    return float(evaluate(network, dataset.validation)["accuracy"])
