@@ -28,7 +28,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -41,12 +41,12 @@ from pcexp.config.identity import Lane
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
+from pcexp.learning import Beside, Networks
 from pcexp.model.network import Network
 from pcexp.report.claims import Case, Claim, Run, Verdict, ended, verdict
-from pcexp.run.draw import Drawn, components, initial_network, lane_key
+from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
-from pcexp.run.pack import Pack
-from pcexp.train import Observation, TrainingSet, batch_layout, initial_state, iterations, weight_norms
+from pcexp.train import Observation, weight_norms
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
@@ -72,30 +72,15 @@ class CoordinateCheck(AbstractStudy):
     reference: int
 
     def run(self, job: Job) -> None:
-        job.record(lambda lane, dataset: self._rows(job, lane, dataset))
+        job.train(measure, self.probe_size, at=lambda lane, data: self.beside_control(job, lane, data), tested=False)
 
-    def _rows(self, job: Job, lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:
-        network = initial_network(job.spec, lane, dataset)
-        x, y = jnp.asarray(dataset.train.x), jnp.asarray(dataset.train.y)
-        data = TrainingSet(x, y, batch_layout(network, x[: self.probe_size]), y[: self.probe_size].T)
-        _, learning, optimiser = components(job.spec, lane)
-        width = network.segments[-1].weight.shape[-1]
-        factors = {"": 1.0, "control_": math.sqrt(self.reference / (width * network.depth))}
-        packs = {}
-        for name, factor in factors.items():
-            # Traced: the run and its control share a compilation.
-            rated = eqx.Partial(hidden_rate, optimiser, jnp.asarray(factor))
-            state = initial_state(network, rated, key=lane_key(job.spec, lane, 1))
-            packs[name] = Pack([lane], _always(Drawn(state, learning, rated)))
-        for iteration in range(iterations(job.spec.training, len(x))):
-            row: dict[str, Any] = {"iteration": iteration}
-            for name, pack in packs.items():
-                row |= {f"{name}{k}": v for k, v in movement(pack.state.network, network, data.probe_x).items()}
-                recorded, _ = pack.call(data, job.spec, measure, 1)
-                row |= {f"{name}{k}": v[0] for k, v in recorded.values.items() if k != "iteration"}
-            yield row
-            if any(bool(pack.state.diverged) for pack in packs.values()):
-                return
+    def beside_control(self, job: Job, lane: Lane, dataset: Dataset) -> Start:
+        """The run and its control on the same batches from the same weights."""
+        network, rule, optimiser, *_ = initial_start(job.spec, lane, dataset)
+        factor = math.sqrt(self.reference / (network.segments[-1].weight.shape[-1] * network.depth))
+        # Traced: cells of one shape share a program.
+        rated = eqx.Partial(hidden_rate, optimiser, (jnp.asarray(1.0), jnp.asarray(factor)))
+        return Start(Networks((network, network)), Beside((rule, rule)), rated, given=network)
 
     def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {
@@ -105,17 +90,16 @@ class CoordinateCheck(AbstractStudy):
         }
 
 
-def _always(drawn: Drawn) -> Callable[[Lane], Drawn]:
-    return lambda _: drawn
-
-
 def hidden_rate(
-    optimiser: Callable[[], optax.GradientTransformation], factor: Float[Array, ""]
+    optimiser: Callable[[], optax.GradientTransformation], factors: Sequence[Float[Array, ""]]
 ) -> optax.GradientTransformation:
-    """The optimiser with its updates of weight matrices 2..L-1 multiplied by a factor."""
+    """The optimiser with its updates of weight matrices 2..L-1 multiplied by a factor, one for each network."""
 
-    def scaled(updates: Network, _: Any = None) -> Network:
-        first, *hidden, last = updates.segments
+    def scaled(updates: Networks, _: Any = None) -> Networks:
+        return Networks(tuple(one(*pair) for pair in zip(updates.members, factors, strict=True)))
+
+    def one(network: Network, factor: Float[Array, ""]) -> Network:
+        first, *hidden, last = network.segments
         hidden = [eqx.tree_at(lambda s: s.weight, s, factor * s.weight) for s in hidden]
         return Network((first, *hidden, last))
 
@@ -123,9 +107,14 @@ def hidden_rate(
 
 
 def measure(seen: Observation) -> dict[str, Array]:
-    """Loss of the batch, and norms of the weight gradients (of F) at the recorded layers, before the update."""
-    norms = weight_norms(seen.gradient) / seen.diagnostics["gradient_factor"]
-    return {"loss": seen.loss, "gradient_norm": norms[jnp.array(positions(len(norms)))]}
+    """Of the run and its control, before the update: what moved, loss of the batch, gradient norms (of F) at the layers."""
+    found: dict[str, Array] = {}
+    for i, name in enumerate(("", "control_")):
+        norms = weight_norms(seen.gradient.members[i]) / seen.diagnostics[f"gradient_factor_{i}"]
+        row = movement(seen.network.members[i], seen.given, seen.data.probe_x)
+        row |= {"loss": seen.diagnostics[f"loss_{i}"], "gradient_norm": norms[jnp.array(positions(len(norms)))]}
+        found |= {f"{name}{column}": value for column, value in row.items()}
+    return found
 
 
 def positions(depth: int) -> list[int]:
@@ -133,7 +122,6 @@ def positions(depth: int) -> list[int]:
     return [0, (depth - 2) // 2, depth - 2, depth - 1]
 
 
-@eqx.filter_jit
 def movement(network: Network, start: Network, x: Float[Array, "d_in batch"]) -> dict[str, Float[Array, " 4"]]:
     """Mean |zhat_l|, and mean |zhat_l - zhat_l of the start|, over units and inputs at the recorded layers."""
     z, z0 = ([layer for stack in forward_pass(n, x).activities for layer in stack] for n in (network, start))

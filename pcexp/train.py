@@ -1,13 +1,16 @@
 """The one training loop: a lane advances by a traced number of iterations inside one compiled call.
 
-Iteration t draws batch t, measures at the weights before its update (every `record_every` iterations), then updates. Row 0
-is therefore the initial network. Everything a lane needs to go on is in `TrainState`: the order of batches is a function
-of (key, iteration) alone, so a checkpoint carries no permutation.
+Iteration t draws batch t, measures at the weights before its update (every `record_every` iterations, or where `Events`
+say), then updates. Row 0 is therefore the initial network. Everything a lane needs to go on is in `TrainState`: the order
+of batches is a function of (key, iteration) alone, so a checkpoint carries no permutation. A batch of all examples has them
+in their own order.
 """
 
+import abc
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import equinox as eqx
 import jax
@@ -19,9 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from pcexp.data.augmentation import Augment
 from pcexp.data.batches import batch_indices, epoch_permutation
 from pcexp.energy import Batch
+from pcexp.evaluation import batch_layout
 from pcexp.learning import AbstractLearning, WeightGradient
-from pcexp.model.network import Network
-from pcexp.model.segments import Precision
 
 
 class Training(eqx.Module):
@@ -39,7 +41,6 @@ class Training(eqx.Module):
     test_every: int | None = None
     stop_improvement: float | None = None
     stop_error: float | None = None
-    precision: Precision = "float32"
 
     def __check_init__(self) -> None:
         for name in ("batch_size", "epochs", "record_every"):
@@ -49,19 +50,6 @@ class Training(eqx.Module):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-
-
-class TrainState(eqx.Module):
-    """Where a lane stands."""
-
-    network: Network
-    optimiser_state: optax.OptState
-    key: PRNGKeyArray
-    iteration: Int[Array, ""]
-    epoch_error: Float[Array, ""]
-    last_epoch_error: Float[Array, ""]
-    stopped: Bool[Array, ""]
-    diverged: Bool[Array, ""]
 
 
 class TrainingSet(eqx.Module):
@@ -79,17 +67,55 @@ class TrainingSet(eqx.Module):
 
 
 class Observation(NamedTuple):
-    """What a measurement sees at a recorded iteration, before the update."""
+    """What a measurement sees at a recorded iteration, before the update.
 
-    network: Network
-    gradient: Network
+    `given` are constants of the lane, `events` what decided that a row is due, where a study has them.
+    """
+
+    network: Any
+    gradient: Any
     loss: Float[Array, ""]
     diagnostics: dict[str, Array]
     data: TrainingSet
+    given: Any = None
+    events: Any = None
+    iteration: Int[Array, ""] | None = None
 
 
 Measure = Callable[[Observation], dict[str, Array]]
 """Named scalars or vectors at a recorded iteration; evaluated inside the compiled loop."""
+
+MeasureAfter = Callable[[Observation, Any], dict[str, Array]]
+"""As `Measure`, of what was seen before the update and the network after it."""
+
+
+class AbstractEvents(eqx.Module):
+    """Rows where something happens, and the end of a lane: what it remembers for that, part of its state and saved with it.
+
+    A row is then `due` where this says so, where a lane ends, and nowhere else. A lane ends where it is `ended`, where a
+    number is not finite, or at the weights after its last update: there it stays, without another update.
+    """
+
+    due: eqx.AbstractVar[Bool[Array, ""]]
+    ended: eqx.AbstractVar[Bool[Array, ""]]
+
+    @abc.abstractmethod
+    def visit(self, seen: Observation) -> Self:
+        """What is remembered once an iteration has been seen; `seen.events` is this object."""
+
+
+class TrainState(eqx.Module):
+    """Where a lane stands: what learns (a network, or several side by side), and all else that the next iteration needs."""
+
+    network: Any
+    optimiser_state: optax.OptState
+    key: PRNGKeyArray
+    iteration: Int[Array, ""]
+    epoch_error: Float[Array, ""]
+    last_epoch_error: Float[Array, ""]
+    stopped: Bool[Array, ""]
+    diverged: Bool[Array, ""]
+    events: AbstractEvents | None = None
 
 
 class Rows(NamedTuple):
@@ -100,13 +126,12 @@ class Rows(NamedTuple):
     values: dict[str, Array]
 
 
-def batch_layout(network: Network, x: Float[Array, "batch ..."]) -> Float[Array, "..."]:
-    """Examples with the batch axis where the network takes it."""
-    return jnp.moveaxis(x, 0, network.input_batch_axis)
-
-
 def initial_state(
-    network: Network, optimiser: Callable[[], optax.GradientTransformation], *, key: PRNGKeyArray
+    network: Any,
+    optimiser: Callable[[], optax.GradientTransformation],
+    *,
+    events: AbstractEvents | None = None,
+    key: PRNGKeyArray,
 ) -> TrainState:
     """State before the first iteration. `key` orders the batches."""
     # Strong types throughout: a weakly typed scalar would become strong in the first call and compile the second again.
@@ -120,17 +145,18 @@ def initial_state(
         last_epoch_error=jnp.full_like(zero, jnp.inf),
         stopped=jnp.array(False),
         diverged=jnp.array(False),
+        events=events,
     )
 
 
-def weight_norms(network: Network) -> Float[Array, " depth"]:
+def weight_norms(network: Any) -> Float[Array, " depth"]:
     """Frobenius norm of each of the L weight matrices (or of their gradients), from the input side."""
     return jnp.concatenate(
         [jnp.sqrt(jnp.sum(jnp.square(s.weight), axis=tuple(range(1, s.weight.ndim)))) for s in network.segments]
     )
 
 
-def _all_finite(gradient: Network) -> Bool[Array, ""]:
+def _all_finite(gradient: Any) -> Bool[Array, ""]:
     """Whether the squares of a gradient have a finite sum."""
     # A product of vectors: XLA:CPU writes the squares to memory before it sums them.
     return jnp.isfinite(sum(jnp.vdot(s.weight, s.weight) for s in gradient.segments))
@@ -146,6 +172,8 @@ def _advance(
     capacity: int,
     n_iterations: Int[Array, ""],
     *,
+    given: Any = None,
+    after: MeasureAfter | None = None,
     over: Callable[[Callable[..., Any]], Callable[..., Any]],
 ) -> tuple[TrainState, Rows]:
     """State after at most `n_iterations` more iterations, and the rows recorded on the way (at most `capacity`).
@@ -155,33 +183,46 @@ def _advance(
     vmap of the loop as a whole every condition would be a choice between two results, both computed in every iteration.
     """
     n_examples, batch_size = data.x.shape[0], training.batch_size
-    per_epoch = n_examples // batch_size
+    per_epoch, total = n_examples // batch_size, iterations(training, n_examples)
+    on_events = state.events is not None
     # Lanes of a pack stand at one iteration, but for those that have ended before.
     start = jnp.max(state.iteration)
-    limit = jnp.minimum(start + n_iterations, iterations(training, n_examples))
+    limit = jnp.minimum(start + n_iterations, total + on_events)  # events see the last weights too
     d_out = data.y.shape[1]
 
     def active(state: TrainState) -> Array:
         return ~state.stopped & ~state.diverged
 
     def gradient(state: TrainState, order: Array, learning: AbstractLearning, t: Array) -> tuple[WeightGradient, Array]:
-        index = batch_indices(order, t % per_epoch, batch_size)
-        examples = data.x[index]
+        def drawn(array: Array) -> Array:
+            return array if batch_size == n_examples else array[batch_indices(order, t % per_epoch, batch_size)]
+
+        examples = drawn(data.x)
         if data.augment is not None:
             examples = data.augment(examples, key=jax.random.fold_in(jax.random.fold_in(state.key, 2), t))
-        x, y = batch_layout(state.network, examples), data.y[index].T
+        x, y = batch_layout(state.network, examples), drawn(data.y).T
         key = jax.random.fold_in(jax.random.fold_in(state.key, 1), t)
-        mask = None if data.mask is None else data.mask[index].T
+        mask = None if data.mask is None else drawn(data.mask).T
         out = learning.gradient(state.network, Batch(x, y, mask), key=key)
         return out, jnp.isfinite(out.loss) & _all_finite(out.gradient)
 
-    def see(state: TrainState, out: WeightGradient, t: Array) -> dict[str, Array]:
-        return {"iteration": t, **measure(Observation(state.network, *out, data))}
+    def observed(state: TrainState, out: WeightGradient, given: Any, t: Array) -> Observation:
+        return Observation(state.network, *out, data, given, state.events, t)
+
+    def visit(state: TrainState, out: WeightGradient, given: Any, t: Array) -> TrainState:
+        events = state.events.visit(observed(state, out, given, t))  # type: ignore[union-attr]  # only called with events
+        return dataclasses.replace(state, events=events)
+
+    def see(state: TrainState, out: WeightGradient, given: Any, new: TrainState, t: Array) -> dict[str, Array]:
+        seen = observed(state, out, given, t)
+        found = {"iteration": t, **measure(seen)}
+        return found if after is None else found | after(seen, new.network)
 
     def update(
         state: TrainState,
         out: WeightGradient,
         finite: Array,
+        ended: Array | None,
         optimiser: Callable[[], optax.GradientTransformation],
         *,
         t: Array,
@@ -190,24 +231,24 @@ def _advance(
         error = state.epoch_error + 2 * out.loss / d_out / per_epoch
         ends_epoch = (t + 1) % per_epoch == 0
         stopped = jnp.array(False)
-        if training.stop_improvement is not None:
+        if training.stop_improvement is not None and not on_events:
             stopped = stopped | (state.last_epoch_error - error < training.stop_improvement)
-        if training.stop_error is not None:
+        if training.stop_error is not None and not on_events:
             stopped = stopped | (error < training.stop_error)
-        new = TrainState(
+        new = dataclasses.replace(
+            state,
             network=eqx.apply_updates(state.network, updates),
             optimiser_state=optimiser_state,
-            key=state.key,
             iteration=t + 1,
             epoch_error=jnp.where(ends_epoch, 0.0, error),
             last_epoch_error=jnp.where(ends_epoch, error, state.last_epoch_error),
             stopped=stopped & ends_epoch,
             diverged=~finite,
         )
-        if over is _one_lane:
-            return new
-        here = active(state)  # of a pack, those that have ended stay as they were
-        return jax.tree.map(lambda old, now: jnp.where(here, now, old) if eqx.is_array(now) else now, state, new)
+        if ended is not None:
+            new = _where(ended, dataclasses.replace(state, stopped=ended, diverged=~finite), new)
+        # Of a pack, those that have ended stay as they were.
+        return new if over is _one_lane else _where(active(state), new, state)
 
     def unfinished(carry: tuple[Array, TrainState, Array, Rows]) -> Array:
         t, state, _, rows = carry
@@ -215,29 +256,31 @@ def _advance(
 
     def iterate(carry: tuple[Array, TrainState, Array, Rows]) -> tuple[Array, TrainState, Array, Rows]:
         t, state, order, rows = carry
-        # The order is no part of the state: drawn at the start of a call and of an epoch.
-        shuffled = over(lambda key: epoch_permutation(key, t // per_epoch, n_examples))
-        order = lax.cond((t == start) | (t % per_epoch == 0), lambda: shuffled(state.key), lambda: order)
+        if batch_size < n_examples:
+            # The order is no part of the state: drawn at the start of a call and of an epoch.
+            shuffled = over(lambda key: epoch_permutation(key, t // per_epoch, n_examples))
+            order = lax.cond((t == start) | (t % per_epoch == 0), lambda: shuffled(state.key), lambda: order)
         out, finite = over(lambda state, order, learning: gradient(state, order, learning, t))(state, order, learning)
-        here = active(state)
-        due = here & ((t % training.record_every == 0) | ~finite)
+        here, ended = active(state), None
+        if on_events:
+            state = over(functools.partial(visit, t=t))(state, out, given)
+            ended = state.events.ended | ~finite | (t == total)
+            due = here & (state.events.due | ended)
+        else:
+            due = here & ((t % training.record_every == 0) | ~finite)
+        new = over(functools.partial(update, t=t))(state, out, finite, ended, optimiser)
 
         def record() -> Rows:
-            return _append(rows, due, over(lambda state, out: see(state, out, t))(state, out))
+            return _append(rows, due, over(functools.partial(see, t=t))(state, out, given, new))
 
-        rows = lax.cond(jnp.any(due), record, lambda: rows)
-        state = over(functools.partial(update, t=t))(state, out, finite, optimiser)
-        return t + 1, state, order, rows
+        return t + 1, new, order, lax.cond(jnp.any(due), record, lambda: rows)
 
     order = over(lambda key: jnp.zeros(n_examples, int))(state.key)
-    shapes = eqx.filter_eval_shape(
-        lambda state, order, learning: over(
-            lambda state, order, learning: see(state, gradient(state, order, learning, start)[0], start)
-        )(state, order, learning),
-        state,
-        order,
-        learning,
-    )
+
+    def first_row(state: TrainState, order: Array, learning: AbstractLearning, given: Any) -> dict[str, Array]:
+        return see(state, gradient(state, order, learning, start)[0], given, state, start)
+
+    shapes = eqx.filter_eval_shape(over(first_row), state, order, learning, given)
     values = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)
     rows = Rows(jnp.zeros((), jnp.int32), jnp.zeros((capacity, *state.iteration.shape), bool), values)
     _, state, _, rows = lax.while_loop(unfinished, iterate, (start, state, order, rows))
@@ -246,6 +289,10 @@ def _advance(
 
 def _one_lane(f: Callable[..., Any]) -> Callable[..., Any]:
     return f
+
+
+def _where(condition: Array, new: TrainState, old: TrainState) -> TrainState:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, new, old)
 
 
 advance = eqx.filter_jit(functools.partial(_advance, over=_one_lane))

@@ -19,11 +19,9 @@ are of all test examples, in per cent; points are hundredths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -33,10 +31,10 @@ from experiments.equilibrated_energy.rules import PCBesideTheory, distance, leng
 from pcexp.config.identity import Lane
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
-from pcexp.learning import Equilibrated
-from pcexp.run.draw import components, initial_network, lane_key
+from pcexp.learning import Beside, Equilibrated, Networks
+from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
-from pcexp.train import Observation, TrainingSet, advance, batch_layout, initial_state, iterations
+from pcexp.train import Observation
 
 __all__ = ["CLAIMS", "FIGURES", "EquilibratedEnergy", "PCBesideTheory"]
 
@@ -52,7 +50,13 @@ class EquilibratedEnergy(AbstractStudy):
         if self.arm == "energy":
             job.train(measure, probe_size=job.spec.training.batch_size)
         else:
-            job.record(lambda lane, dataset: side_by_side(job, lane, dataset))
+            job.train(
+                energies,
+                probe_size=job.spec.training.batch_size,
+                at=lambda lane, dataset: side_by_side(job, lane, dataset),
+                after=movement,
+                tested=False,
+            )
 
     def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if self.arm == "beside":
@@ -81,48 +85,23 @@ def measure(seen: Observation) -> dict[str, Array]:
     }
 
 
-def side_by_side(job: Job, lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """Rows of two trainings on the same batches from the same weights: by the lane's rule, and on F* itself.
-
-    F* is that of either's weights before an update, the difference of their weights is taken after it.
-    """
-    spec = job.spec
-    _, rule, optimiser = components(spec, lane)
-    initial = initial_network(spec, lane, dataset)
-    rule.check(initial)
-    x, y = (jnp.asarray(values, jnp.result_type(float)) for values in (dataset.train.x, dataset.train.y))
-    size = spec.training.batch_size
-    data = TrainingSet(x, y, batch_layout(initial, x[:size]), y[:size].T, dataset.augment)
-    rules = rule, Equilibrated(rule.gradient_scale)
-    states = [initial_state(initial, optimiser, key=lane_key(spec, lane, 1))] * 2
-    every = spec.training.record_every
-    for t in range(0, iterations(spec.training, len(x)), every):
-        seen = []
-        for i, learning in enumerate(rules):
-            # Room for one more row than is recorded: a full buffer would end the call.
-            states[i], rows = advance(
-                states[i], learning, optimiser, data, spec.training, _energies, 2, jnp.asarray(every, jnp.int32)
-            )
-            seen.append({name: values[0] for name, values in rows.values.items()})
-        mine, theirs = (state.network for state in states)
-        movement, difference = _movement(initial, mine, theirs)
-        yield {
-            "iteration": t,
-            "loss": seen[0]["loss"],
-            "equilibrated_energy": seen[0]["equilibrated_energy"],
-            "loss_beside": seen[1]["loss"],
-            "equilibrated_energy_beside": seen[1]["equilibrated_energy"],
-            "movement": movement,
-            "difference": difference,
-        }
+def side_by_side(job: Job, lane: Lane, dataset: Dataset) -> Start:
+    """Two trainings on the same batches from the same weights: by the lane's rule, and on F* itself."""
+    network, rule, optimiser, *_ = initial_start(job.spec, lane, dataset)
+    assert isinstance(rule, PCBesideTheory)
+    rules = Beside((rule, Equilibrated(rule.gradient_scale)))
+    return Start(Networks((network, network)), rules, optimiser, given=network)
 
 
-def _energies(seen: Observation) -> dict[str, Array]:
-    return {"loss": seen.loss, "equilibrated_energy": seen.diagnostics["equilibrated_energy"]}
+def energies(seen: Observation) -> dict[str, Array]:
+    """Loss of both trainings, and F* of both, of the batch at the weights before the update."""
+    names = {"loss_0": "loss", "equilibrated_energy_0": "equilibrated_energy"}
+    names |= {"loss_1": "loss_beside", "equilibrated_energy_1": "equilibrated_energy_beside"}
+    return {column: seen.diagnostics[name] for name, column in names.items()}
 
 
-@eqx.filter_jit
-def _movement(initial: Any, mine: Any, theirs: Any) -> tuple[Array, Array]:
-    """||W' - W_0|| / ||W_0|| of the training on F*, and ||W - W'|| / ||W' - W_0||."""
-    moved = distance(theirs, initial)
-    return moved / length(initial), distance(mine, theirs) / moved
+def movement(seen: Observation, after: Networks) -> dict[str, Array]:
+    """||W' - W_0|| / ||W_0|| of the training on F*, and ||W - W'|| / ||W' - W_0||, after the update."""
+    mine, theirs = after.members
+    moved = distance(theirs, seen.given)
+    return {"movement": moved / length(seen.given), "difference": distance(mine, theirs) / moved}

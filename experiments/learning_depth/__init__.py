@@ -21,7 +21,6 @@ means over seeds, in points (hundredths).
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -38,12 +37,12 @@ from pcexp.config.composition import Refused
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import Batch, energy, energy_gradient, loss
+from pcexp.evaluation import evaluate
 from pcexp.inference import AbstractInference, GradientDescent
 from pcexp.inference.base import InferenceProblem
 from pcexp.learning.layerwise import cosines, norms, relative_errors
 from pcexp.model.network import Network
 from pcexp.run.job import Job
-from pcexp.run.pack import evaluate
 from pcexp.train import Observation, batch_layout
 
 __all__ = ["CLAIMS", "FIGURES", "LearningDepth"]
@@ -131,10 +130,8 @@ def measure(study: LearningDepth, observed: Observation) -> dict[str, Array]:
 
 def outcome(study: LearningDepth, initial: Network, final: Network, *, dataset: Dataset) -> dict[str, Any]:
     """Movement of every layer, accuracy on the validation split, and the grid of T and beta on the initial weights."""
-    held_out = evaluate(final, dataclasses.replace(dataset, test=dataset.validation))
-    found: dict[str, Any] = {"validation_accuracy": held_out["test_accuracy"]} | _numbered(
-        "movement", np.asarray(movement(initial, final))
-    )
+    found: dict[str, Any] = {"validation_accuracy": evaluate(final, dataset.validation)["accuracy"]}
+    found |= _numbered("movement", np.asarray(movement(initial, final)))
     if study.horizons and study.activity_lrs:
         x, y = dataset.train.x[: study.probe_size], dataset.train.y[: study.probe_size]
         for name, values in grid(study, initial, batch_layout(initial, jnp.asarray(x)), jnp.asarray(y).T).items():

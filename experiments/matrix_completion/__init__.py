@@ -27,7 +27,8 @@ over the whole way to the next level), and the one rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -36,7 +37,7 @@ import numpy as np
 import optax
 
 from experiments.matrix_completion.claims import CLAIMS
-from experiments.matrix_completion.descent import Completion, descended
+from experiments.matrix_completion.descent import Levels, WholeTargets, levels_above, measure
 from experiments.matrix_completion.figures import FIGURES
 from pcexp.config.composition import Refused
 from pcexp.config.identity import Lane
@@ -44,10 +45,8 @@ from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.learning import AbstractLearning
 from pcexp.model.network import Network
-from pcexp.run.draw import components, initial_network
+from pcexp.run.draw import Start, arithmetic, components, initial_network
 from pcexp.run.job import Job
-from pcexp.run.session import Stopped
-from pcexp.train import iterations
 
 __all__ = ["CLAIMS", "FIGURES", "MatrixCompletion"]
 
@@ -59,7 +58,7 @@ class MatrixCompletion(AbstractStudy):
     """
 
     start: int
-    levels: Mapping[str, Sequence[float]]
+    levels: Sequence[float]
     mask_targets: bool
     bp: AbstractLearning
     bp_learning_rate: float
@@ -87,46 +86,36 @@ class MatrixCompletion(AbstractStudy):
                 f"training.batch_size={training.batch_size}: this study descends on all {len(dataset.train.x)} rows"
             )
         starts: dict[int, tuple[Network, int]] = {}
-        job.record(lambda lane, dataset: self._rows(job, lane, dataset, starts))
+        with arithmetic(job.spec.precision):
+            for lane in job.lanes():
+                if int(lane.values["seed"]) not in starts:
+                    starts[int(lane.values["seed"])] = self._start(job, lane, dataset)
 
-    def _rows(
-        self, job: Job, lane: Lane, dataset: Dataset, starts: dict[int, tuple[Network, int]]
-    ) -> Iterator[dict[str, Any]]:
-        seed = int(lane.values["seed"])
-        if seed not in starts:
-            starts[seed] = self._started(job, initial_network(job.spec, lane, dataset), dataset)
-        network, visited_at = starts[seed]
-        _, rule, optimiser = components(job.spec, lane)
-        limit = iterations(job.spec.training, len(dataset.train.x)) if visited_at >= 0 else 0
-        completion = self._completion(job, dataset, masked=self.mask_targets)
-        for _, rows in descended(network, completion, rule, optimiser, goal=len(self.levels) + 1, limit=limit):
-            if job.session.stopping:
-                raise Stopped
-            yield from ({"visited_at": visited_at, **row} for row in rows)
+        def at(lane: Lane, dataset: Dataset) -> Start:
+            network, visited_at = starts[int(lane.values["seed"])]
+            _, rule, optimiser = components(job.spec, lane)
+            rule = rule if self.mask_targets else WholeTargets(rule)
+            return Start(network, rule, optimiser, self._events(job, len(self.levels) + 1, visited_at))
 
-    def _started(self, job: Job, network: Network, dataset: Dataset) -> tuple[Network, int]:
+        job.train(measure, training.batch_size, at=at, tested=False)
+
+    def _start(self, job: Job, lane: Lane, dataset: Dataset) -> tuple[Network, int]:
         """The network that a lane starts from, and BP's iteration there; -1 where BP did not get there."""
+        network = initial_network(job.spec, lane, dataset)
         if self.start == 0:
             return network, 0
-        completion = self._completion(job, dataset, masked=True)
         # A number that is traced, as in the lanes of BP: the same program, the same run.
         rate = jnp.asarray(self.bp_learning_rate, jnp.result_type(float))
         optimiser = eqx.Partial(optax.sgd, learning_rate=rate, momentum=None, nesterov=False)
-        at = None
-        for position, _ in descended(
-            network, completion, self.bp, optimiser, goal=self.start, limit=self.bp_iterations
-        ):
-            at = position
-            if job.session.stopping:
-                raise Stopped
-        assert at is not None
-        return at.network, int(at.iteration) if int(at.passed) >= self.start else -1
+        begin = Start(network, self.bp, optimiser, self._events(job, self.start))
+        training = dataclasses.replace(job.spec.training, epochs=self.bp_iterations, max_iterations=None)
+        at = job.brought(f"saddle-{self.start}-{lane.values['seed']}", lane, begin, training)
+        assert isinstance(at.events, Levels)
+        return at.network, int(at.iteration) if int(at.events.passed) >= self.start else -1
 
-    def _completion(self, job: Job, dataset: Dataset, *, masked: bool) -> Completion:
-        train, floats = dataset.train, jnp.result_type(float)
-        x, y, observed = (jnp.asarray(np.asarray(array).T, floats) for array in (train.x, train.y, train.mask))
-        levels = jnp.asarray([*self.levels, job.spec.training.stop_error], floats)
-        return Completion(x, y, observed, levels, masked)
+    def _events(self, job: Job, goal: int, start: int = 0) -> Levels:
+        assert job.spec.training.stop_error is not None
+        return levels_above([*self.levels, job.spec.training.stop_error], goal, start)
 
     def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         n_levels, iteration, passed = len(self.levels) + 1, rows["iteration"], rows["passed"]

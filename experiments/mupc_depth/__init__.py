@@ -28,7 +28,6 @@ little" 5, "does not fall" within 0.5.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -38,9 +37,9 @@ from experiments.mupc_depth.claims import CLAIMS
 from experiments.mupc_depth.figures import FIGURES
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
+from pcexp.evaluation import evaluate
 from pcexp.model.network import Network
 from pcexp.run.job import Job
-from pcexp.run.pack import evaluate
 from pcexp.train import Observation, weight_norms
 
 __all__ = ["CLAIMS", "FIGURES", "MuPCDepth"]
@@ -70,4 +69,4 @@ def validation_accuracy(network: Network, dataset: Dataset) -> float:
     """Share of the validation split whose largest output is that of its class; NaN of an empty split."""
     if not len(dataset.validation.x):
         return math.nan
-    return float(evaluate(network, dataclasses.replace(dataset, test=dataset.validation))["test_accuracy"])
+    return float(evaluate(network, dataset.validation)["accuracy"])

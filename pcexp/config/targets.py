@@ -30,8 +30,6 @@ def build(node: Any, path: str, allowed: Sequence[str], partial: bool = False) -
     """The object that a configuration node describes; nodes inside it are built first. Raises SpecError."""
     if not isinstance(node, Mapping):
         return [build(item, f"{path}.{i}", allowed) for i, item in enumerate(node)] if isinstance(node, list) else node
-    if "_target_" not in node and "." in path:  # plain values of a component: its annotation says whether they may be
-        return {key: build(value, f"{path}.{key}", allowed) for key, value in node.items()}
     if "_target_" not in node:
         raise SpecError(f"{path} has no _target_: choose an option, as in {path}=NAME")
     name = node["_target_"]

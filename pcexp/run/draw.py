@@ -1,6 +1,6 @@
-"""What a lane starts from: its components, its key, its network, and the arithmetic that it is computed in."""
+"""What a lane starts from: its components, its key, its network, its data, and the arithmetic that it is computed in."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -8,13 +8,59 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import optax
 
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.data import Dataset
+from pcexp.evaluation import batch_layout
+from pcexp.learning import AbstractLearning
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
-from pcexp.train import TrainState
+from pcexp.train import AbstractEvents, TrainingSet, TrainState, initial_state
+
+
+class Start(NamedTuple):
+    """What a lane starts from: what learns, by what rule, updated how; where rows are due, if not after every period.
+
+    `given` are constants of the lane that its measurements see.
+    """
+
+    model: Any
+    learning: AbstractLearning
+    optimiser: Callable[[], optax.GradientTransformation]
+    events: AbstractEvents | None = None
+    given: Any = None
+
+
+class Drawn(NamedTuple):
+    """What a lane, or a pack of lanes along a first axis, trains with: `Start` with its state."""
+
+    state: TrainState
+    learning: Any
+    optimiser: Any
+    given: Any = None
+
+
+def initial_start(spec: Spec, lane: Lane, dataset: Dataset) -> Start:
+    """What the configuration says: the initial network, the learning rule and the optimiser."""
+    _, learning, optimiser = components(spec, lane)
+    return Start(initial_network(spec, lane, dataset), learning, optimiser)
+
+
+def drawn(start: Start, spec: Spec, lane: Lane) -> Drawn:
+    """A lane before its first iteration."""
+    key = lane_key(spec, lane, 1)
+    state = initial_state(start.model, start.optimiser, events=start.events, key=key)
+    return Drawn(state, start.learning, start.optimiser, start.given)
+
+
+def training_set(dataset: Dataset, model: Any, probe_size: int) -> TrainingSet:
+    """The training split on the device, its first examples as the probe, in the type of floats that holds here."""
+    floats = jnp.result_type(float)
+    x, y = jnp.asarray(dataset.train.x, floats), jnp.asarray(dataset.train.y, floats)
+    mask = None if dataset.train.mask is None else jnp.asarray(dataset.train.mask, floats)
+    return TrainingSet(x, y, batch_layout(model, x[:probe_size]), y[:probe_size].T, dataset.augment, mask)
 
 
 def components(spec: Spec, lane: Lane) -> tuple[Any, Any, Any]:
@@ -76,14 +122,6 @@ def arithmetic(precision: Precision) -> Iterator[None]:
     # A GPU multiplies float32 in TF32 (10 bits) unless told not to; products of bfloat16 are not touched by this.
     with jax.enable_x64(precision == "float64"), jax.default_matmul_precision("float32"):
         yield
-
-
-class Drawn(NamedTuple):
-    """What a lane, or a pack of lanes along a first axis, trains with."""
-
-    state: TrainState
-    learning: Any
-    optimiser: Any
 
 
 def on_device(device: jax.Device | None, tree: Any) -> Any:

@@ -11,12 +11,13 @@ from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.data import Dataset
 from pcexp.records.cell import Cell
-from pcexp.run.draw import arithmetic
-from pcexp.run.lanes import AtEnd, LaneTraining
+from pcexp.run.draw import Start, arithmetic, drawn, initial_start
+from pcexp.run.lanes import LaneTraining, brought
+from pcexp.run.pack import Course
 from pcexp.run.provenance import peak_memory_bytes, provenance
 from pcexp.run.session import Session, Stopped
 from pcexp.run.tracking import LaneLog
-from pcexp.train import Measure
+from pcexp.train import Measure, MeasureAfter, Training, TrainState
 
 
 class Job:
@@ -24,6 +25,7 @@ class Job:
 
     def __init__(self, spec: Spec, cell: Cell, session: Session) -> None:
         self.spec, self.cell, self.session = spec, cell, session
+        self._brought: set[str] = set()
 
     def lanes(self) -> tuple[Lane, ...]:
         """Lanes that are not finished."""
@@ -86,12 +88,45 @@ class Job:
                 data_caveat=dataset.caveat,
             )
 
-    def train(self, measure: Measure, probe_size: int, at_end: AtEnd | None = None) -> None:
+    def train(
+        self,
+        measure: Measure,
+        probe_size: int,
+        *,
+        at: Callable[[Lane, Dataset], Start] | None = None,
+        after: MeasureAfter | None = None,
+        at_end: Callable[[Any, Any], Mapping[str, Any]] | None = None,
+        tested: bool = True,
+        timed: bool = False,
+    ) -> None:
         """Train every unfinished lane to its end, recording what `measure` sees. Raises Stopped.
 
-        What `at_end` says of the initial and the final network joins the lane's summary.
+        `at` says what a lane starts from, if not from what the configuration says: other weights, several networks side by
+        side, another update, rows on events. `after` measures with the weights after the update at hand too. What `at_end`
+        says of the initial and the final model joins the lane's summary, and so does the test split if `tested`. With
+        `timed`, rows have a column of `seconds`.
         """
-        lanes = self.lanes()
+        lanes, dataset = self.lanes(), self.session.datasets(self.spec)
+
+        def start(lane: Lane) -> Start:
+            return initial_start(self.spec, lane, dataset) if at is None else at(lane, dataset)
+
+        course = Course(self.spec.training, self.spec.precision, start, measure, probe_size, after, at_end, tested, timed)
         if lanes:
             with arithmetic(self.spec.precision):
-                LaneTraining(self.spec, self.cell, self.session, self.finish, lanes, measure, probe_size, at_end).run()
+                LaneTraining(self.spec, self.cell, self.session, self.finish, lanes, course).run()
+        if not self.cell.missing:
+            for name in self._brought:
+                self.cell.checkpoint(name).unlink(missing_ok=True)
+
+    def brought(self, name: str, lane: Lane, start: Start, training: Training) -> TrainState:
+        """Where a run without rows ends that lanes start from: at an event, from `start`. Raises Stopped.
+
+        It has the random key of `lane`. It goes through the training loop too, and after a stop goes on where it was:
+        it is saved under its name until all lanes are finished.
+        """
+        self._brought.add(name)
+        course = Course(training, self.spec.precision, lambda _: start, lambda seen: {}, training.batch_size)
+        with arithmetic(self.spec.precision):
+            begin = drawn(start, self.spec, lane)
+            return brought(begin, lane._replace(name=name), course, self.cell, self.session, self.spec)

@@ -9,42 +9,29 @@ GPUs has a thread and a pack of its own.
 import itertools
 import math
 import os
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
-from pcexp.model.network import Network
 from pcexp.records import checkpoint
 from pcexp.records.cell import Cell
-from pcexp.run.draw import Drawn, arithmetic, components, initial_network, lane_key, on_device
-from pcexp.run.pack import ROWS_A_CALL, Pack
-from pcexp.run.progress import duration
+from pcexp.run.draw import Drawn, arithmetic, drawn, training_set
+from pcexp.run.pack import Course, Pack
+from pcexp.run.programs import Programs
+from pcexp.run.progress import Progress, duration
 from pcexp.run.session import Session, Stopped
-from pcexp.train import (
-    Measure,
-    Rows,
-    TrainingSet,
-    TrainState,
-    batch_layout,
-    initial_state,
-    iterations,
-)
+from pcexp.train import Rows, TrainState, iterations
 
-FIRST_CALL_ITERATIONS = 8
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-
-AtEnd = Callable[[Network, Network], Mapping[str, Any]]
-"""Columns of a lane's summary, from its initial and its final network."""
 
 Finish = Callable[..., None]
 """Records the outcome of a lane: lane, outcome, summary, and where they come from."""
@@ -53,39 +40,65 @@ Progressed = tuple[list[dict[str, float]], int, Rows, float]
 """What a call gives: the test set's verdicts on the lanes and where they stood, rows, and seconds an iteration."""
 
 
+def resumed(path: Path, like: TrainState, progress: Progress) -> tuple[TrainState, float]:
+    """The state saved at `path`, which must be `like` this one, and the seconds that led there; without one, this one."""
+    if path.exists():
+        try:
+            state, about = checkpoint.load(path, like)
+            return state, float(about["seconds_run"])
+        except checkpoint.CheckpointError as error:
+            aside = path.with_suffix(".set-aside")
+            os.replace(path, aside)
+            progress.say(f"{error}; set aside as {aside}, the lane starts again")
+    return like, 0.0
+
+
+def brought(start: Drawn, lane: Lane, course: Course, cell: Cell, session: Session, spec: Spec) -> TrainState:
+    """Where a run ends that keeps no rows: at an event, from `start`. It is saved as lanes are. Raises Stopped."""
+    path = cell.checkpoint(lane.name)
+    state, before = resumed(path, start.state, session.progress)
+    pack = Pack([lane], lambda _: start._replace(state=state))
+    programs = Programs(course, training_set(session.datasets(spec), state.network, course.probe_size), ())
+    session.take_place()
+    try:
+        while not bool(pack.state.stopped):
+            if session.stopping:
+                raise Stopped
+            data, n = programs.ready(pack), programs.call_size(pack, session.execution.call_s)
+            _, programs.seconds_an_iteration[1] = pack.call(data, course, n)
+            if time.monotonic() - pack.saved_at > session.execution.checkpoint_s:
+                checkpoint.save(path, pack.state, seconds_run=before + pack.seconds_run)
+                pack.saved_at = time.monotonic()
+    finally:
+        session.places.release()
+        if pack.advanced:
+            checkpoint.save(path, pack.state, seconds_run=before + pack.seconds_run)
+    return pack.state
+
+
 class LaneTraining:
     """Trains the lanes of one cell on worker threads; only this object's thread writes."""
 
     def __init__(
-        self,
-        spec: Spec,
-        cell: Cell,
-        session: Session,
-        finish: Finish,
-        lanes: Sequence[Lane],
-        measure: Measure,
-        probe_size: int,
-        at_end: AtEnd | None,
+        self, spec: Spec, cell: Cell, session: Session, finish: Finish, lanes: Sequence[Lane], course: Course
     ) -> None:
-        self.spec, self.cell, self.session, self.finish = spec, cell, session, finish
-        self.measure, self.at_end = measure, at_end
-        self.dataset = self.session.datasets(self.spec)
-        train = self.dataset.train
-        n = len(train.x)
-        if self.spec.training.batch_size > n:
-            raise ValueError(f"training.batch_size={self.spec.training.batch_size}: the training set has {n} examples")
-        self.total = iterations(self.spec.training, n)
-        floats = jnp.result_type(float)
-        x, y = jnp.asarray(train.x, floats), jnp.asarray(train.y, floats)
-        self.first = {lanes[0].name: self._fresh(lanes[0])}
+        self.spec, self.cell, self.session, self.finish, self.course = spec, cell, session, finish, course
+        self.dataset = session.datasets(spec)
+        n = len(self.dataset.train.x)
+        if course.training.batch_size > n:
+            raise ValueError(f"training.batch_size={course.training.batch_size}: the training set has {n} examples")
+        self.total = iterations(course.training, n)
+        self.test_every = course.training.test_every if course.tested else None
+        start = course.at(lanes[0])
+        start.learning.check(start.model)
+        self.first = {lanes[0].name: drawn(start, spec, lanes[0])}
         first = self.first[lanes[0].name].state
-        self.spec.learning.check(first.network)
-        mask = None if train.mask is None else jnp.asarray(train.mask, floats)
-        probe = batch_layout(first.network, x[:probe_size])
-        self.data = TrainingSet(x, y, probe, y[:probe_size].T, self.dataset.augment, mask)
+        self.on_events = first.events is not None
+        self.data = training_set(self.dataset, first.network, course.probe_size)
         reached, self.seconds_before = {}, {}
         for lane in lanes:
-            reached[lane.name], self.seconds_before[lane.name] = self._reached(lane, first)
+            state, self.seconds_before[lane.name] = resumed(cell.checkpoint(lane.name), first, session.progress)
+            reached[lane.name] = int(state.iteration)
         self.cell.rewind(reached)
         cpu, self.devices = self.session.on_cpu, jax.local_devices()
         # On GPUs as many lanes as fit, but no device without a share.
@@ -100,12 +113,8 @@ class LaneTraining:
             self.packs += [Pack(members[start:stop], self._drawn) for start, stop in itertools.pairwise(bounds)]
         if not cpu and len(self.packs) > 1:
             self.session.progress.say(f"{len(lanes)} lanes of {self.spec.cell} run in {len(self.packs)} packs")
-        self.seconds_an_iteration: dict[int, float] = {}
-        self.seconds_compile = 0.0
-        self.compiled: set[tuple[int, jax.Device | None]] = set()
-        self.data_on: dict[jax.Device | None, TrainingSet] = {}
+        self.programs = Programs(course, self.data, self.devices)
         self.advancing: set[Pack] = set()
-        self.compiling = {device: threading.Lock() for device in (None, *self.devices)}
 
     def _lanes_in_memory(self, state: TrainState) -> int:
         """Lanes that the device's memory holds at once, by an estimate; where it is wrong, packs are halved."""
@@ -114,35 +123,16 @@ class LaneTraining:
         network = state.network
         parameters = sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_inexact_array)))
         _, references = jax.eval_shape(lambda n, x: n.forward(x), network, self.data.x[0])
-        activities = sum(leaf.size for leaf in jax.tree.leaves(references)) * self.spec.training.batch_size
+        activities = sum(leaf.size for leaf in jax.tree.leaves(references)) * self.course.training.batch_size
         # The state before and after, the gradient and its update; of activities, references, deviations, errors, pulls.
         lane = 3 * parameters + 4 * activities * self.data.x.dtype.itemsize + 8 * len(self.data.x)
         return max(1, int(0.8 * free / lane))
 
-    def _fresh(self, lane: Lane) -> Drawn:
-        """A lane before its first iteration."""
-        network = initial_network(self.spec, lane, self.dataset)
-        _, learning, optimiser = components(self.spec, lane)
-        return Drawn(initial_state(network, optimiser, key=lane_key(self.spec, lane, 1)), learning, optimiser)
-
     def _drawn(self, lane: Lane) -> Drawn:
         """A lane where it goes on."""
-        drawn, path = self.first.pop(lane.name, None) or self._fresh(lane), self.cell.checkpoint(lane.name)
-        return drawn._replace(state=checkpoint.load(path, drawn.state)[0]) if path.exists() else drawn
-
-    def _reached(self, lane: Lane, like: TrainState) -> tuple[int, float]:
-        """The iteration that a lane goes on at, and the seconds that it has run; its checkpoint must be `like` a state."""
+        fresh = self.first.pop(lane.name, None) or drawn(self.course.at(lane), self.spec, lane)
         path = self.cell.checkpoint(lane.name)
-        if not path.exists():
-            return 0, 0.0
-        try:
-            state, about = checkpoint.load(path, like)
-        except checkpoint.CheckpointError as error:
-            aside = path.with_suffix(".set-aside")
-            os.replace(path, aside)
-            self.session.progress.say(f"{error}; set aside as {aside}, the lane starts again")
-            return 0, 0.0
-        return int(state.iteration), float(about["seconds_run"])
+        return fresh._replace(state=checkpoint.load(path, fresh.state)[0]) if path.exists() else fresh
 
     def run(self) -> None:
         """Advance packs, each to its end before another begins, until all lanes are finished or the session stops."""
@@ -184,20 +174,6 @@ class LaneTraining:
         if len(self.devices) > 1:
             pack.move(min(self.devices, key=lambda device: (busy.count(device), device != pack.device)))
 
-    def _ready(self, pack: Pack) -> TrainingSet:
-        """On a worker thread: the data on the pack's device, once the program for packs of this size is compiled for it."""
-        size, device = len(pack.lanes), pack.device
-        with self.compiling[device], arithmetic(self.spec.precision):
-            if device not in self.data_on:
-                self.data_on[device] = on_device(device, self.data)
-            if (size, device) not in self.compiled:
-                start, before = time.perf_counter(), pack.seconds_run
-                pack.call(self.data_on[device], self.spec, self.measure, 0)  # no iteration: this compiles
-                self.compiled.add((size, device))
-                self.seconds_compile += time.perf_counter() - start
-                pack.seconds_run = before
-        return self.data_on[device]
-
     def _halves(self, pack: Pack, error: Exception) -> tuple[Pack, ...]:
         """What can still be tried of a pack that a call failed on: its halves where it was too large."""
         if len(pack.lanes) > 1 and OUT_OF_MEMORY in str(error):
@@ -207,18 +183,13 @@ class LaneTraining:
         return ()
 
     def _call_size(self, pack: Pack) -> int:
-        seconds = self.seconds_an_iteration.get(len(pack.lanes))
-        if seconds is None:
-            return FIRST_CALL_ITERATIONS
-        return max(1, min(int(self.session.execution.call_s / seconds), ROWS_A_CALL * self.spec.training.record_every))
+        return self.programs.call_size(pack, self.session.execution.call_s)
 
     def _enter(self, pack: Pack) -> None:
         """On a worker thread: wait until fewer packs than workers advance, of all cells. Raises Stopped."""
-        while pack not in self.advancing:
-            if self.session.stopping:
-                raise Stopped
-            if self.session.places.acquire(timeout=0.2):
-                self.advancing.add(pack)
+        if pack not in self.advancing:
+            self.session.take_place()
+            self.advancing.add(pack)
 
     def _leave(self, pack: Pack) -> None:
         if pack in self.advancing:
@@ -227,16 +198,16 @@ class LaneTraining:
 
     def _call(self, pack: Pack) -> Progressed:
         """On a worker thread: what the test set says where the pack stands, if that is due, and some iterations."""
-        data, n = self._ready(pack), self._call_size(pack)
+        data, n = self.programs.ready(pack), self._call_size(pack)
         self._enter(pack)
-        every, tests = self.spec.training.test_every, []
-        with arithmetic(self.spec.precision):
+        every, tests = self.test_every, []
+        with arithmetic(self.course.precision):
             t = pack.iteration
             if every is not None:
                 n = min(n, every - t % every)
                 if t % every == 0:
-                    tests = pack.evaluate(self.dataset)
-        return tests, t, *pack.call(data, self.spec, self.measure, n)
+                    tests = pack.evaluate(self.dataset.test)
+        return tests, t, *pack.call(data, self.course, n)
 
     def _absorb(self, pack: Pack, future: Future[Progressed]) -> Sequence[Pack]:
         """Write what a call gave; what goes on of the pack."""
@@ -246,14 +217,14 @@ class LaneTraining:
             return (pack,)
         except jax.errors.JaxRuntimeError as error:
             return self._halves(pack, error)
-        twice = self.seconds_an_iteration.get(2 * len(pack.lanes), math.inf)
-        self.seconds_an_iteration[len(pack.lanes)] = seconds
+        twice = self.programs.seconds_an_iteration.get(2 * len(pack.lanes), math.inf)
+        self.programs.seconds_an_iteration[len(pack.lanes)] = seconds
         tested = (
             {"lane": lane.name, "iteration": tested_at, **found}
             for lane, found in zip(pack.lanes, tests, strict=False)
             if not pack.written[lane.name]
         )
-        self.cell.append(itertools.chain(tested, pack.rows(rows)))
+        self.cell.append(itertools.chain(tested, self._timed(pack, pack.rows(rows))))
         reached, stopped, diverged = pack.flags("iteration"), pack.flags("stopped"), pack.flags("diverged")
         self.session.progress.advance(
             self.spec,
@@ -261,10 +232,12 @@ class LaneTraining:
             self.total,
             [lane.name for lane, failed in zip(pack.lanes, diverged, strict=True) if failed],
         )
-        over = [i for i, n in enumerate(reached) if diverged[i] or stopped[i] or n >= self.total]
+        over = [
+            i for i, n in enumerate(reached) if diverged[i] or stopped[i] or (n >= self.total and not self.on_events)
+        ]
         new = [i for i in over if not pack.written[pack.lanes[i].name]]
         if new:
-            found = pack.evaluate(self.dataset)
+            found = pack.evaluate(self.dataset.test) if self.course.tested else [None] * len(reached)
             for i in new:
                 self._finish(pack, i, found[i])
                 pack.written[pack.lanes[i].name] = True
@@ -280,9 +253,14 @@ class LaneTraining:
                 f"{len(pack.lanes)} lanes would take {duration(left)} of {minutes:g} min: in halves"
             )
             return pack.halves()
-        if 2 * len(over) >= len(pack.lanes) and left / 2 > self.seconds_compile:
+        if 2 * len(over) >= len(pack.lanes) and left / 2 > self.programs.seconds_compile:
             return (pack.part([i for i in range(len(pack.lanes)) if i not in over]),)
         return (pack,)
+
+    def _timed(self, pack: Pack, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        if not self.course.timed:
+            return rows
+        return (row | {"seconds": self.seconds_before[row["lane"]] + pack.seconds_run} for row in rows)
 
     def _fail(self, pack: Pack, error: Exception) -> None:
         reason = str(error).splitlines()[0][:300]
@@ -300,31 +278,34 @@ class LaneTraining:
         pack.saved_at = time.monotonic()
         pack.seconds_to_save = pack.saved_at - start
 
-    def _finish(self, pack: Pack, i: int, found: Mapping[str, float]) -> None:
+    def _finish(self, pack: Pack, i: int, found: Mapping[str, float] | None) -> None:
+        """Record a lane that has ended, with what the test split says of it where that is asked."""
         lane, state = pack.lanes[i], pack.lane_state(i)
         iteration = int(state.iteration)
-        if self.spec.training.test_every is not None:
-            self.cell.append([{"lane": lane.name, "iteration": iteration, **found}])
-        summary: dict[str, Any] = {"iterations": iteration, "iterations_allowed": self.total, **found}
-        if self.at_end is not None:
-            initial = initial_network(self.spec, lane, self.dataset)
-            columns = {name: np.asarray(value) for name, value in self.at_end(initial, state.network).items()}
-            summary |= {name: value.tolist() for name, value in columns.items()}
-        summary |= self.spec.study.summary(self.cell.rows(lane.name, without="test_accuracy"))
+        if self.test_every is not None:
+            self.cell.append([{"lane": lane.name, "iteration": iteration, **(found or {})}])
+        rows = self.cell.rows(lane.name, without="test_accuracy")
+        summary: dict[str, Any] = {}
+        if found is not None:
+            summary |= {"iterations": iteration, "iterations_allowed": self.total, **found}
+        if self.course.at_end is not None:
+            columns = self.course.at_end(self.course.at(lane).model, state.network)
+            summary |= {name: np.asarray(value).tolist() for name, value in columns.items()}
+        summary |= self.spec.study.summary(rows)
         if self.session.execution.save_networks:
             folder = self.cell.folder / "networks"
             folder.mkdir(exist_ok=True)
             sizes = {"input_shape": self.dataset.input_shape, "d_out": self.dataset.d_out}
             checkpoint.save(folder / f"{lane.name}.npz", state.network, iteration=iteration, **sizes)
         # The last update has no iteration after it that would notice.
-        outcome = "diverged" if bool(state.diverged) or not np.isfinite(summary["test_loss"]) else "done"
-        seconds_run = self.seconds_before[lane.name] + pack.seconds_run
+        seen = list(rows.values()) if found is None else [np.asarray(found["test_loss"])]
+        finite = not bool(state.diverged) and all(np.isfinite(values).all() for values in seen)
         self.finish(
             lane,
-            outcome,
+            "done" if finite else "diverged",
             summary,
-            seconds_compile=self.seconds_compile,
-            seconds_run=seconds_run,
+            seconds_compile=self.programs.seconds_compile,
+            seconds_run=self.seconds_before[lane.name] + pack.seconds_run,
             data_checksum=self.dataset.checksum,
             data_caveat=self.dataset.caveat,
         )

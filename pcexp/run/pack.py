@@ -1,7 +1,8 @@
 """Packs: the lanes that advance together in one compiled call, one on a CPU, several vmapped on a GPU."""
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import equinox as eqx
@@ -10,14 +11,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from pcexp.config.identity import Lane
-from pcexp.config.spec import Spec
-from pcexp.data import Dataset
-from pcexp.energy import outputs
-from pcexp.model.network import Network
-from pcexp.run.draw import Drawn, arithmetic, on_device
-from pcexp.train import Measure, Rows, TrainingSet, TrainState, advance, advance_pack, batch_layout
+from pcexp.data import Split
+from pcexp.evaluation import evaluate
+from pcexp.model.segments import Precision
+from pcexp.run.draw import Drawn, Start, arithmetic, on_device
+from pcexp.train import Measure, MeasureAfter, Rows, Training, TrainingSet, TrainState, advance, advance_pack
 
 ROWS_A_CALL = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """How the lanes of a cell are trained: from where, for how long, what is measured of them, and what is said at the end.
+
+    `measure` sees a recorded iteration before its update, `after` the network after it too. `at_end` gives columns of the
+    summary from the initial and the final model; with `tested` so does the test split. With `timed` every row has the
+    `seconds` that its lane had run by then, less compilation: a call ends where a row is due.
+    """
+
+    training: Training
+    precision: Precision
+    at: Callable[[Lane], Start]
+    measure: Measure
+    probe_size: int
+    after: MeasureAfter | None = None
+    at_end: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    tested: bool = True
+    timed: bool = False
 
 
 class Pack:
@@ -57,10 +77,10 @@ class Pack:
         """Where the lanes stand."""
         return self.begin().state
 
-    def call(self, data: TrainingSet, spec: Spec, measure: Measure, n: int) -> tuple[Rows, float]:
+    def call(self, data: TrainingSet, course: Course, n: int) -> tuple[Rows, float]:
         """Advance by n iterations (on a worker thread); the rows, and the seconds that one iteration took."""
         run = advance if self.single else advance_pack
-        with arithmetic(spec.precision):
+        with arithmetic(course.precision):
             held = self.begin()
             start, before = time.perf_counter(), self.iteration
             state, rows = run(
@@ -68,10 +88,12 @@ class Pack:
                 held.learning,
                 held.optimiser,
                 data,
-                spec.training,
-                measure,
-                ROWS_A_CALL,
+                course.training,
+                course.measure,
+                1 if course.timed else ROWS_A_CALL,
                 jnp.asarray(n, jnp.int32),
+                given=held.given,
+                after=course.after,
             )
             jax.block_until_ready((state, rows))
         self.held, self.advanced = held._replace(state=state), self.advanced or n > 0
@@ -90,10 +112,13 @@ class Pack:
                     at = row if self.single else (row, i)
                     yield {"lane": lane.name} | {name: values[at].tolist() for name, values in columns.items()}
 
-    def evaluate(self, dataset: Dataset) -> list[dict[str, float]]:
+    def evaluate(self, test: Split) -> list[dict[str, float]]:
         """Test loss and accuracy of each lane where it stands."""
-        found = evaluate(self.state.network, dataset, stacked=not self.single)
-        return [{name: float(np.atleast_1d(value)[i]) for name, value in found.items()} for i in range(len(self.lanes))]
+        found = evaluate(self.state.network, test, stacked=not self.single)
+        return [
+            {f"test_{name}": float(np.atleast_1d(value)[i]) for name, value in found.items()}
+            for i in range(len(self.lanes))
+        ]
 
     @property
     def iteration(self) -> int:
@@ -122,38 +147,6 @@ class Pack:
         pack.written = {lane.name: self.written[lane.name] for lane in pack.lanes}
         pack.saved_at, pack.seconds_run = self.saved_at, self.seconds_run
         return pack
-
-
-def evaluate(network: Network, dataset: Dataset, *, stacked: bool = False, examples: int = 1000) -> dict[str, Any]:
-    """Test loss and test accuracy over all test examples; of each lane of a `stacked` network.
-
-    The loss is 1/(2n) sum ||y - f(x)||^2 of what the split's mask counts, or -1/n sum y log f(x) of a softmax output.
-    """
-    n, right, total = len(dataset.test.x), 0.0, 0.0
-    with np.errstate(over="ignore", invalid="ignore"):  # of a lane that diverged
-        for i in range(0, n, examples):
-            x, y = (
-                jnp.asarray(dataset.test.x[i : i + examples], jnp.result_type(float)),
-                dataset.test.y[i : i + examples].T,
-            )
-            f = np.asarray((_outputs_of_lanes if stacked else _outputs)(network, x))
-            right = right + np.sum(np.argmax(f, axis=-2) == np.argmax(y, axis=0), axis=-1)
-            if network.output == "softmax":
-                losses = -y * np.log(np.maximum(f, np.finfo(f.dtype).tiny))
-            else:
-                losses = (y - f) ** 2 / 2
-            if dataset.test.mask is not None:
-                losses = losses * dataset.test.mask[i : i + examples].T
-            total = total + np.sum(losses, axis=(-2, -1), dtype=float)
-    return {"test_loss": np.asarray(total / n).tolist(), "test_accuracy": np.asarray(right / n).tolist()}
-
-
-def _test_outputs(network: Network, x: jax.Array) -> jax.Array:
-    return outputs(network, batch_layout(network, x))
-
-
-_outputs = eqx.filter_jit(_test_outputs)
-_outputs_of_lanes = eqx.filter_jit(eqx.filter_vmap(_test_outputs, in_axes=(eqx.if_array(0), None)))
 
 
 def _lane(tree: Any, i: int | np.ndarray) -> Any:

@@ -84,6 +84,14 @@ class Session:
         """Ask to stop between two calls."""
         self._stop.set()
 
+    def take_place(self) -> None:
+        """Wait until fewer packs than workers advance, of all cells, and be one of them. Raises Stopped."""
+        while True:
+            if self.stopping:
+                raise Stopped
+            if self.places.acquire(timeout=0.2):
+                return
+
     @contextmanager
     def signals(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM ask to stop between calls; a second Ctrl-C stops at once (rows and checkpoints stay)."""

@@ -33,7 +33,8 @@ def test_what_is_collected_reads_back_as_it_was(outputs: Path, results: Path, sm
     collect(outputs, results, quick.STUDY, "small")
     again = read_results(results, quick.STUDY, "small")
     for ours, theirs in ((new.runs, again.runs), (new.asked, again.asked)):
-        assert ours.columns == theirs.columns
+        assert sorted(ours.columns) == sorted(theirs.columns)
+        theirs = theirs.select(ours.columns)
         assert repr(ours.sort("cell", "lane").to_dicts()) == repr(theirs.sort("cell", "lane").to_dicts())
     key = ("cell", "lane", "iteration")
     wanted = new.rows.with_columns(pl.selectors.float().cast(pl.Float32)).sort(key)

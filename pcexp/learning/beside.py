@@ -1,0 +1,62 @@
+"""Networks that learn side by side: one model to the training loop, the same batches to each."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from pcexp.energy import Batch
+from pcexp.learning.base import AbstractLearning, WeightGradient
+from pcexp.model.network import Activities, Network
+from pcexp.model.segments import AbstractSegment, Reference
+
+
+class Networks(eqx.Module):
+    """Networks with inputs of one layout, as one model."""
+
+    members: tuple[Network, ...]
+
+    @property
+    def segments(self) -> tuple[AbstractSegment, ...]:
+        """Segments of all members."""
+        return tuple(segment for network in self.members for segment in network.segments)
+
+    @property
+    def input_batch_axis(self) -> int:
+        """Position of the batch axis in the inputs x."""
+        return self.members[0].input_batch_axis
+
+    def forward(self, x: Float[Array, "..."], *, batched: bool = False) -> tuple[Activities, tuple[Reference, ...]]:
+        """Forward passes of all members, those of the first one in front."""
+        passes = [network.forward(x, batched=batched) for network in self.members]
+        return sum((one for one, _ in passes), ()), sum((at for _, at in passes), ())
+
+
+class Beside(AbstractLearning):
+    """A rule for each network: the same batch and the same key for all, the loss their mean.
+
+    What is seen of network i, its own loss among it, is called by its name and _i.
+    """
+
+    rules: tuple[AbstractLearning, ...]
+
+    def gradient(self, network: Any, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        found = [rule.gradient(one, batch, key=key) for rule, one in zip(self.rules, network.members, strict=True)]
+        seen = {
+            f"{name}_{i}": value
+            for i, one in enumerate(found)
+            for name, value in ({"loss": one.loss} | one.diagnostics).items()
+        }
+        return WeightGradient(
+            Networks(tuple(one.gradient for one in found)),  # type: ignore[arg-type]  # a model of several networks
+            jnp.mean(jnp.stack([one.loss for one in found])),
+            seen,
+        )
+
+    def forward_passes(self) -> float:
+        return sum(rule.forward_passes() for rule in self.rules)
+
+    def check(self, network: Any) -> None:
+        for rule, one in zip(self.rules, network.members, strict=True):
+            rule.check(one)
