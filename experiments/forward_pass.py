@@ -41,6 +41,7 @@ from pcexp.data import Dataset
 from pcexp.energy import forward_pass
 from pcexp.model.network import Network
 from pcexp.model.segments import AbstractSegment
+from pcexp.report import plotting
 from pcexp.report.claims import Case, Claim, Verdict, verdict
 from pcexp.run.draw import initial_network
 from pcexp.run.job import Job
@@ -201,15 +202,12 @@ CLAIMS = (
 
 def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str) -> Figure:
     """Rows are activations, columns models; one thin line a seed, a colour a depth, a ring for the output layer."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
 
     def depth_of(run: Mapping[str, Any]) -> int:
         return run["config.network.n_hidden"] + 1
 
     depths = sorted({depth_of(run) for run in records.runs.iter_rows(named=True)})
-    colours = dict(zip(depths, plotting.shades(len(depths)), strict=True))
+    colours = plotting.shades(depths)
     figure, axes = plotting.panels(len(ACTIVATIONS), len(models), title)
     for i, activation in enumerate(ACTIVATIONS):
         for j, (name, labels) in enumerate(models.items()):
@@ -236,8 +234,8 @@ def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str
                 axis.set_xlabel("layer / depth L")
             if j == 0:
                 axis.set_ylabel("mean absolute activity")
-    marks = [Line2D([], [], color=colours[depth], label=f"L = {depth}") for depth in depths]
-    plotting.legend(figure, [*marks, Line2D([], [], color="#555555", marker="o", mfc="none", ls="", label="output")])
+    marks = [plotting.mark(f"L = {depth}", colours[depth]) for depth in depths]
+    plotting.legend(figure, [*marks, plotting.mark("output", marker="o", mfc="none", ls="")])
     return figure
 
 

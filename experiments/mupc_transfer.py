@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pcexp.config.study import AbstractStudy
+from pcexp.report import plotting
 from pcexp.report.claims import Case, Claim, Verdict, ended, insufficient, verdict
 from pcexp.run.job import Job
 from pcexp.train import Observation
@@ -183,10 +184,6 @@ def _draw(axis: Any, grid: Grid, smallest: Grid, levels: np.ndarray) -> Any:
 
 def _contours(records: Records, title: str, activation: str, ends_only: bool = False) -> Figure | None:
     """Rows are protocols and arms, columns sizes; of what was asked for, if there is any."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     axes_of = ("depth",) if ends_only else ("width", "depth")
     lines = {}
     for axis in axes_of:
@@ -227,9 +224,9 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
     if drawn is not None:
         figure.colorbar(drawn, ax=panels, label="log10 of the lowest batch loss", shrink=0.6, format="%.2f")
     marks = [
-        Line2D([], [], color="#999999", marker="*", mec="black", ls="", ms=9, label="best of this net"),
-        Line2D([], [], color="#999999", marker="o", mec="black", mfc="none", ls="", ms=9, label="best of the smallest"),
-        Line2D([], [], color="#c1272d", marker="x", ls="", ms=5, label="a seed diverged"),
+        plotting.dots("best of this net", "#999999", "*", ms=9, mec="black"),
+        plotting.dots("best of the smallest", "#999999", ms=9, mec="black", mfc="none"),
+        plotting.dots("a seed diverged", "#c1272d", "x", ms=5),
     ]
     plotting.legend(figure, marks)
     return figure

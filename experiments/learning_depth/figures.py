@@ -27,6 +27,7 @@ from experiments.learning_depth.runs import (
     moved,
     published,
 )
+from pcexp.report import plotting
 from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
@@ -85,10 +86,6 @@ def _line(axis: Any, y: np.ndarray, colour: str, marked: np.ndarray | None = Non
 
 def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm]], at: int) -> Figure:
     """Rows are norms and cosines, columns networks; lines are (form, colour, arm), in the first or the last row of a run."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     figure, panels = plotting.panels(2, len(sizes), title, width=3.6)
     for j, size in enumerate(sizes):
@@ -119,9 +116,9 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
         "pc_float64": "PC, deviations, float64",
         "pc_equilibrium": "PC, equilibrium",
     }
-    marks = [Line2D([], [], color=COLOURS[colour], label=names[colour]) for _, colour, _ in lines]
+    marks = [plotting.mark(names[colour], COLOURS[colour]) for _, colour, _ in lines]
     for marker, label in (("o", "above round-off"), ("x", "round-off")):
-        marks.append(Line2D([], [], color=COLOURS["pc_activities"], marker=marker, ls="", ms=4, label=label))
+        marks.append(plotting.dots(label, COLOURS["pc_activities"], marker))
     plotting.legend(figure, marks, columns=2 * len(sizes))
     return figure
 
@@ -158,8 +155,6 @@ GRIDS = {
 
 def figure_grid(records: Records) -> Figure:
     """Inference by T and beta on the initial weights: layers reached, cosine, closed fraction; means over seeds."""
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     figure, panels = plotting.panels(len(GRIDS), len(sizes), "Reach of inference on the initial weights", width=3.2)
     for j, size in enumerate(sizes):
@@ -203,10 +198,6 @@ def figure_grid(records: Records) -> Figure:
 
 def figure_movement(records: Records) -> Figure:
     """How far each layer's weights moved in training, by rule; one line a seed."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     shown = [one for one in SHOWN if one.arm.rule != "pc" or one.arm.choice is not published]
     figure, panels = plotting.panels(1, len(sizes), "Movement of the weights in training", width=3.6, height=2.8)
@@ -225,16 +216,14 @@ def figure_movement(records: Records) -> Figure:
         if not n:
             plotting.note(axis, "no runs yet")
     panels[0, 0].set_ylabel(r"$\|W - W_0\| / \|W_0\|$")
-    marks = [Line2D([], [], color=COLOURS[one.arm.rule], label=one.label) for one in shown]
-    marks.append(Line2D([], [], color="#555555", lw=0.7, ls=":", label=f"has moved ({MOVED})"))
+    marks = [plotting.mark(one.label, COLOURS[one.arm.rule]) for one in shown]
+    marks.append(plotting.mark(f"has moved ({MOVED})", lw=0.7, ls=":"))
     plotting.legend(figure, marks, columns=max(1, 3 * len(sizes) // 2))
     return figure
 
 
 def figure_accuracy(records: Records) -> Figure:
     """Test accuracy by rule and rates: one point a seed."""
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     figure, panels = plotting.panels(1, len(sizes), "Test accuracy by rule", width=3.4, height=2.6)
     for j, size in enumerate(sizes):
@@ -256,10 +245,6 @@ def figure_accuracy(records: Records) -> Figure:
 
 def figure_eps(records: Records) -> Figure:
     """Accuracy and the number of layers that moved against Adam's eps, gradients in deviations: one point a seed."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     curves = [("pc", 0.1, "^"), ("pc", 0.01, "o"), ("pc_float64", 0.01, "s")]
     figure, panels = plotting.panels(2, len(sizes), "Adam's eps, with gradients free of round-off", width=3.4)
@@ -295,11 +280,11 @@ def figure_eps(records: Records) -> Figure:
     panels[0, 0].set_ylabel("test accuracy (%)")
     panels[1, 0].set_ylabel(f"layers that moved by > {MOVED}")
     marks = [
-        Line2D([], [], color=COLOURS[rule], marker=marker, ls="", ms=4, label=rf"{'float64' if '64' in rule else 'float32'}, $\eta$ = {eta}")
+        plotting.dots(rf"{'float64' if '64' in rule else 'float32'}, $\eta$ = {eta}", COLOURS[rule], marker)
         for rule, eta, marker in curves
     ]  # fmt: skip
-    marks += [Line2D([], [], color=COLOURS["bp"], lw=0.8, label="BP, best rate")]
-    marks += [Line2D([], [], color="#555555", lw=0.7, ls=":", label="all layers")]
+    marks += [plotting.mark("BP, best rate", COLOURS["bp"], lw=0.8)]
+    marks += [plotting.mark("all layers", lw=0.7, ls=":")]
     marks += [plotting.diverged()]
     plotting.legend(figure, marks, columns=2 * len(sizes))
     return figure

@@ -10,6 +10,7 @@ from experiments.strict_saddles.batches import D_OUT, KINDS
 from experiments.strict_saddles.points import FOUND, GROUPS, RANK, TOLERANCE, Points, points_of
 from experiments.strict_saddles.search import REACH
 from experiments.strict_saddles.starts import Start
+from pcexp.report import plotting
 
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
@@ -47,10 +48,6 @@ def _about(panel: Any, records: Records, n: int) -> None:
 
 def figure_points(records: Records) -> Figure:
     """Lowest eigenvalue of F*'s Hessian at every critical point found, over F* above its infimum, by sort of start."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     points = points_of(records)
     figure, panels = plotting.panels(
         1, len(GROUPS), "Critical points of F*: lowest curvature over height", width=3.4, height=3.0
@@ -84,10 +81,7 @@ def figure_points(records: Records) -> Figure:
     panels[0, 0].set_ylabel(r"$\lambda_{\min}$ of the Hessian of F*")
     plotting.legend(
         figure,
-        [
-            Line2D([], [], color=colour, marker=marker, ls="", ms=5, label=name)
-            for name, colour, marker in SORTS.values()
-        ],
+        [plotting.dots(name, colour, marker, ms=5) for name, colour, marker in SORTS.values()],
         columns=7,
     )
     return figure
@@ -97,13 +91,11 @@ def figure_counts(records: Records) -> Figure:
     """How many critical points of each class and of each rank of the map were found, by kind of data and width."""
     from matplotlib.patches import Patch
 
-    from pcexp.report import plotting
-
     points = points_of(records)
     figure, panels = plotting.panels(
         2, 2, "Critical points of F* by class and by rank of the map", width=4.2, height=2.5
     )
-    shades = plotting.shades(D_OUT + 1)
+    shades = list(plotting.shades(range(D_OUT + 1)).values())
     for column, (title, wide) in enumerate({"N < K": False, "N ≥ K": True}.items()):
         part = points.among(points.found & ((points.width >= D_OUT) == wide)) if points.n else points
         kinds = np.array(part.kind)
@@ -137,8 +129,6 @@ def figure_counts(records: Records) -> Figure:
 
 def figure_polish(records: Records) -> Figure:
     """How well points are known: gradient norms of all starts, singular values of the maps, curvatures, with the thresholds."""
-    from pcexp.report import plotting
-
     points = points_of(records)
     figure, panels = plotting.panels(
         1, 3, "What counts as found, as a rank, as negative curvature", width=3.4, height=2.8
