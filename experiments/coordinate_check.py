@@ -257,14 +257,10 @@ def _grid(records: Records, axis: str, title: str, curves: Sequence[tuple[str, s
             lost = sorted({size_of(run, axis) for run in drawn if run["outcome"] == "diverged"})
             panel.plot(lost, [0.97] * len(lost), "x", color="#555555", ms=5, transform=panel.get_xaxis_transform())
             _scale(panel, sizes)
-            panel.set_title(f"{plotting.written(activation)}, {name}", loc="left", fontsize=8)
-            plotting.caption(panel, records.about, len(drawn))
-            if i == len(ACTIVATIONS) - 1:
-                panel.set_xlabel("width N" if axis == "width" else "depth L")
-            if j == 0:
-                panel.set_ylabel(
-                    "mean absolute change" if curves[0][1].startswith("change") else "mean absolute activity"
-                )
+            title = f"{plotting.written(activation)}, {name}"
+            plotting.dress(panel, records.about, len(drawn), title, fontsize=8)
+    what = "change" if curves[0][1].startswith("change") else "activity"
+    plotting.outer_labels(panels, "width N" if axis == "width" else "depth L", f"mean absolute {what}")
     return figure
 
 
@@ -272,7 +268,6 @@ def _scale(panel: Any, sizes: Sequence[int]) -> None:
     """Logarithmic axes where there is something on them; two decades at least, or what is flat would look like noise."""
     low, high = panel.dataLim.minposy, panel.dataLim.y1
     if not sizes:
-        plotting.note(panel, "no runs yet")
         return
     panel.set_xscale("log", base=2)
     panel.set_xticks(sizes, [str(size) for size in sizes])

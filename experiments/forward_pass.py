@@ -222,18 +222,12 @@ def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str
                 axis.plot(shown[:-1], size[:-1], color=colours[depth], lw=0.8, alpha=0.8)
                 axis.plot(shown[-1], size[-1], "o", ms=3, mfc="none", mew=0.8, color=colours[depth])
                 n += 1
-            if n == 0:
-                plotting.note(axis, "no runs yet")
             axis.set_yscale("log")
             low, high = axis.get_ylim()
             axis.set_ylim(min(low, 1e-3), max(high, 1e3))  # or what is flat would fill the panel with its noise
             axis.set_xlim(0, 1.05)
-            axis.set_title(f"{plotting.written(activation)}, {name}", loc="left")
-            plotting.caption(axis, records.about, n)
-            if i == len(ACTIVATIONS) - 1:
-                axis.set_xlabel("layer / depth L")
-            if j == 0:
-                axis.set_ylabel("mean absolute activity")
+            plotting.dress(axis, records.about, n, f"{plotting.written(activation)}, {name}")
+    plotting.outer_labels(axes, "layer / depth L", "mean absolute activity")
     marks = [plotting.mark(f"L = {depth}", colours[depth]) for depth in depths]
     plotting.legend(figure, [*marks, plotting.mark("output", marker="o", mfc="none", ls="")])
     return figure

@@ -176,8 +176,7 @@ def _draw(axis: Any, grid: Grid, smallest: Grid, levels: np.ndarray) -> Any:
         (grid.best, {"marker": "*", "ms": 9}),
     ):
         axis.plot(pair[1] * BATCH, pair[0], color="white", mec="black", mew=0.8, ls="", clip_on=False, **style)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+    axis.set(xscale="log", yscale="log")
     axis.grid(False)
     return drawn
 
@@ -217,10 +216,7 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
             drawn = _draw(axis, grid, lines[key][0], levels) or drawn
             axis.set_title(f"{key[0]}, N = {grid.size.width}, H = {grid.size.n_hidden}", loc="left", fontsize=8, pad=12)
             plotting.caption(axis, records.about, grid.n)
-            if i == len(rows) - 1:
-                axis.set_xlabel(r"$\beta$ (on the batch mean)")
-            if j == 0:
-                axis.set_ylabel(r"$\eta$")
+    plotting.outer_labels(panels, r"$\beta$ (on the batch mean)", r"$\eta$")
     if drawn is not None:
         figure.colorbar(drawn, ax=panels, label="log10 of the lowest batch loss", shrink=0.6, format="%.2f")
     marks = [

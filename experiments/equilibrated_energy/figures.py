@@ -64,19 +64,14 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
                 shown = _gap(energy, theory) if protocol == "published" else _level(t, run, "largest_gap")
                 gaps.plot(t, shown, color=COLOURS[protocol], lw=0.8, alpha=0.8)
                 n += 1
-            if n == 0:
-                plotting.note(axis, "no runs yet")
             axis.set_yscale("log")
-            axis.set_title(f"{protocol}, H = {depth}", loc="left")
-            plotting.caption(axis, records.about, n)
+            plotting.dress(axis, records.about, n, f"{protocol}, H = {depth}")
         gaps = axes[2, j]
-        gaps.set_yscale("log")
-        gaps.set_ylim(ROUND_OFF / 3, 30)
+        gaps.set(yscale="log", ylim=(ROUND_OFF / 3, 30), xlabel="training iteration")
         for level in (CLOSE, EXACT):
             gaps.axhline(level, color="#777777", lw=0.7, ls=":")
         gaps.set_title(f"both, H = {depth}", loc="left")
         plotting.caption(gaps, records.about, sum(depth_of(run) == depth for found in runs.values() for run in found))
-        gaps.set_xlabel("training iteration")
     for i in range(2):
         axes[i, 0].set_ylabel("energy")
     axes[2, 0].set_ylabel("|F / F* - 1|")
@@ -128,17 +123,10 @@ def figure_6_1(records: Records) -> Figure:
         for axis, count in ((gap, n), (accuracy, n + len(converged)), (mean_gap, n), (final, n + len(converged))):
             plotting.caption(axis, records.about, count)
             axis.set_title(f"H = {depth}", loc="left")
-        for axis in (gap, mean_gap):
-            axis.set_yscale("log")
-        for axis in (mean_gap, final):
-            axis.set_xscale("log")
-            axis.set_xlabel("horizon t, as published")
-        for axis in (gap, accuracy):
-            axis.set_xlabel("training iteration")
-        gap.set_ylabel("F / F* - 1")
-        mean_gap.set_ylabel("mean of F / F* - 1")
-        accuracy.set_ylabel("test accuracy (%)")
-        final.set_ylabel("final test accuracy (%)")
+        gap.set(yscale="log", xlabel="training iteration", ylabel="F / F* - 1")
+        accuracy.set(xlabel="training iteration", ylabel="test accuracy (%)")
+        mean_gap.set(xscale="log", yscale="log", xlabel="horizon t, as published", ylabel="mean of F / F* - 1")
+        final.set(xscale="log", xlabel="horizon t, as published", ylabel="final test accuracy (%)")
     marks = [handles[label] for label in handles]
     marks.append(plotting.mark(LABELS["corrected"], COLOURS["corrected"], ls="--"))
     plotting.legend(figure, marks, columns=4)
@@ -158,11 +146,8 @@ def figure_d_5(records: Records) -> Figure:
             t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
             axis.plot(t, energy, color=COLOURS["published"], lw=1.4, alpha=0.8)
             axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
-        if runs:
-            axis.set_title(f"H = {depth}, t = {published_horizon(runs[0]):g}", loc="left")
-        else:
-            plotting.note(axis, "no runs yet")
-        plotting.caption(axis, records.about, len(runs))
+        title = f"H = {depth}, t = {published_horizon(runs[0]):g}" if runs else None
+        plotting.dress(axis, records.about, len(runs), title)
         axis.set_yscale("log")
         if axis.lines:
             bottom, top = axis.get_ylim()
@@ -171,10 +156,7 @@ def figure_d_5(records: Records) -> Figure:
         axis.set_visible(False)
     for axis in axes.flat[: len(shown)]:
         axis.set_ylim(low, high)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("energy")
-    for axis in axes[-1]:
-        axis.set_xlabel("training iteration")
+    plotting.outer_labels(axes, "training iteration", "energy")
     handles = [
         plotting.mark(LABELS["published"], COLOURS["published"], lw=1.4),
         plotting.mark("theory F* at the same weights", plotting.COLOURS["theory"], lw=0.7, ls="--"),
@@ -208,10 +190,7 @@ def figure_beside(records: Records) -> Figure:
                 n += 1
         for axis in axes[:, j]:
             axis.set_yscale("log")
-            axis.set_title(f"H = {depth}", loc="left")
-            plotting.caption(axis, records.about, n)
-            if n == 0:
-                plotting.note(axis, "no runs yet")
+            plotting.dress(axis, records.about, n, f"H = {depth}")
         for axis in axes[1:, j]:
             axis.set_ylim(ROUND_OFF / 3, 30)
             axis.axhline(EXACT, color="#777777", lw=0.7, ls=":")

@@ -100,14 +100,10 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
                 if form != "bp":
                     _line(cosine, layers(run, f"{form}_cosine", row), COLOURS[colour], marked)
                 n += 1
-        norm.set_title(str(size), loc="left")
-        if norm.lines:
+        if n:
             norm.set_yscale("log")
-        else:
-            plotting.note(norm, "no runs yet")
-        plotting.caption(norm, records.about, n)
-        cosine.set_ylim(-0.45, 1.05)
-        cosine.set_xlabel("layer (1: input side)")
+        plotting.dress(norm, records.about, n, str(size))
+        cosine.set(ylim=(-0.45, 1.05), xlabel="layer (1: input side)")
     panels[0, 0].set_ylabel("norm of the layer's gradient")
     panels[1, 0].set_ylabel("cosine with BP's")
     names = {"bp": "BP", "pc_activities": "PC as published (activities)", "pc": "PC, deviations"}
@@ -125,8 +121,10 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
 
 def figure_start(records: Records) -> Figure:
     """Gradient of every layer on the initial weights: its norm, and its cosine with BP's; one line a seed."""
-    lines = [("bp", "bp", PUBLISHED), ("equilibrium", "pc_equilibrium", PUBLISHED), ("deviations", "pc_float64", EXACT)]
-    lines += [
+    lines = [
+        ("bp", "bp", PUBLISHED),
+        ("equilibrium", "pc_equilibrium", PUBLISHED),
+        ("deviations", "pc_float64", EXACT),
         ("deviations", "pc_far", FAR),
         ("deviations", "pc", PUBLISHED),
         ("activities", "pc_activities", PUBLISHED),
@@ -179,15 +177,8 @@ def figure_grid(records: Records) -> Figure:
             values = np.mean(np.array(cells, float), axis=0).reshape(shape)
             axis.imshow(values, vmin=0, vmax=most, cmap="viridis", aspect="auto")
             for (row, column), value in np.ndenumerate(values):
-                text = (
-                    f"{value:.3g}"
-                    if most > 1
-                    else f"{value:.2f}"
-                    if value >= 0
-                    else "n.a."
-                    if math.isnan(value)
-                    else "< 0"
-                )
+                text = f"{value:.3g}" if most > 1 else f"{value:.2f}" if value >= 0 else "< 0"
+                text = "n.a." if math.isnan(value) and most == 1 else text
                 shade = "white" if not value > 0.6 * most else "black"
                 axis.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
             axis.set_xticks(range(len(betas)), [f"{beta:.2g}" for beta in betas])
@@ -209,12 +200,8 @@ def figure_movement(records: Records) -> Figure:
                 _line(axis, np.where(y > 0, y, math.nan), COLOURS[one.arm.rule])
                 n += 1
         axis.axhline(MOVED, color="#555555", lw=0.7, ls=":")
-        axis.set_yscale("log")
-        axis.set_title(str(size), loc="left")
-        axis.set_xlabel("layer (1: input side)")
-        plotting.caption(axis, records.about, n)
-        if not n:
-            plotting.note(axis, "no runs yet")
+        axis.set(yscale="log", xlabel="layer (1: input side)")
+        plotting.dress(axis, records.about, n, str(size))
     panels[0, 0].set_ylabel(r"$\|W - W_0\| / \|W_0\|$")
     marks = [plotting.mark(one.label, COLOURS[one.arm.rule]) for one in shown]
     marks.append(plotting.mark(f"has moved ({MOVED})", lw=0.7, ls=":"))
@@ -252,12 +239,8 @@ def figure_eps(records: Records) -> Figure:
         top, bottom = panels[:, j]
         n = 0
         for rule, eta, marker in curves:
-            runs = [
-                run
-                for rates, found in by_network(records, rule).get(size, {}).items()
-                if rates.eta == eta
-                for run in found
-            ]
+            by_rates = by_network(records, rule).get(size, {})
+            runs = [run for rates, found in by_rates.items() if rates.eta == eta for run in found]
             for run in runs:
                 style = {"color": COLOURS[rule], "ms": 4, "alpha": 0.7, "mec": "white", "mew": 0.3}
                 if run["outcome"] == "done":
@@ -266,15 +249,13 @@ def figure_eps(records: Records) -> Figure:
                 else:
                     top.plot(run[EPS], 0.03, "x", color=COLOURS[rule], transform=top.get_xaxis_transform())
             n += len(runs)
-        best_bp = [100 * run["test_accuracy"] for run in done(records, size, BEST_BP)]
-        for value in best_bp:
-            top.axhline(value, color=COLOURS["bp"], lw=0.8)
+        for run in done(records, size, BEST_BP):
+            top.axhline(100 * run["test_accuracy"], color=COLOURS["bp"], lw=0.8)
         bottom.axhline(size.n_hidden + 1, color="#555555", lw=0.7, ls=":")
         for axis in (top, bottom):
             axis.set_xscale("log")
             axis.invert_xaxis()
-        bottom.set_ylim(0, 1.1 * (size.n_hidden + 1))
-        bottom.set_xlabel(r"Adam's $\epsilon$")
+        bottom.set(ylim=(0, 1.1 * (size.n_hidden + 1)), xlabel=r"Adam's $\epsilon$")
         top.set_title(str(size), loc="left")
         plotting.caption(top, records.about, n)
     panels[0, 0].set_ylabel("test accuracy (%)")

@@ -65,10 +65,7 @@ def _draw(panel: Any, curves: Curves, runs: Iterable[Run], colour: Any, **style:
 
 
 def _finish(panel: Any, records: Records, title: str, runs: Sequence[Run], last: bool, first: bool) -> None:
-    panel.set_title(title, loc="left", fontsize=8, pad=12)
-    plotting.caption(panel, records.about, len(runs))
-    if not runs:
-        plotting.note(panel, "no runs yet")
+    plotting.dress(panel, records.about, len(runs), title, fontsize=8, pad=12)
     panel.set_ylim(0, 100)
     if last:
         panel.set_xlabel("iteration")

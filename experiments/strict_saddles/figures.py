@@ -38,14 +38,6 @@ BESIDE = 0.035
 """How far apart sorts of start are drawn at one height."""
 
 
-def _about(panel: Any, records: Records, n: int) -> None:
-    """Data, scale, and how many points a panel shows."""
-    panel.annotate(
-        f"{records.about}, {n} points",
-        (1, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#555555",
-    )  # fmt: skip
-
-
 def figure_points(records: Records) -> Figure:
     """Lowest eigenvalue of F*'s Hessian at every critical point found, over F* above its infimum, by sort of start."""
     points = points_of(records)
@@ -59,25 +51,12 @@ def figure_points(records: Records) -> Figure:
             here = part.among(part.at("start") == sort) if part.n else part
             if here.n:
                 size = 22 if sort is Start.EDGE else 9
-                panel.scatter(
-                    here.at("excess") + BESIDE * (sort - 3),
-                    here.at("lambda_min"),
-                    s=size,
-                    c=colour,
-                    marker=marker,
-                    alpha=0.7,
-                    lw=0,
-                    zorder=2 + (sort is Start.EDGE),
-                )
+                style = {"s": size, "c": colour, "marker": marker, "alpha": 0.7, "lw": 0, "zorder": 2 + (size > 9)}
+                panel.scatter(here.at("excess") + BESIDE * (sort - 3), here.at("lambda_min"), **style)
         panel.axhline(0, color="#000000", lw=0.6)
         panel.set_yscale("symlog", linthresh=1e-3)
-        panel.set_xlim(-0.25, 5.0)
-        panel.set_ylim(-1000, 1e-2)
-        panel.set_title(group.replace(">=", "≥"), loc="left", pad=12)
-        panel.set_xlabel("F* above its infimum (sorts side by side)")
-        _about(panel, records, part.n)
-        if not part.n:
-            plotting.note(panel, "no points yet")
+        panel.set(xlim=(-0.25, 5.0), ylim=(-1000, 1e-2), xlabel="F* above its infimum (sorts side by side)")
+        plotting.dress(panel, records.about, part.n, group.replace(">=", "≥"), of="points", pad=12)
     panels[0, 0].set_ylabel(r"$\lambda_{\min}$ of the Hessian of F*")
     plotting.legend(
         figure,
@@ -115,7 +94,7 @@ def figure_counts(records: Records) -> Figure:
             panel.set_title(title, loc="left")
             panel.set_xlabel("points")
             panel.set_xlim(0, max(1, 1.05 * float(np.max(left))))
-            _about(panel, records, part.n)
+            plotting.caption(panel, records.about, part.n, "points")
     plotting.legend(
         figure,
         [
@@ -152,7 +131,7 @@ def figure_polish(records: Records) -> Figure:
         TOLERANCE, "curvature / norm of the Hessian", "tolerance",
     )  # fmt: skip
     for panel, n in zip(panels[0], (points.n, part.n, part.n), strict=True):
-        _about(panel, records, n)
+        plotting.caption(panel, records.about, n, "points")
     panels[0, 0].set_ylabel("count")
     return figure
 
@@ -180,18 +159,10 @@ def _histogram(panel: Any, parts: dict[str, tuple[np.ndarray, str]], threshold: 
         stacked=True, color=[colour for _, colour in parts.values()], label=list(parts),
     )  # fmt: skip
     panel.axvline(threshold, color="#000000", lw=0.8, ls="--")
-    panel.annotate(
-        f"{name} {threshold:g}",
-        (threshold, 0.99),
-        xycoords=("data", "axes fraction"),
-        fontsize=6.5,
-        rotation=90,
-        ha="right",
-        va="top",
-    )
-    panel.set_xscale("log")
+    style: dict[str, Any] = {"fontsize": 6.5, "rotation": 90, "ha": "right", "va": "top"}
+    panel.annotate(f"{name} {threshold:g}", (threshold, 0.99), xycoords=("data", "axes fraction"), **style)
+    panel.set(xscale="log", xlabel=label)
     panel.set_yscale("symlog", linthresh=1)
-    panel.set_xlabel(label)
     if len(parts) > 1:
         panel.set_ylim(0, 100 * panel.get_ylim()[1])
         panel.legend(fontsize=6.5, loc="upper right")
