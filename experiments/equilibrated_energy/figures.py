@@ -64,8 +64,11 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
                 shown = _gap(energy, theory) if protocol == "published" else _level(t, run, "largest_gap")
                 gaps.plot(t, shown, color=COLOURS[protocol], lw=0.8, alpha=0.8)
                 n += 1
-            axis.set_yscale("log")
-            plotting.dress(axis, records.about, n, f"{protocol}, H = {depth}")
+            if n == 0:
+                plotting.note(axis, "no runs yet")
+            axis.set(yscale="log")
+            axis.set_title(f"{protocol}, H = {depth}", loc="left")
+            plotting.caption(axis, records.about, n)
         gaps = axes[2, j]
         gaps.set(yscale="log", ylim=(ROUND_OFF / 3, 30), xlabel="training iteration")
         for level in (CLOSE, EXACT):
