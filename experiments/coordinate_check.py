@@ -43,6 +43,7 @@ from pcexp.data import Dataset
 from pcexp.energy import forward_pass
 from pcexp.learning import Beside, Networks
 from pcexp.model.network import Network
+from pcexp.report import plotting
 from pcexp.report.claims import Case, Claim, Run, Verdict, ended, verdict
 from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
@@ -231,8 +232,6 @@ def _lines(part: Records, axis: str, column: str, row: int) -> list[tuple[list[i
 
 def _grid(records: Records, axis: str, title: str, curves: Sequence[tuple[str, str, int, Any]]) -> Figure:
     """Rows are activations, columns models; curves are (learning, column, row, colour)."""
-    from pcexp.report import plotting
-
     figure, panels = plotting.panels(len(ACTIVATIONS), len(MODELS), title)
     for i, activation in enumerate(ACTIVATIONS):
         for j, (name, (parameterisation, prefix)) in enumerate(MODELS.items()):
@@ -246,24 +245,17 @@ def _grid(records: Records, axis: str, title: str, curves: Sequence[tuple[str, s
             lost = sorted({size_of(run, axis) for run in drawn if run["outcome"] == "diverged"})
             panel.plot(lost, [0.97] * len(lost), "x", color="#555555", ms=5, transform=panel.get_xaxis_transform())
             _scale(panel, sizes)
-            panel.set_title(f"{plotting.written(activation)}, {name}", loc="left", fontsize=8)
-            plotting.caption(panel, records.about, len(drawn))
-            if i == len(ACTIVATIONS) - 1:
-                panel.set_xlabel("width N" if axis == "width" else "depth L")
-            if j == 0:
-                panel.set_ylabel(
-                    "mean absolute change" if curves[0][1].startswith("change") else "mean absolute activity"
-                )
+            title = f"{plotting.written(activation)}, {name}"
+            plotting.dress(panel, records.about, len(drawn), title, fontsize=8)
+    what = "change" if curves[0][1].startswith("change") else "activity"
+    plotting.outer_labels(panels, "width N" if axis == "width" else "depth L", f"mean absolute {what}")
     return figure
 
 
 def _scale(panel: Any, sizes: Sequence[int]) -> None:
     """Logarithmic axes where there is something on them; two decades at least, or what is flat would look like noise."""
-    from pcexp.report import plotting
-
     low, high = panel.dataLim.minposy, panel.dataLim.y1
     if not sizes:
-        plotting.note(panel, "no runs yet")
         return
     panel.set_xscale("log", base=2)
     panel.set_xticks(sizes, [str(size) for size in sizes])
@@ -276,17 +268,13 @@ def _scale(panel: Any, sizes: Sequence[int]) -> None:
 
 def _change(axis: str, learning: str) -> Callable[[Records], Figure]:
     def figure(records: Records) -> Figure:
-        from matplotlib.lines import Line2D
-
-        from pcexp.report import plotting
-
-        colours = plotting.shades(len(LAYERS))
+        colours = list(plotting.shades(LAYERS).values())
         curves = [(learning, f"change_{k}", -1, colour) for k, colour in enumerate(colours, start=1)]
         title = f"{plotting.written(learning)}: change of activities by the updates, against {axis}"
         made = _grid(records, axis, title, curves)
-        marks = [Line2D([], [], color=colour, label=name) for name, colour in zip(LAYERS, colours, strict=True)]
+        marks = [plotting.mark(name, colour) for name, colour in zip(LAYERS, colours, strict=True)]
         plotting.legend(
-            made, [*marks, plotting.diverged(), Line2D([], [], ls="", label=f"(not drawn below {SMALLEST_SHOWN:g})")]
+            made, [*marks, plotting.diverged(), plotting.mark(f"(not drawn below {SMALLEST_SHOWN:g})", ls="")]
         )
         return made
 
@@ -296,10 +284,6 @@ def _change(axis: str, learning: str) -> Callable[[Records], Figure]:
 
 def _size(axis: str) -> Callable[[Records], Figure]:
     def figure(records: Records) -> Figure:
-        from matplotlib.lines import Line2D
-
-        from pcexp.report import plotting
-
         column, start = f"size_{LAST_HIDDEN + 1}", "#999999"
         curves = [("bp", column, 0, start), *((rule, column, -1, plotting.COLOURS[rule]) for rule in ("bp", "pc"))]
         made = _grid(
@@ -308,9 +292,7 @@ def _size(axis: str) -> Callable[[Records], Figure]:
         names = {"at initialisation": start} | {
             f"updated by {plotting.written(r)}": plotting.COLOURS[r] for r in ("pc", "bp")
         }
-        plotting.legend(
-            made, [*(Line2D([], [], color=c, label=name) for name, c in names.items()), plotting.diverged()]
-        )
+        plotting.legend(made, [*(plotting.mark(name, c) for name, c in names.items()), plotting.diverged()])
         return made
 
     figure.__doc__ = f"Mean absolute activity of the last hidden layer against {axis}: one line a seed."

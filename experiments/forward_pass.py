@@ -42,6 +42,7 @@ from pcexp.data import Dataset
 from pcexp.energy import forward_pass
 from pcexp.model.network import Network
 from pcexp.model.segments import AbstractSegment
+from pcexp.report import plotting
 from pcexp.report.claims import Case, Claim, Verdict, verdict
 from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
@@ -207,15 +208,12 @@ CLAIMS = (
 
 def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str) -> Figure:
     """Rows are activations, columns models; one thin line a seed, a colour a depth, a ring for the output layer."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
 
     def depth_of(run: Mapping[str, Any]) -> int:
         return run["config.network.n_hidden"] + 1
 
     depths = sorted({depth_of(run) for run in records.runs.iter_rows(named=True)})
-    colours = dict(zip(depths, plotting.shades(len(depths)), strict=True))
+    colours = plotting.shades(depths)
     figure, axes = plotting.panels(len(ACTIVATIONS), len(models), title)
     for i, activation in enumerate(ACTIVATIONS):
         for j, (name, labels) in enumerate(models.items()):
@@ -230,20 +228,14 @@ def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str
                 axis.plot(shown[:-1], size[:-1], color=colours[depth], lw=0.8, alpha=0.8)
                 axis.plot(shown[-1], size[-1], "o", ms=3, mfc="none", mew=0.8, color=colours[depth])
                 n += 1
-            if n == 0:
-                plotting.note(axis, "no runs yet")
             axis.set_yscale("log")
             low, high = axis.get_ylim()
             axis.set_ylim(min(low, 1e-3), max(high, 1e3))  # or what is flat would fill the panel with its noise
             axis.set_xlim(0, 1.05)
-            axis.set_title(f"{plotting.written(activation)}, {name}", loc="left")
-            plotting.caption(axis, records.about, n)
-            if i == len(ACTIVATIONS) - 1:
-                axis.set_xlabel("layer / depth L")
-            if j == 0:
-                axis.set_ylabel("mean absolute activity")
-    marks = [Line2D([], [], color=colours[depth], label=f"L = {depth}") for depth in depths]
-    plotting.legend(figure, [*marks, Line2D([], [], color="#555555", marker="o", mfc="none", ls="", label="output")])
+            plotting.dress(axis, records.about, n, f"{plotting.written(activation)}, {name}")
+    plotting.outer_labels(axes, "layer / depth L", "mean absolute activity")
+    marks = [plotting.mark(f"L = {depth}", colours[depth]) for depth in depths]
+    plotting.legend(figure, [*marks, plotting.mark("output", marker="o", mfc="none", ls="")])
     return figure
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pcexp.config.study import AbstractStudy
+from pcexp.report import plotting
 from pcexp.report.claims import Case, Claim, Verdict, ended, insufficient, verdict
 from pcexp.run.job import Job
 from pcexp.train import Observation
@@ -175,18 +176,13 @@ def _draw(axis: Any, grid: Grid, smallest: Grid, levels: np.ndarray) -> Any:
         (grid.best, {"marker": "*", "ms": 9}),
     ):
         axis.plot(pair[1] * BATCH, pair[0], color="white", mec="black", mew=0.8, ls="", clip_on=False, **style)
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+    axis.set(xscale="log", yscale="log")
     axis.grid(False)
     return drawn
 
 
 def _contours(records: Records, title: str, activation: str, ends_only: bool = False) -> Figure | None:
     """Rows are protocols and arms, columns sizes; of what was asked for, if there is any."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     axes_of = ("depth",) if ends_only else ("width", "depth")
     lines = {}
     for axis in axes_of:
@@ -220,16 +216,13 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
             drawn = _draw(axis, grid, lines[key][0], levels) or drawn
             axis.set_title(f"{key[0]}, N = {grid.size.width}, H = {grid.size.n_hidden}", loc="left", fontsize=8, pad=12)
             plotting.caption(axis, records.about, grid.n)
-            if i == len(rows) - 1:
-                axis.set_xlabel(r"$\beta$ (on the batch mean)")
-            if j == 0:
-                axis.set_ylabel(r"$\eta$")
+    plotting.outer_labels(panels, r"$\beta$ (on the batch mean)", r"$\eta$")
     if drawn is not None:
         figure.colorbar(drawn, ax=panels, label="log10 of the lowest batch loss", shrink=0.6, format="%.2f")
     marks = [
-        Line2D([], [], color="#999999", marker="*", mec="black", ls="", ms=9, label="best of this net"),
-        Line2D([], [], color="#999999", marker="o", mec="black", mfc="none", ls="", ms=9, label="best of the smallest"),
-        Line2D([], [], color="#c1272d", marker="x", ls="", ms=5, label="a seed diverged"),
+        plotting.dots("best of this net", "#999999", "*", ms=9, mec="black"),
+        plotting.dots("best of the smallest", "#999999", ms=9, mec="black", mfc="none"),
+        plotting.dots("a seed diverged", "#c1272d", "x", ms=5),
     ]
     plotting.legend(figure, marks)
     return figure

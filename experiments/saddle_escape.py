@@ -21,6 +21,7 @@ constant map is a short way from the start, and the saddle that is hard to leave
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,20 @@ from jaxtyping import Array, Float
 
 from pcexp.config.study import AbstractStudy
 from pcexp.energy import outputs
-from pcexp.report.claims import Claim, Ratio, Status, Verdict, censored_ratio, insufficient, median_ratio, spread
+from pcexp.report import plotting
+from pcexp.report.claims import (
+    Claim,
+    Ratio,
+    Rule,
+    Run,
+    Verdict,
+    censored_ratio,
+    done,
+    insufficient,
+    paired,
+    pairs,
+    spread,
+)
 from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms
 
@@ -112,81 +126,48 @@ def _numerical_rank(f: Float[Array, "d_out probe"]) -> Array:
 
 PROTOCOLS = ("published", "corrected")
 ACTIVATIONS = ("linear", "tanh", "relu")
-STARTS = {"4.5": "near_origin", "B.6": "near_zero_rank"}
 
 
-def _pairs(records: Records, activation: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(PC, BP) runs of the same seed that ended with numbers."""
-    runs = {
-        (run["learning"], run["seed"]): run
-        for run in records.select(activation=activation).runs.iter_rows(named=True)
-        if run["outcome"] == "done"
-    }
-    return [
-        (run, runs["bp", seed]) for (rule, seed), run in sorted(runs.items()) if rule == "pc" and ("bp", seed) in runs
-    ]
-
-
-def _asked_pairs(records: Records, activation: str) -> int:
-    asked = records.select(activation=activation, learning="pc").asked
-    return len(asked)
-
-
-def passage_ratio(pc: Mapping[str, Any], bp: Mapping[str, Any], event: str) -> Ratio:
+def passage_ratio(pc: Run, bp: Run, event: str) -> Ratio:
     """Iterations of BP to an event (escape, departure, beyond_constant) over those of PC; a bound where one did not get there."""
-    done = {"escape": "escaped", "departure": "departed"}.get(event, event)
-    return censored_ratio(bp[f"{event}_iteration"], bp[done], pc[f"{event}_iteration"], pc[done])
+    seen = {"escape": "escaped", "departure": "departed"}.get(event, event)
+    return censored_ratio(bp[f"{event}_iteration"], bp[seen], pc[f"{event}_iteration"], pc[seen])
 
 
-def _judge(records: Records, expected: str, ratio: Callable[[Mapping[str, Any], Mapping[str, Any]], Ratio]) -> Verdict:
-    """Reproduced if the ratio of every pair of every activation exceeds one, and no pair that was asked for is missing."""
-    observed, intervals, everything, missing = [], [], [], 0
-    for activation in ACTIVATIONS:
-        ratios = [ratio(pc, bp) for pc, bp in _pairs(records, activation)]
-        missing += _asked_pairs(records, activation) - len(ratios)
-        everything += ratios
-        if ratios:
-            observed.append(f"{activation} {median_ratio(ratios)}")
-            intervals.append(f"{activation} {spread(ratios)}")
-    if not everything:
-        return insufficient(records, expected, "no pair of runs")
-    refuted = [r for r in everything if r.bound in ("exact", "at_most") and r.value <= 1]
-    undecided = [r for r in everything if r.bound == "unknown" or (r.bound == "at_least" and r.value <= 1)]
-    undecided += [r for r in everything if r.bound == "at_most" and r.value > 1]
-    if not refuted and (undecided or missing):
-        why = f"{len(undecided)} undecided and {missing} missing of {len(everything) + missing} pairs; {', '.join(observed)}"
-        return insufficient(records, expected, why)
-    status: Status = "not_reproduced" if refuted else "reproduced"
-    return Verdict(status, ", ".join(observed), "; ".join(intervals), expected, len(everything), records.scale)
+def _pairs_rule(protocol: str, start: str, expected: str, ratio: Callable[[Run, Run], Ratio]) -> Rule:
+    """The ratio of (PC, BP) runs of the same seed exceeds one, for every seed of every activation."""
 
-
-def _escape_rule(protocol: str, start: str, event: str = "escape") -> Callable[[Records], Verdict]:
     def rule(records: Records) -> Verdict:
-        part = records.select(protocol=protocol, parameterisation=start)
-        return _judge(part, "iterations of BP / PC > 1", lambda pc, bp: passage_ratio(pc, bp, event))
+        ratios, missing = {}, 0
+        for activation in ACTIVATIONS:
+            part = records.select(protocol=protocol, parameterisation=start, activation=activation)
+            pc, bp = (part.select(learning=learning) for learning in ("pc", "bp"))
+            ratios[activation] = [ratio(*pair) for pair in pairs(done(pc), done(bp))]
+            missing += len(pc.asked) - len(ratios[activation])
+        return paired(records.select(protocol=protocol, parameterisation=start), expected, ratios, missing=missing)
 
     return rule
 
 
-def _gradient_rule(protocol: str) -> Callable[[Records], Verdict]:
-    def ratio(pc: Mapping[str, Any], bp: Mapping[str, Any]) -> Ratio:
+def _escape_rule(protocol: str, start: str, event: str = "escape") -> Rule:
+    return _pairs_rule(protocol, start, "iterations of BP / PC > 1", lambda pc, bp: passage_ratio(pc, bp, event))
+
+
+def _gradient_rule(protocol: str) -> Rule:
+    def ratio(pc: Run, bp: Run) -> Ratio:
         if not pc["departed"]:  # then the plateau was not seen to its end
             return Ratio(float("nan"), "unknown")
         return Ratio(pc["plateau_gradient_norm"] / max(bp["plateau_gradient_norm"], 1e-38), "exact")
 
-    def rule(records: Records) -> Verdict:
-        part = records.select(protocol=protocol, parameterisation="near_origin")
-        return _judge(part, "smallest gradient norm on the plateau, PC / BP > 1", ratio)
-
-    return rule
+    return _pairs_rule(protocol, "near_origin", "smallest gradient norm on the plateau, PC / BP > 1", ratio)
 
 
-def _second_plateau_rule(protocol: str) -> Callable[[Records], Verdict]:
+def _second_plateau_rule(protocol: str) -> Rule:
     expected = "PC departs with a map of rank one, and stays there for over a tenth of its time to depart"
 
     def rule(records: Records) -> Verdict:
         part = records.select(protocol=protocol, parameterisation="near_origin", learning="pc")
-        runs = [r for r in part.runs.iter_rows(named=True) if r["outcome"] == "done" and r["departed"]]
+        runs = [run for run in done(part) if run["departed"]]
         if len(runs) < len(part.asked) or not runs:
             return insufficient(part, expected, f"{len(runs)} of {len(part.asked)} runs departed")
         shown = [r["rank_at_departure"] == 1 and r["rank_one_iterations"] > r["departure_iteration"] / 10 for r in runs]
@@ -204,29 +185,23 @@ def _second_plateau_rule(protocol: str) -> Callable[[Records], Verdict]:
 
 
 CLAIMS = tuple(
-    claim
+    Claim(figure, f"{protocol}: {statement}", rule)
     for protocol in PROTOCOLS
-    for claim in (
-        Claim(
+    for figure, statement, rule in (
+        (
             "4.5",
-            f"{protocol}: PC leaves the plateau near the origin in fewer iterations than BP",
+            "PC leaves the plateau near the origin in fewer iterations than BP",
             _escape_rule(protocol, "near_origin"),
         ),
-        Claim(
+        ("4.5", "the same at 0.95, between the plateaus", _escape_rule(protocol, "near_origin", "departure")),
+        (
             "4.5",
-            f"{protocol}: the same at 0.95, between the plateaus",
-            _escape_rule(protocol, "near_origin", "departure"),
-        ),
-        Claim(
-            "4.5",
-            f"{protocol}: PC gets beyond the best constant map in fewer iterations than BP",
+            "PC gets beyond the best constant map in fewer iterations than BP",
             _escape_rule(protocol, "near_origin", "beyond_constant"),
         ),
-        Claim("B.6", f"{protocol}: the same near the zero-rank saddle", _escape_rule(protocol, "near_zero_rank")),
-        Claim(
-            "B.5", f"{protocol}: PC's gradient does not vanish on the plateau as BP's does", _gradient_rule(protocol)
-        ),
-        Claim("4.5", f"{protocol}: PC passes a second plateau at rank one", _second_plateau_rule(protocol)),
+        ("B.6", "the same near the zero-rank saddle", _escape_rule(protocol, "near_zero_rank")),
+        ("B.5", "PC's gradient does not vanish on the plateau as BP's does", _gradient_rule(protocol)),
+        ("4.5", "PC passes a second plateau at rank one", _second_plateau_rule(protocol)),
     )
 )
 
@@ -240,50 +215,34 @@ def _curves(
     records: Records, start: str, title: str, column: Callable[[Any], np.ndarray], ylabel: str, yscale: str
 ) -> Figure:
     """Rows are protocols, columns activations; one thin line a seed, a mark at each event."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
-    for i, protocol in enumerate(PROTOCOLS):
-        for j, activation in enumerate(ACTIVATIONS):
-            axis = axes[i, j]
-            part = records.select(protocol=protocol, activation=activation, parameterisation=start)
-            n = 0
-            for run in part.runs.iter_rows(named=True):
-                rows = part.lane(run["cell"], run["lane"])
-                if not len(rows):
-                    continue
-                x, y = rows["iteration"].to_numpy() + 1, column(rows)
-                colour = plotting.COLOURS[run["learning"]]
-                axis.plot(x, y, color=colour, lw=0.9, alpha=0.8)
-                if run["outcome"] != "done":
-                    axis.plot(x[-1], y[-1], "x", color=colour, ms=6)
-                for event, seen, marker in EVENTS:
-                    if run["outcome"] == "done" and run[seen]:
-                        nearest = int(np.argmin(np.abs(x - 1 - run[f"{event}_iteration"])))
-                        axis.plot(x[nearest], y[nearest], marker, color=colour, ms=3.5, mec="white", mew=0.5, zorder=5)
-                n += 1
-            if n == 0:
-                plotting.note(axis, "no runs yet")
-            axis.set_xscale("log")
-            axis.set_yscale(yscale)
-            axis.set_title(f"{plotting.written(activation)}, {protocol}", loc="left")
-            plotting.caption(axis, records.about, n)
-            if i == len(PROTOCOLS) - 1:
-                axis.set_xlabel("training iteration + 1")
-            if j == 0:
-                axis.set_ylabel(ylabel)
+    for axis, (protocol, activation) in zip(axes.flat, itertools.product(PROTOCOLS, ACTIVATIONS), strict=True):
+        part = records.select(protocol=protocol, activation=activation, parameterisation=start)
+        n = 0
+        for run in part.runs.iter_rows(named=True):
+            rows = part.lane(run["cell"], run["lane"])
+            if not len(rows):
+                continue
+            x, y = rows["iteration"].to_numpy() + 1, column(rows)
+            colour = plotting.COLOURS[run["learning"]]
+            axis.plot(x, y, color=colour, lw=0.9, alpha=0.8)
+            if run["outcome"] != "done":
+                axis.plot(x[-1], y[-1], "x", color=colour, ms=6)
+            for event, seen, marker in EVENTS:
+                if run["outcome"] == "done" and run[seen]:
+                    nearest = int(np.argmin(np.abs(x - 1 - run[f"{event}_iteration"])))
+                    axis.plot(x[nearest], y[nearest], marker, color=colour, ms=3.5, mec="white", mew=0.5, zorder=5)
+            n += 1
+        axis.set(xscale="log", yscale=yscale)
+        plotting.dress(axis, records.about, n, f"{plotting.written(activation)}, {protocol}")
+    plotting.outer_labels(axes, "training iteration + 1", ylabel)
     limits = [axis.dataLim for axis in axes.flat if axis.lines]
     if yscale == "linear" and limits and min(box.y0 for box in limits) < max(box.y1 for box in limits) / 2:
         for axis in axes.flat:
             axis.set_ylim(bottom=0)
-    marks = [
-        Line2D([], [], color=plotting.COLOURS["pc"], label="PC, one line a seed"),
-        Line2D([], [], color=plotting.COLOURS["bp"], label="BP, one line a seed"),
-        Line2D([], [], color="#555555", marker="o", ls="", ms=4, label="probe loss < 0.9 of its start"),
-        Line2D([], [], color="#555555", marker="^", ls="", ms=4, label="< 0.97 of the best constant map's"),
-    ]
+    marks = [plotting.mark(f"{rule.upper()}, one line a seed", plotting.COLOURS[rule]) for rule in ("pc", "bp")]
+    marks.append(plotting.dots("probe loss < 0.9 of its start"))
+    marks.append(plotting.dots("< 0.97 of the best constant map's", marker="^"))
     if len(records.runs) and (records.runs["outcome"] != "done").any():
         marks.append(plotting.diverged())
     plotting.legend(figure, marks)

@@ -238,4 +238,4 @@ def test_claims_and_figures_answer_on_no_records_at_all() -> None:
     for make in equilibrated_energy.FIGURES.values():
         figure = make(empty)
         assert plotting.rendered(figure, "png").startswith(b"\x89PNG")
-        plotting.plt.close(figure)
+        plotting.pyplot().close(figure)

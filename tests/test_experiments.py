@@ -67,7 +67,7 @@ def check(study: Any, records: Records, n_runs: int, shown: Collection[str]) -> 
         if name in shown:
             assert any(axis.lines or axis.collections or axis.images or axis.patches for axis in figure.axes)
         assert plotting.rendered(figure, "png").startswith(b"\x89PNG")
-        plotting.plt.close(figure)
+        plotting.pyplot().close(figure)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -11,7 +11,7 @@ from experiments import mupc_depth
 from experiments.mupc_depth.runs import BETA, ETA, SP
 from pcexp.records.tables import Records
 from pcexp.report.claims import Verdict
-from pcexp.report.plotting import plt
+from pcexp.report.plotting import pyplot
 from pcexp.report.rendering import judge
 
 
@@ -282,17 +282,17 @@ def test_a_run_that_diverged_is_drawn_as_a_cross_and_with_no_accuracy_that_it_di
     line, cross = figure.axes[0].lines
     assert list(line.get_xdata()) == [0, 300] and list(line.get_ydata()) == pytest.approx([10, 60])
     assert cross.get_marker() == "x" and list(cross.get_xdata()) == [420]
-    plt.close(figure)
+    pyplot().close(figure)
 
 
 def test_a_run_that_learned_keeps_no_cross() -> None:
     figure = mupc_depth.FIGURES["5.1 right"](records([run("depth", 0.9, curve={0: 0.1, 900: 0.9})]))
     assert len(figure.axes[0].lines) == 1
-    plt.close(figure)
+    pyplot().close(figure)
 
 
 def test_a_figure_is_left_out_for_data_on_which_its_runs_were_not_asked_for() -> None:
     asked = records([run("depth", 0.9, curve={0: 0.1, 900: 0.9})], missing=1)  # asked for and not there yet
     found = {name: draw(asked) for name, draw in mupc_depth.FIGURES.items()}
     assert [name for name, figure in found.items() if figure is not None] == ["5.1 right"]
-    plt.close("all")
+    pyplot().close("all")

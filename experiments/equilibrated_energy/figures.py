@@ -18,6 +18,7 @@ from experiments.equilibrated_energy.runs import (
     runs_of,
     several_horizons,
 )
+from pcexp.report import plotting
 from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
@@ -49,10 +50,6 @@ def _depths(*runs: Sequence[Run]) -> list[int]:
 
 def _energies(records: Records, optimiser: str, title: str) -> Figure:
     """Rows: energies by either inference, and their gap; columns: depths. One line a seed."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     runs = {protocol: at_the_longest(runs_of(records, "energy", protocol, optimiser)) for protocol in PROTOCOLS}
     depths = _depths(*runs.values())
     figure, axes = plotting.panels(3, len(depths), title, width=3.0 if len(depths) > 1 else 5.0)
@@ -69,25 +66,23 @@ def _energies(records: Records, optimiser: str, title: str) -> Figure:
                 n += 1
             if n == 0:
                 plotting.note(axis, "no runs yet")
-            axis.set_yscale("log")
+            axis.set(yscale="log")
             axis.set_title(f"{protocol}, H = {depth}", loc="left")
             plotting.caption(axis, records.about, n)
         gaps = axes[2, j]
-        gaps.set_yscale("log")
-        gaps.set_ylim(ROUND_OFF / 3, 30)
+        gaps.set(yscale="log", ylim=(ROUND_OFF / 3, 30), xlabel="training iteration")
         for level in (CLOSE, EXACT):
             gaps.axhline(level, color="#777777", lw=0.7, ls=":")
         gaps.set_title(f"both, H = {depth}", loc="left")
         plotting.caption(gaps, records.about, sum(depth_of(run) == depth for found in runs.values() for run in found))
-        gaps.set_xlabel("training iteration")
     for i in range(2):
         axes[i, 0].set_ylabel("energy")
     axes[2, 0].set_ylabel("|F / F* - 1|")
-    handles = [Line2D([], [], color=plotting.COLOURS["theory"], lw=0.7, ls="--", label="theory F*")]
+    handles = [plotting.mark("theory F*", plotting.COLOURS["theory"], lw=0.7, ls="--")]
     handles += [
-        Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
-        Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"] + LARGEST),
-        Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{CLOSE:g} and {EXACT:g}"),
+        plotting.mark(LABELS["published"], COLOURS["published"], lw=1.4),
+        plotting.mark(LABELS["corrected"] + LARGEST, COLOURS["corrected"], lw=0.8, marker="o", ms=2.5),
+        plotting.mark(f"{CLOSE:g} and {EXACT:g}", "#777777", lw=0.7, ls=":"),
     ]
     plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 1)
     return figure
@@ -105,18 +100,14 @@ def figure_4_1_sgd(records: Records) -> Figure:
 
 def figure_6_1(records: Records) -> Figure:
     """Gap and test accuracy in training by horizon, and against it; converged inference beside them. One line a seed."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     found = several_horizons(records)
     depths = sorted(found) or [0]
     figure, axes = plotting.panels(len(depths), 4, "Figure 6.1: how long inference runs (Adam)", width=2.7)
-    handles: dict[str, Line2D] = {}
+    handles: dict[str, Any] = {}
     for i, depth in enumerate(depths):
         horizons = list(found.get(depth, {}))
         gap, accuracy, mean_gap, final = axes[i]
-        for horizon, colour in zip(horizons, plotting.shades(len(horizons))[::-1], strict=True):
+        for horizon, colour in zip(horizons, reversed(plotting.shades(horizons).values()), strict=True):
             for run in found[depth][horizon]:
                 t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
                 gap.plot(t, _gap(energy, theory), color=colour, lw=0.8, alpha=0.8)
@@ -125,7 +116,7 @@ def figure_6_1(records: Records) -> Figure:
                     mean_gap.plot(published_horizon(run), run["mean_gap"], "o", color=colour, ms=3.5)
                     final.plot(published_horizon(run), 100 * run["test_accuracy"], "o", color=colour, ms=3.5)
             label = f"t = {published_horizon(found[depth][horizon][0]):g} ({horizon:.4g} per sample)"
-            handles[label] = Line2D([], [], color=colour, label=label)
+            handles[label] = plotting.mark(label, colour)
         converged = [run for run in runs_of(records, "energy", "corrected") if depth_of(run) == depth]
         for run in converged:
             accuracy.plot(*accuracies(records, run), color=COLOURS["corrected"], lw=0.9, ls="--")
@@ -135,29 +126,18 @@ def figure_6_1(records: Records) -> Figure:
         for axis, count in ((gap, n), (accuracy, n + len(converged)), (mean_gap, n), (final, n + len(converged))):
             plotting.caption(axis, records.about, count)
             axis.set_title(f"H = {depth}", loc="left")
-        for axis in (gap, mean_gap):
-            axis.set_yscale("log")
-        for axis in (mean_gap, final):
-            axis.set_xscale("log")
-            axis.set_xlabel("horizon t, as published")
-        for axis in (gap, accuracy):
-            axis.set_xlabel("training iteration")
-        gap.set_ylabel("F / F* - 1")
-        mean_gap.set_ylabel("mean of F / F* - 1")
-        accuracy.set_ylabel("test accuracy (%)")
-        final.set_ylabel("final test accuracy (%)")
+        gap.set(yscale="log", xlabel="training iteration", ylabel="F / F* - 1")
+        accuracy.set(xlabel="training iteration", ylabel="test accuracy (%)")
+        mean_gap.set(xscale="log", yscale="log", xlabel="horizon t, as published", ylabel="mean of F / F* - 1")
+        final.set(xscale="log", xlabel="horizon t, as published", ylabel="final test accuracy (%)")
     marks = [handles[label] for label in handles]
-    marks.append(Line2D([], [], color=COLOURS["corrected"], ls="--", label=LABELS["corrected"]))
+    marks.append(plotting.mark(LABELS["corrected"], COLOURS["corrected"], ls="--"))
     plotting.legend(figure, marks, columns=4)
     return figure
 
 
 def figure_d_5(records: Records) -> Figure:
     """Energy at the end of inference against F*, a panel a horizon. One line a seed."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     found = several_horizons(records)
     shown = [(depth, horizon) for depth in found for horizon in reversed(found[depth])] or [(0, 0.0)]
     columns = min(3, len(shown))
@@ -169,11 +149,8 @@ def figure_d_5(records: Records) -> Figure:
             t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
             axis.plot(t, energy, color=COLOURS["published"], lw=1.4, alpha=0.8)
             axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
-        if runs:
-            axis.set_title(f"H = {depth}, t = {published_horizon(runs[0]):g}", loc="left")
-        else:
-            plotting.note(axis, "no runs yet")
-        plotting.caption(axis, records.about, len(runs))
+        title = f"H = {depth}, t = {published_horizon(runs[0]):g}" if runs else None
+        plotting.dress(axis, records.about, len(runs), title)
         axis.set_yscale("log")
         if axis.lines:
             bottom, top = axis.get_ylim()
@@ -182,13 +159,10 @@ def figure_d_5(records: Records) -> Figure:
         axis.set_visible(False)
     for axis in axes.flat[: len(shown)]:
         axis.set_ylim(low, high)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("energy")
-    for axis in axes[-1]:
-        axis.set_xlabel("training iteration")
+    plotting.outer_labels(axes, "training iteration", "energy")
     handles = [
-        Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
-        Line2D([], [], color=plotting.COLOURS["theory"], lw=0.7, ls="--", label="theory F* at the same weights"),
+        plotting.mark(LABELS["published"], COLOURS["published"], lw=1.4),
+        plotting.mark("theory F* at the same weights", plotting.COLOURS["theory"], lw=0.7, ls="--"),
     ]
     plotting.legend(figure, handles)
     return figure
@@ -196,10 +170,6 @@ def figure_d_5(records: Records) -> Figure:
 
 def figure_beside(records: Records) -> Figure:
     """Training by inference beside training on F*: how far F* and the weights are apart. One line a seed."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     runs = {protocol: runs_of(records, "beside", protocol) for protocol in PROTOCOLS}
     depths = _depths(*runs.values())
     title = "Training by inference beside training on F*: same start, same batches (Adam)"
@@ -223,10 +193,7 @@ def figure_beside(records: Records) -> Figure:
                 n += 1
         for axis in axes[:, j]:
             axis.set_yscale("log")
-            axis.set_title(f"H = {depth}", loc="left")
-            plotting.caption(axis, records.about, n)
-            if n == 0:
-                plotting.note(axis, "no runs yet")
+            plotting.dress(axis, records.about, n, f"H = {depth}")
         for axis in axes[1:, j]:
             axis.set_ylim(ROUND_OFF / 3, 30)
             axis.axhline(EXACT, color="#777777", lw=0.7, ls=":")
@@ -234,11 +201,11 @@ def figure_beside(records: Records) -> Figure:
     axes[0, 0].set_ylabel("F* at the weights")
     axes[1, 0].set_ylabel("difference of F*, relative")
     axes[2, 0].set_ylabel("difference of weights\nover movement")
-    handles = [Line2D([], [], color=theory, lw=0.7, ls="--", label="trained on F*")]
+    handles = [plotting.mark("trained on F*", theory, lw=0.7, ls="--")]
     handles += [
-        Line2D([], [], color=COLOURS["published"], lw=1.4, label=LABELS["published"]),
-        Line2D([], [], color=COLOURS["corrected"], lw=0.8, marker="o", ms=2.5, label=LABELS["corrected"] + LARGEST),
-        Line2D([], [], color="#777777", lw=0.7, ls=":", label=f"{EXACT:g}"),
+        plotting.mark(LABELS["published"], COLOURS["published"], lw=1.4),
+        plotting.mark(LABELS["corrected"] + LARGEST, COLOURS["corrected"], lw=0.8, marker="o", ms=2.5),
+        plotting.mark(f"{EXACT:g}", "#777777", lw=0.7, ls=":"),
     ]
     plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 1)
     return figure

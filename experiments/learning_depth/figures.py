@@ -27,6 +27,7 @@ from experiments.learning_depth.runs import (
     moved,
     published,
 )
+from pcexp.report import plotting
 from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
@@ -85,10 +86,6 @@ def _line(axis: Any, y: np.ndarray, colour: str, marked: np.ndarray | None = Non
 
 def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm]], at: int) -> Figure:
     """Rows are norms and cosines, columns networks; lines are (form, colour, arm), in the first or the last row of a run."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     figure, panels = plotting.panels(2, len(sizes), title, width=3.6)
     for j, size in enumerate(sizes):
@@ -103,14 +100,10 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
                 if form != "bp":
                     _line(cosine, layers(run, f"{form}_cosine", row), COLOURS[colour], marked)
                 n += 1
-        norm.set_title(str(size), loc="left")
-        if norm.lines:
+        if n:
             norm.set_yscale("log")
-        else:
-            plotting.note(norm, "no runs yet")
-        plotting.caption(norm, records.about, n)
-        cosine.set_ylim(-0.45, 1.05)
-        cosine.set_xlabel("layer (1: input side)")
+        plotting.dress(norm, records.about, n, str(size))
+        cosine.set(ylim=(-0.45, 1.05), xlabel="layer (1: input side)")
     panels[0, 0].set_ylabel("norm of the layer's gradient")
     panels[1, 0].set_ylabel("cosine with BP's")
     names = {"bp": "BP", "pc_activities": "PC as published (activities)", "pc": "PC, deviations"}
@@ -119,17 +112,19 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
         "pc_float64": "PC, deviations, float64",
         "pc_equilibrium": "PC, equilibrium",
     }
-    marks = [Line2D([], [], color=COLOURS[colour], label=names[colour]) for _, colour, _ in lines]
+    marks = [plotting.mark(names[colour], COLOURS[colour]) for _, colour, _ in lines]
     for marker, label in (("o", "above round-off"), ("x", "round-off")):
-        marks.append(Line2D([], [], color=COLOURS["pc_activities"], marker=marker, ls="", ms=4, label=label))
+        marks.append(plotting.dots(label, COLOURS["pc_activities"], marker))
     plotting.legend(figure, marks, columns=2 * len(sizes))
     return figure
 
 
 def figure_start(records: Records) -> Figure:
     """Gradient of every layer on the initial weights: its norm, and its cosine with BP's; one line a seed."""
-    lines = [("bp", "bp", PUBLISHED), ("equilibrium", "pc_equilibrium", PUBLISHED), ("deviations", "pc_float64", EXACT)]
-    lines += [
+    lines = [
+        ("bp", "bp", PUBLISHED),
+        ("equilibrium", "pc_equilibrium", PUBLISHED),
+        ("deviations", "pc_float64", EXACT),
         ("deviations", "pc_far", FAR),
         ("deviations", "pc", PUBLISHED),
         ("activities", "pc_activities", PUBLISHED),
@@ -158,8 +153,6 @@ GRIDS = {
 
 def figure_grid(records: Records) -> Figure:
     """Inference by T and beta on the initial weights: layers reached, cosine, closed fraction; means over seeds."""
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     figure, panels = plotting.panels(len(GRIDS), len(sizes), "Reach of inference on the initial weights", width=3.2)
     for j, size in enumerate(sizes):
@@ -184,15 +177,8 @@ def figure_grid(records: Records) -> Figure:
             values = np.mean(np.array(cells, float), axis=0).reshape(shape)
             axis.imshow(values, vmin=0, vmax=most, cmap="viridis", aspect="auto")
             for (row, column), value in np.ndenumerate(values):
-                text = (
-                    f"{value:.3g}"
-                    if most > 1
-                    else f"{value:.2f}"
-                    if value >= 0
-                    else "n.a."
-                    if math.isnan(value)
-                    else "< 0"
-                )
+                text = f"{value:.3g}" if most > 1 else f"{value:.2f}" if value >= 0 else "< 0"
+                text = "n.a." if math.isnan(value) and most == 1 else text
                 shade = "white" if not value > 0.6 * most else "black"
                 axis.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
             axis.set_xticks(range(len(betas)), [f"{beta:.2g}" for beta in betas])
@@ -203,10 +189,6 @@ def figure_grid(records: Records) -> Figure:
 
 def figure_movement(records: Records) -> Figure:
     """How far each layer's weights moved in training, by rule; one line a seed."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     shown = [one for one in SHOWN if one.arm.rule != "pc" or one.arm.choice is not published]
     figure, panels = plotting.panels(1, len(sizes), "Movement of the weights in training", width=3.6, height=2.8)
@@ -218,23 +200,17 @@ def figure_movement(records: Records) -> Figure:
                 _line(axis, np.where(y > 0, y, math.nan), COLOURS[one.arm.rule])
                 n += 1
         axis.axhline(MOVED, color="#555555", lw=0.7, ls=":")
-        axis.set_yscale("log")
-        axis.set_title(str(size), loc="left")
-        axis.set_xlabel("layer (1: input side)")
-        plotting.caption(axis, records.about, n)
-        if not n:
-            plotting.note(axis, "no runs yet")
+        axis.set(yscale="log", xlabel="layer (1: input side)")
+        plotting.dress(axis, records.about, n, str(size))
     panels[0, 0].set_ylabel(r"$\|W - W_0\| / \|W_0\|$")
-    marks = [Line2D([], [], color=COLOURS[one.arm.rule], label=one.label) for one in shown]
-    marks.append(Line2D([], [], color="#555555", lw=0.7, ls=":", label=f"has moved ({MOVED})"))
+    marks = [plotting.mark(one.label, COLOURS[one.arm.rule]) for one in shown]
+    marks.append(plotting.mark(f"has moved ({MOVED})", lw=0.7, ls=":"))
     plotting.legend(figure, marks, columns=max(1, 3 * len(sizes) // 2))
     return figure
 
 
 def figure_accuracy(records: Records) -> Figure:
     """Test accuracy by rule and rates: one point a seed."""
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     figure, panels = plotting.panels(1, len(sizes), "Test accuracy by rule", width=3.4, height=2.6)
     for j, size in enumerate(sizes):
@@ -256,10 +232,6 @@ def figure_accuracy(records: Records) -> Figure:
 
 def figure_eps(records: Records) -> Figure:
     """Accuracy and the number of layers that moved against Adam's eps, gradients in deviations: one point a seed."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     sizes = sizes_of(records)
     curves = [("pc", 0.1, "^"), ("pc", 0.01, "o"), ("pc_float64", 0.01, "s")]
     figure, panels = plotting.panels(2, len(sizes), "Adam's eps, with gradients free of round-off", width=3.4)
@@ -267,12 +239,8 @@ def figure_eps(records: Records) -> Figure:
         top, bottom = panels[:, j]
         n = 0
         for rule, eta, marker in curves:
-            runs = [
-                run
-                for rates, found in by_network(records, rule).get(size, {}).items()
-                if rates.eta == eta
-                for run in found
-            ]
+            by_rates = by_network(records, rule).get(size, {})
+            runs = [run for rates, found in by_rates.items() if rates.eta == eta for run in found]
             for run in runs:
                 style = {"color": COLOURS[rule], "ms": 4, "alpha": 0.7, "mec": "white", "mew": 0.3}
                 if run["outcome"] == "done":
@@ -281,25 +249,23 @@ def figure_eps(records: Records) -> Figure:
                 else:
                     top.plot(run[EPS], 0.03, "x", color=COLOURS[rule], transform=top.get_xaxis_transform())
             n += len(runs)
-        best_bp = [100 * run["test_accuracy"] for run in done(records, size, BEST_BP)]
-        for value in best_bp:
-            top.axhline(value, color=COLOURS["bp"], lw=0.8)
+        for run in done(records, size, BEST_BP):
+            top.axhline(100 * run["test_accuracy"], color=COLOURS["bp"], lw=0.8)
         bottom.axhline(size.n_hidden + 1, color="#555555", lw=0.7, ls=":")
         for axis in (top, bottom):
             axis.set_xscale("log")
             axis.invert_xaxis()
-        bottom.set_ylim(0, 1.1 * (size.n_hidden + 1))
-        bottom.set_xlabel(r"Adam's $\epsilon$")
+        bottom.set(ylim=(0, 1.1 * (size.n_hidden + 1)), xlabel=r"Adam's $\epsilon$")
         top.set_title(str(size), loc="left")
         plotting.caption(top, records.about, n)
     panels[0, 0].set_ylabel("test accuracy (%)")
     panels[1, 0].set_ylabel(f"layers that moved by > {MOVED}")
     marks = [
-        Line2D([], [], color=COLOURS[rule], marker=marker, ls="", ms=4, label=rf"{'float64' if '64' in rule else 'float32'}, $\eta$ = {eta}")
+        plotting.dots(rf"{'float64' if '64' in rule else 'float32'}, $\eta$ = {eta}", COLOURS[rule], marker)
         for rule, eta, marker in curves
     ]  # fmt: skip
-    marks += [Line2D([], [], color=COLOURS["bp"], lw=0.8, label="BP, best rate")]
-    marks += [Line2D([], [], color="#555555", lw=0.7, ls=":", label="all layers")]
+    marks += [plotting.mark("BP, best rate", COLOURS["bp"], lw=0.8)]
+    marks += [plotting.mark("all layers", lw=0.7, ls=":")]
     marks += [plotting.diverged()]
     plotting.legend(figure, marks, columns=2 * len(sizes))
     return figure

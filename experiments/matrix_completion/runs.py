@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pcexp.report.claims import Ratio, Run, censored_ratio
+from pcexp.report.claims import Ratio, Run, censored_ratio, done
 
 if TYPE_CHECKING:  # tables are imported when a run has ended, not before
     from pcexp.records.tables import Records
@@ -33,11 +33,7 @@ class Name(NamedTuple):
 
 def named(records: Records) -> dict[Name, Run]:
     """Runs that ended with numbers and from where they were to start."""
-    return {
-        name(run): run
-        for run in records.runs.iter_rows(named=True)
-        if run["outcome"] == "done" and run["visited_at"] >= 0
-    }
+    return {name(run): run for run in done(records) if run["visited_at"] >= 0}
 
 
 def asked(records: Records) -> list[Name]:
@@ -83,6 +79,5 @@ def leaving(pc: Run | None, bp: Run | None, saddle: int) -> Ratio | None:
     """
     if pc is None or bp is None or pc.get(f"left_{saddle}") is None or bp.get(f"left_{saddle}") is None:
         return None
-    return censored_ratio(
-        bp[f"iterations_{saddle}"], bp[f"left_{saddle}"], pc[f"iterations_{saddle}"], pc[f"left_{saddle}"]
-    )
+    iterations, left = f"iterations_{saddle}", f"left_{saddle}"
+    return censored_ratio(bp[iterations], bp[left], pc[iterations], pc[left])

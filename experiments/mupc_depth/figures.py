@@ -27,6 +27,7 @@ from experiments.mupc_depth.runs import (
     tests,
     width_of,
 )
+from pcexp.report import plotting
 from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
@@ -64,12 +65,7 @@ def _draw(panel: Any, curves: Curves, runs: Iterable[Run], colour: Any, **style:
 
 
 def _finish(panel: Any, records: Records, title: str, runs: Sequence[Run], last: bool, first: bool) -> None:
-    from pcexp.report import plotting
-
-    panel.set_title(title, loc="left", fontsize=8, pad=12)
-    plotting.caption(panel, records.about, len(runs))
-    if not runs:
-        plotting.note(panel, "no runs yet")
+    plotting.dress(panel, records.about, len(runs), title, fontsize=8, pad=12)
     panel.set_ylim(0, 100)
     if last:
         panel.set_xlabel("iteration")
@@ -78,16 +74,12 @@ def _finish(panel: Any, records: Records, title: str, runs: Sequence[Run], last:
 
 
 def _marks(*names: tuple[str, Any, str]) -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    lines = [Line2D([], [], color=colour, ls=style, label=name) for name, colour, style in names]
-    return [*lines, Line2D([], [], color="#555555", marker="x", ls="", ms=6, mew=1.4, label="failed")]
+    lines = [plotting.mark(name, colour, ls=style) for name, colour, style in names]
+    return [*lines, plotting.dots("failed", marker="x", ms=6, mew=1.4)]
 
 
 def _models(records: Records, arm: str, activations: Sequence[str], title: str) -> Figure:
     """Rows are activations and protocols, columns depths, colours models."""
-    from pcexp.report import plotting
-
     curves = tests(records)
     rows = [(activation, protocol) for activation in activations for protocol in PROTOCOLS]
     chosen = {}
@@ -119,8 +111,6 @@ def _models(records: Records, arm: str, activations: Sequence[str], title: str) 
 
 def _shaded(records: Records, arm: str, size: Callable[[Run], int], letter: str, title: str) -> Figure:
     """muPC: rows are protocols, columns activations, shades sizes; T = H dotted beside T = 1."""
-    from pcexp.report import plotting
-
     curves = tests(records)
     figure, panels = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
     sizes: set[int] = set()
@@ -133,7 +123,7 @@ def _shaded(records: Records, arm: str, size: Callable[[Run], int], letter: str,
                 own, depth = [*own, *(run for run in depth if depth_of(run) in fixed)], []
             shown[protocol, activation] = own, depth
             sizes |= {size(run) for run in (*own, *depth)}
-    colours = dict(zip(sorted(sizes), plotting.shades(len(sizes)), strict=True))
+    colours = plotting.shades(sorted(sizes))
     for i, protocol in enumerate(PROTOCOLS):
         for j, activation in enumerate(ACTIVATIONS):
             own, depth = shown[protocol, activation]
@@ -185,12 +175,10 @@ def figure_c_14(records: Records) -> Figure:
 @_where_asked("rates")
 def figure_5_8(records: Records) -> Figure:
     """Test accuracy of muPC at Adam's rate, and at that rate times and over sqrt(N L). One line a seed."""
-    from pcexp.report import plotting
-
     curves = tests(records)
     figure, panels = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), "Section 5.8: muPC at scaled rates of Adam")
     names = ("rate over sqrt(N L)", "rate", "rate times sqrt(N L)")
-    colours = plotting.shades(len(names))
+    colours = list(plotting.shades(names).values())
     for i, protocol in enumerate(PROTOCOLS):
         for j, activation in enumerate(ACTIVATIONS):
             scaled = runs_of(mupc(records, protocol, activation, "rates"))
@@ -210,12 +198,10 @@ def figure_5_8(records: Records) -> Figure:
 @_where_asked("forward_only")
 def figure_forward_only(records: Records) -> Figure:
     """Test accuracy of muPC with premultipliers in the forward pass only, by Adam's rate and by beta. One line a seed."""
-    from pcexp.report import plotting
-
     curves = tests(records)
     found = {(p, a): runs_of(mupc(records, p, a, "forward_only")) for p in PROTOCOLS for a in ACTIVATIONS}
     rates = sorted({run[ETA] for runs in found.values() for run in runs})
-    colours = dict(zip(rates, plotting.shades(len(rates)), strict=True))
+    colours = plotting.shades(rates)
     title = "Section 5.8: muPC with premultipliers in the forward pass only"
     figure, panels = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
     for panel, ((protocol, activation), runs) in zip(panels.flat, found.items(), strict=True):
@@ -233,10 +219,6 @@ def figure_forward_only(records: Records) -> Figure:
 @_where_asked("anchor", "relu")
 def figure_anchor(records: Records) -> Figure:
     """Test accuracy of muPC at the anchor, with the published values and the tolerances asked for. One line a seed."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     curves = tests(records)
     figure, panels = plotting.panels(1, len(PROTOCOLS), "Anchor: muPC, ReLU, T = 30", width=3.8, height=3.0)
     for panel, protocol in zip(panels[0], PROTOCOLS, strict=True):
@@ -249,7 +231,7 @@ def figure_anchor(records: Records) -> Figure:
         _finish(panel, records, f"{protocol}{size}", runs, last=True, first=panel is panels[0, 0])
         if runs and min(map(percent, runs)) > 80:
             panel.set_ylim(75, 100)
-    published = Line2D([], [], color="black", marker="o", mfc="none", ls="", label="published, tolerance")
+    published = plotting.mark("published, tolerance", "black", marker="o", mfc="none", ls="")
     plotting.legend(figure, [*_marks(("muPC", plotting.COLOURS["mupc"], "-")), published])
     return figure
 

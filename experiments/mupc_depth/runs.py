@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # tables are imported when a run has ended, not before
 
 NO_LEARNING = 15.0
 ETA, BETA = "optimiser.learning_rate", "learning.inference.activity_lr"
+DEPTH = "config.network.n_hidden"
 MUPC_ETA = 0.1
 SP = "standard_uniform"
 ACTIVATIONS = ("relu", "tanh", "linear")
@@ -30,7 +31,7 @@ def runs_of(records: Records) -> list[Run]:
 
 
 def depth_of(run: Run) -> int:
-    return int(run["config.network.n_hidden"])
+    return int(run[DEPTH])
 
 
 def width_of(run: Run) -> int:
@@ -88,10 +89,6 @@ def bp(records: Records, activation: str, arm: str) -> Records:
 
 def sp(records: Records, protocol: str, activation: str) -> Records:
     return records.select(block=("sp", "sp_beyond"), parameterisation=SP, protocol=protocol, activation=activation)
-
-
-def by_seed(runs: Iterable[Run], *keys: Callable[[Run], Any]) -> dict[tuple[Any, ...], Run]:
-    return {(*(key(run) for key in keys), run["seed"]): run for run in runs}
 
 
 def means(runs: Iterable[Run], size: Callable[[Run], int]) -> dict[int, float]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.origin_hessian.measured import DISTANCES
 from experiments.origin_hessian.runs import SADDLE, depth, described, done, found
+from pcexp.report import plotting
 from pcexp.report.claims import Run
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
@@ -32,14 +33,10 @@ def _first_of_each(runs: Sequence[Run]) -> list[Run]:
 
 def _legend(figure: Figure, of_loss: Any) -> None:
     """Marks of theory and of the numeric eigenvalues; `of_loss` is that of the loss."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     marks = [
-        Line2D([], [], color=plotting.COLOURS["theory"], label="theory"),
-        Line2D([], [], color=NUMERIC, marker="o", ls="", ms=4, label=r"$F^*$, autodiff through the exact solve"),
-        Line2D([], [], color=UNROLLED, marker="x", ls="", ms=5, label="energy after 50 steps of inference"),
+        plotting.mark("theory", plotting.COLOURS["theory"]),
+        plotting.dots(r"$F^*$, autodiff through the exact solve", NUMERIC),
+        plotting.dots("energy after 50 steps of inference", UNROLLED, "x", ms=5),
         of_loss,
     ]
     plotting.legend(figure, marks)
@@ -47,8 +44,6 @@ def _legend(figure: Figure, of_loss: Any) -> None:
 
 def _eigenvalues(axis: Axes, spectra: dict[str, np.ndarray]) -> None:
     """Sorted eigenvalues: theory as a line, the numeric ones as marks."""
-    from pcexp.report import plotting
-
     index = np.arange(1, len(spectra["numeric_equilibrated"]) + 1)
     # Chains have two or three of them: marks of each size stay apart where they agree.
     axis.plot(index, spectra["numeric_loss"], "s", ms=5.5, mfc="none", mew=0.7, color=OF_LOSS)
@@ -62,10 +57,6 @@ def _eigenvalues(axis: Axes, spectra: dict[str, np.ndarray]) -> None:
 
 def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
     """Rows are nets: the three Hessians, scaled to +-1 each, and the eigenvalues."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     runs = _first_of_each(done(records, arm))
     kept = [(run, held) for run in runs if (held := found(records, run)).matrices]
     if not kept:
@@ -89,14 +80,12 @@ def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
         plotting.caption(row[3], records.about, 1)
     for axis in axes[-1][:3]:
         axis.set_xlabel("weight, from the input to $W_L$")
-    _legend(figure, Line2D([], [], color=OF_LOSS, marker="s", mfc="none", ls="", ms=4, label="loss, autodiff"))
+    _legend(figure, plotting.dots("loss, autodiff", OF_LOSS, "s", mfc="none"))
     return figure
 
 
 def _density(axis: Axes, numeric: np.ndarray, theory: np.ndarray, colour: str) -> None:
     """Counts of numeric eigenvalues as bars, those of the theory as a line over them."""
-    from pcexp.report import plotting
-
     low, high = min(numeric.min(), theory.min()), max(numeric.max(), theory.max())
     margin = 0.08 * (high - low) if high - low > 1e-9 else 1.0
     edges = np.linspace(low - margin, high + margin, BINS + 1)
@@ -112,10 +101,7 @@ def _density(axis: Axes, numeric: np.ndarray, theory: np.ndarray, colour: str) -
 
 def _spectra(records: Records, runs: Sequence[Run], title: str) -> Figure:
     """Columns are nets; the loss above, F* below: counts of numeric eigenvalues, theory as lines."""
-    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-
-    from pcexp.report import plotting
 
     shown = _first_of_each(runs)
     figure, axes = plotting.panels(2, max(len(shown), 1), title, width=2.7, height=2.1)
@@ -132,7 +118,7 @@ def _spectra(records: Records, runs: Sequence[Run], title: str) -> Figure:
     plotting.legend(
         figure,
         [
-            Line2D([], [], color=plotting.COLOURS["theory"], label="theory"),
+            plotting.mark("theory", plotting.COLOURS["theory"]),
             Patch(color=OF_LOSS, alpha=0.55, label="loss, autodiff"),
             Patch(color=NUMERIC, alpha=0.55, label=r"$F^*$, autodiff through the exact solve"),
         ],
@@ -143,8 +129,6 @@ def _spectra(records: Records, runs: Sequence[Run], title: str) -> Figure:
 def _saddle(records: Records, n_hidden: int, title: str) -> Figure:
     """Counts of eigenvalues of one draw, and the sorted eigenvalues that are not zero of all draws."""
     from matplotlib.patches import Patch
-
-    from pcexp.report import plotting
 
     runs = [run for run in done(records, "saddle") if depth(run) == n_hidden]
     figure, axes = plotting.panels(1, 3, title, width=3.1, height=2.4)
@@ -222,13 +206,9 @@ def figure_orders(records: Records) -> Figure:
     """Changes of the loss and of F* along one generic ray a seed from the origin (and from the saddle of B.3): the loss changes
     as d^(H+1) (as d^H from the saddle), F* as d^2 at every depth. Slopes are fitted to these points, in float64.
     """
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     runs = done(records, "origin", "chain", "saddle")
     depths = sorted({depth(run) for run in runs})
-    colours = dict(zip(depths, plotting.shades(len(depths)), strict=True))
+    colours = plotting.shades(depths)
     title = "Order of the saddle along generic rays"
     figure, axes = plotting.panels(1, 2, title, width=3.8, height=2.9)
     shapes: dict[str, Callable[[Run], bool]] = {
@@ -251,8 +231,8 @@ def figure_orders(records: Records) -> Figure:
         if not part:
             plotting.note(axis, "no runs yet")
     axes[0][0].set_ylabel("absolute change")
-    marks = [Line2D([], [], color=colours[h], label=f"H = {h}") for h in depths]
-    styles = [Line2D([], [], color="#555555", ls=s, label=n) for s, n in (("-", "loss"), (":", "$F^*$"))]
+    marks = [plotting.mark(f"H = {h}", colours[h]) for h in depths]
+    styles = [plotting.mark(n, ls=s) for s, n in (("-", "loss"), (":", "$F^*$"))]
     plotting.legend(figure, [*marks, *styles], columns=8)
     return figure
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.origin_landscape.claims import CHAINS, NAMES, done, escape_ratio, pairs, training
+from experiments.origin_landscape.claims import CHAINS, NAMES, escape_ratio, pc_and_bp, training
+from pcexp.report import plotting
+from pcexp.report.claims import done
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from matplotlib.axes import Axes
@@ -72,11 +74,7 @@ def figure_4_2(records: Records) -> Figure:
     both weights for H = 1, along two eigenvectors of F*'s Hessian for H > 1. Paths of nets with more than two weights are projected;
     on surfaces they are drawn at their own height, which leaves the plane.
     """
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
-    figure = plotting.plt.figure(figsize=(12.4, 11.4), layout="constrained")
+    figure = plotting.pyplot().figure(figsize=(12.4, 11.4), layout="constrained")
     figure.suptitle("Figure 4.2: landscapes of the loss and of the equilibrated energy around the origin", fontsize=10)
     for column, net in enumerate(DRAWN):
         part = records.select(block=f"landscape_{net}")
@@ -97,20 +95,17 @@ def figure_4_2(records: Records) -> Figure:
             image = _contours(contours, steps, values, path, colour)
             figure.colorbar(image, ax=contours, fraction=0.046, pad=0.03).ax.tick_params(labelsize=6)
             labels = AXES.get(net, EIGENVECTORS)
-            contours.set_xlabel(labels[0])
-            contours.set_ylabel(labels[1])
+            contours.set(xlabel=labels[0], ylabel=labels[1])
             surface.set_xlabel(labels[0], fontsize=7, labelpad=-6)
             surface.set_ylabel(labels[1], fontsize=7, labelpad=-6)
             plotting.caption(contours, records.about, int(path is not None))
-    plotting.legend(
-        figure,
-        [
-            Line2D([], [], color=plotting.COLOURS["bp"], label="path of BP (on the loss)"),
-            Line2D([], [], color=plotting.COLOURS["pc"], label="path of PC (on $F^*$)"),
-            Line2D([], [], color="black", marker="o", ls="", ms=4, label="start"),
-            Line2D([], [], color="#555555", marker="*", ls="", ms=8, label="end"),
-        ],
-    )
+    marks = [
+        plotting.mark("path of BP (on the loss)", plotting.COLOURS["bp"]),
+        plotting.mark("path of PC (on $F^*$)", plotting.COLOURS["pc"]),
+        plotting.dots("start", "black"),
+        plotting.dots("end", marker="*", ms=8),
+    ]
+    plotting.legend(figure, marks)
     return figure
 
 
@@ -118,17 +113,13 @@ def figure_b_1(records: Records) -> Figure:
     """Training loss, test loss and gradient norm of BP and PC from near the origin: mean (line) and standard deviation (band, no
     lower than the lowest seed) over seeds. Wide nets at the published gradient scales, where BP's is 96 times smaller, and at one scale.
     """
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     columns = [(net, "corrected") for net in CHAINS]
     columns += [(net, protocol) for net in ("wide", "wide_code") for protocol in ("corrected", "published")]
     title = "Figure B.1: training from near the origin, mean and standard deviation over seeds"
     figure, axes = plotting.panels(len(CURVES), len(columns), title, width=2.05, height=2.0)
     for j, (net, protocol) in enumerate(columns):
         scale = "one scale" if protocol == "corrected" else "published"
-        for i, (name, label) in enumerate(CURVES):
+        for i, (name, _) in enumerate(CURVES):
             axis, n = axes[i, j], 0
             for learning in ("bp", "pc"):
                 part = training(records, net, protocol, learning)
@@ -146,20 +137,12 @@ def figure_b_1(records: Records) -> Figure:
                 # On a logarithmic axis: no lower than the lowest seed.
                 low = np.maximum(mean - sd, values.min(axis=0))
                 axis.fill_between(x, low, mean + sd, color=colour, alpha=0.2, lw=0)
-            axis.set_xscale("log")
-            axis.set_yscale("log")
-            if i == 0:
-                axis.set_title(f"{NAMES[net]}\n{scale}", loc="left", fontsize=8, pad=12)
-            plotting.caption(axis, records.about, n)
-            if n == 0:
-                plotting.note(axis, "no runs yet")
-            if i == len(CURVES) - 1:
-                axis.set_xlabel("iteration + 1")
-            if j == 0:
-                axis.set_ylabel(label)
-    plotting.legend(
-        figure, [Line2D([], [], color=plotting.COLOURS[rule], label=plotting.written(rule)) for rule in ("pc", "bp")]
-    )
+            axis.set(xscale="log", yscale="log", xlabel="iteration + 1" if i == len(CURVES) - 1 else "")
+            above = f"{NAMES[net]}\n{scale}" if i == 0 else None
+            plotting.dress(axis, records.about, n, above, fontsize=8, pad=12)
+    for axis, (_, label) in zip(axes[:, 0], CURVES, strict=True):
+        axis.set_ylabel(label)
+    plotting.legend(figure, [plotting.mark(plotting.written(rule), plotting.COLOURS[rule]) for rule in ("pc", "bp")])
     return figure
 
 
@@ -167,10 +150,6 @@ def figure_escape(records: Records) -> Figure:
     """Iterations that BP takes to leave the origin over those that PC takes, one mark a seed, a line at the median. An arrow marks a
     bound: BP was still on the plateau when its run ended.
     """
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     columns = [(net, "corrected") for net in (*CHAINS, "wide", "wide_code")]
     columns += [(net, "published") for net in ("wide", "wide_code")]
     figure, axes = plotting.panels(
@@ -178,7 +157,7 @@ def figure_escape(records: Records) -> Figure:
     )
     axis, n = axes[0, 0], 0
     for place, (net, protocol) in enumerate(columns):
-        both, _ = pairs(records, net, protocol)
+        both, _ = pc_and_bp(records, net, protocol)
         colour = "#333333" if protocol == "corrected" else "#999999"
         ratios = [ratio for pc, bp in both if np.isfinite((ratio := escape_ratio(pc, bp)).value)]
         for k, ratio in enumerate(ratios):
@@ -190,27 +169,13 @@ def figure_escape(records: Records) -> Figure:
         n += 2 * len(ratios)
     axis.axhline(1, color="#777777", lw=0.8, ls="--")
     axis.set_yscale("log")
-    axis.set_xticks(
-        range(len(columns)),
-        [
-            NAMES[net].replace(", ", "\n").replace("chain H", "chain\nH")
-            + ("\npublished" if p == "published" else "\none scale")
-            for net, p in columns
-        ],
-        fontsize=7.5,
-    )
+    names = [NAMES[net].replace(", ", "\n").replace("chain H", "chain\nH") for net, _ in columns]
+    scales = ["published" if protocol == "published" else "one scale" for _, protocol in columns]
+    axis.set_xticks(range(len(columns)), [f"{n}\n{s}" for n, s in zip(names, scales, strict=True)], fontsize=7.5)
     axis.set_ylabel("ratio of escape iterations")
-    plotting.caption(axis, records.about, n)
-    if n == 0:
-        plotting.note(axis, "no runs yet")
-    plotting.legend(
-        figure,
-        [
-            Line2D([], [], color="#333333", marker="o", ls="", ms=4, label="a seed"),
-            Line2D([], [], color="#333333", marker="^", ls="", ms=4, label="at least (BP did not escape)"),
-            Line2D([], [], color="#333333", label="median"),
-        ],
-    )
+    plotting.dress(axis, records.about, n)
+    marks = [plotting.dots("a seed", "#333333"), plotting.dots("at least (BP did not escape)", "#333333", "^")]
+    plotting.legend(figure, [*marks, plotting.mark("median", "#333333")])
     return figure
 
 

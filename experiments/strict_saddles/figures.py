@@ -10,6 +10,7 @@ from experiments.strict_saddles.batches import D_OUT, KINDS
 from experiments.strict_saddles.points import FOUND, GROUPS, RANK, TOLERANCE, Points, points_of
 from experiments.strict_saddles.search import REACH
 from experiments.strict_saddles.starts import Start
+from pcexp.report import plotting
 
 if TYPE_CHECKING:  # figures are imported when a run has ended, not before
     from matplotlib.figure import Figure
@@ -37,20 +38,8 @@ BESIDE = 0.035
 """How far apart sorts of start are drawn at one height."""
 
 
-def _about(panel: Any, records: Records, n: int) -> None:
-    """Data, scale, and how many points a panel shows."""
-    panel.annotate(
-        f"{records.about}, {n} points",
-        (1, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#555555",
-    )  # fmt: skip
-
-
 def figure_points(records: Records) -> Figure:
     """Lowest eigenvalue of F*'s Hessian at every critical point found, over F* above its infimum, by sort of start."""
-    from matplotlib.lines import Line2D
-
-    from pcexp.report import plotting
-
     points = points_of(records)
     figure, panels = plotting.panels(
         1, len(GROUPS), "Critical points of F*: lowest curvature over height", width=3.4, height=3.0
@@ -62,32 +51,16 @@ def figure_points(records: Records) -> Figure:
             here = part.among(part.at("start") == sort) if part.n else part
             if here.n:
                 size = 22 if sort is Start.EDGE else 9
-                panel.scatter(
-                    here.at("excess") + BESIDE * (sort - 3),
-                    here.at("lambda_min"),
-                    s=size,
-                    c=colour,
-                    marker=marker,
-                    alpha=0.7,
-                    lw=0,
-                    zorder=2 + (sort is Start.EDGE),
-                )
+                style = {"s": size, "c": colour, "marker": marker, "alpha": 0.7, "lw": 0, "zorder": 2 + (size > 9)}
+                panel.scatter(here.at("excess") + BESIDE * (sort - 3), here.at("lambda_min"), **style)
         panel.axhline(0, color="#000000", lw=0.6)
         panel.set_yscale("symlog", linthresh=1e-3)
-        panel.set_xlim(-0.25, 5.0)
-        panel.set_ylim(-1000, 1e-2)
-        panel.set_title(group.replace(">=", "≥"), loc="left", pad=12)
-        panel.set_xlabel("F* above its infimum (sorts side by side)")
-        _about(panel, records, part.n)
-        if not part.n:
-            plotting.note(panel, "no points yet")
+        panel.set(xlim=(-0.25, 5.0), ylim=(-1000, 1e-2), xlabel="F* above its infimum (sorts side by side)")
+        plotting.dress(panel, records.about, part.n, group.replace(">=", "≥"), of="points", pad=12)
     panels[0, 0].set_ylabel(r"$\lambda_{\min}$ of the Hessian of F*")
     plotting.legend(
         figure,
-        [
-            Line2D([], [], color=colour, marker=marker, ls="", ms=5, label=name)
-            for name, colour, marker in SORTS.values()
-        ],
+        [plotting.dots(name, colour, marker, ms=5) for name, colour, marker in SORTS.values()],
         columns=7,
     )
     return figure
@@ -97,13 +70,11 @@ def figure_counts(records: Records) -> Figure:
     """How many critical points of each class and of each rank of the map were found, by kind of data and width."""
     from matplotlib.patches import Patch
 
-    from pcexp.report import plotting
-
     points = points_of(records)
     figure, panels = plotting.panels(
         2, 2, "Critical points of F* by class and by rank of the map", width=4.2, height=2.5
     )
-    shades = plotting.shades(D_OUT + 1)
+    shades = list(plotting.shades(range(D_OUT + 1)).values())
     for column, (title, wide) in enumerate({"N < K": False, "N ≥ K": True}.items()):
         part = points.among(points.found & ((points.width >= D_OUT) == wide)) if points.n else points
         kinds = np.array(part.kind)
@@ -123,7 +94,7 @@ def figure_counts(records: Records) -> Figure:
             panel.set_title(title, loc="left")
             panel.set_xlabel("points")
             panel.set_xlim(0, max(1, 1.05 * float(np.max(left))))
-            _about(panel, records, part.n)
+            plotting.caption(panel, records.about, part.n, "points")
     plotting.legend(
         figure,
         [
@@ -137,8 +108,6 @@ def figure_counts(records: Records) -> Figure:
 
 def figure_polish(records: Records) -> Figure:
     """How well points are known: gradient norms of all starts, singular values of the maps, curvatures, with the thresholds."""
-    from pcexp.report import plotting
-
     points = points_of(records)
     figure, panels = plotting.panels(
         1, 3, "What counts as found, as a rank, as negative curvature", width=3.4, height=2.8
@@ -162,7 +131,7 @@ def figure_polish(records: Records) -> Figure:
         TOLERANCE, "curvature / norm of the Hessian", "tolerance",
     )  # fmt: skip
     for panel, n in zip(panels[0], (points.n, part.n, part.n), strict=True):
-        _about(panel, records, n)
+        plotting.caption(panel, records.about, n, "points")
     panels[0, 0].set_ylabel("count")
     return figure
 
@@ -190,18 +159,10 @@ def _histogram(panel: Any, parts: dict[str, tuple[np.ndarray, str]], threshold: 
         stacked=True, color=[colour for _, colour in parts.values()], label=list(parts),
     )  # fmt: skip
     panel.axvline(threshold, color="#000000", lw=0.8, ls="--")
-    panel.annotate(
-        f"{name} {threshold:g}",
-        (threshold, 0.99),
-        xycoords=("data", "axes fraction"),
-        fontsize=6.5,
-        rotation=90,
-        ha="right",
-        va="top",
-    )
-    panel.set_xscale("log")
+    style: dict[str, Any] = {"fontsize": 6.5, "rotation": 90, "ha": "right", "va": "top"}
+    panel.annotate(f"{name} {threshold:g}", (threshold, 0.99), xycoords=("data", "axes fraction"), **style)
+    panel.set(xscale="log", xlabel=label)
     panel.set_yscale("symlog", linthresh=1)
-    panel.set_xlabel(label)
     if len(parts) > 1:
         panel.set_ylim(0, 100 * panel.get_ylim()[1])
         panel.legend(fontsize=6.5, loc="upper right")

@@ -5,7 +5,8 @@ left out silently, and a verdict at less than thesis scale never closes a thesis
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -31,6 +32,9 @@ class Verdict:
     scale: str
 
 
+Rule = Callable[["Records"], Verdict]
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement with the figure that it belongs to; `rule` judges it on the records of one data set.
@@ -40,7 +44,7 @@ class Claim:
 
     figure: str
     statement: str
-    rule: Callable[["Records"], Verdict]
+    rule: Rule
     data: str | None = None
 
 
@@ -93,6 +97,18 @@ def ended(records: "Records") -> list[Run]:
     return [run for run in records.runs.iter_rows(named=True) if run["outcome"] in ("done", "diverged")]
 
 
+def done(records: "Records") -> list[Run]:
+    """Runs that ended with numbers, by seed."""
+    return sorted((run for run in ended(records) if run["outcome"] == "done"), key=lambda run: run["seed"])
+
+
+def pairs(runs: Iterable[Run], others: Iterable[Run], *same: str) -> list[tuple[Run, Run]]:
+    """Each run with the one of the others that has its seed (and the `same` values in these columns), where there is one."""
+    of = {tuple(other[name] for name in ("seed", *same)): other for other in others}
+    named = ((run, tuple(run[name] for name in ("seed", *same))) for run in runs)
+    return [(run, of[name]) for run, name in named if name in of]
+
+
 def insufficient(records: "Records", expected: str, why: str, *, scale: str | None = None) -> Verdict:
     """The verdict where records cannot decide, with the command that would settle it: at another scale, perhaps."""
     command = records.command
@@ -108,16 +124,68 @@ class Case(NamedTuple):
     value: float
 
 
-def verdict(records: "Records", expected: str, cases: Mapping[str, Sequence[Case]], *, n: int, missing: int) -> Verdict:
+def verdict(
+    records: "Records",
+    expected: str,
+    cases: Mapping[str, Sequence[Case]] | Iterable[tuple[str, Case | None]],
+    *,
+    n: int | None = None,
+    missing: int = 0,
+) -> Verdict:
     """Reproduced if every case of every kind holds and nothing is missing; one case that does not hold refutes.
 
-    `cases` are by kind (activation, say), `n` the runs that they rest on, `missing` those asked for without numbers.
+    `cases` are by kind (activation, say), or come one by one with their kind, None for one that is missing. `n` counts the runs
+    that they rest on (one a case, if not said), `missing` those asked for without numbers.
     """
-    values = {kind: [case.value for case in found] for kind, found in cases.items() if found}
+    by_kind: dict[str, list[Case]] = defaultdict(list)
+    one_by_one = (
+        cases if not isinstance(cases, Mapping) else ((kind, c) for kind, found in cases.items() for c in found)
+    )
+    for kind, case in one_by_one:
+        if case is None:
+            missing += 1
+        else:
+            by_kind[kind].append(case)
+    n = sum(map(len, by_kind.values())) if n is None else n
+    values = {kind: [case.value for case in found] for kind, found in by_kind.items()}
     observed = ", ".join(f"{kind} {np.median(found):.3g}" for kind, found in values.items())
-    refuted = any(not case.holds for found in cases.values() for case in found)
+    refuted = any(not case.holds for found in by_kind.values() for case in found)
     if not values or (missing and not refuted):
         counted = f"{missing} of {n + missing} runs missing" if n + missing else "no runs"
         return insufficient(records, expected, "; ".join(filter(None, (counted, observed))))
     interval = "; ".join(f"{kind} {spread(found)}" for kind, found in values.items())
     return Verdict("not_reproduced" if refuted else "reproduced", observed, interval, expected, n, records.scale)
+
+
+def paired(
+    records: "Records",
+    expected: str,
+    ratios: Mapping[str, Sequence[Ratio]],
+    holds: Callable[[float], bool] = lambda ratio: ratio > 1,
+    *,
+    missing: int,
+) -> Verdict:
+    """Reproduced if the ratio of every pair of every kind `holds` (as any larger one does), and no pair is missing.
+
+    A bound decides where it can: a lower one that holds does, an upper one that does not refutes.
+    """
+    found = [ratio for of_kind in ratios.values() for ratio in of_kind]
+    refuted = any(r.bound in ("exact", "at_most") and not holds(r.value) for r in found)
+    undecided = sum(r.bound == "unknown" or (r.bound == "at_least" and not holds(r.value)) for r in found)
+    undecided += sum(r.bound == "at_most" and holds(r.value) for r in found)
+    shown = ratios_shown(records, expected, ratios, reproduced=not refuted)
+    if not refuted and (undecided or missing or not found):
+        counted = f"{undecided} undecided and {missing} missing of {len(found) + missing} pairs"
+        return insufficient(records, expected, "; ".join(filter(None, (counted, shown.observed))))
+    return shown
+
+
+def ratios_shown(
+    records: "Records", expected: str, ratios: Mapping[str, Sequence[Ratio]], *, reproduced: bool
+) -> Verdict:
+    """A verdict that shows the median ratio of each kind, and those of all pairs."""
+    there = {kind: found for kind, found in ratios.items() if found}
+    observed = ", ".join(f"{kind} {median_ratio(found)}" for kind, found in there.items())
+    interval = "; ".join(f"{kind} {spread(found)}" for kind, found in there.items())
+    n = sum(map(len, there.values()))
+    return Verdict("reproduced" if reproduced else "not_reproduced", observed, interval, expected, n, records.scale)

@@ -1,18 +1,19 @@
-"""Figures that look like one paper: one colour a meaning, seeds visible, every panel says scale, data set and n."""
+"""Figures that look like one paper: one colour a meaning, seeds visible, every panel says scale, data set and n.
 
+matplotlib is imported when the first figure is drawn: a run needs none, and studies import this module.
+"""
+
+from __future__ import annotations
+
+import functools
 import io
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-
-mpl.use("agg")  # no display: figures are files
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from PIL import Image
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 COLOURS = {
     "pc": "#c1272d",
@@ -27,6 +28,9 @@ COLOURS = {
 
 NAMES = {"pc": "PC", "bp": "BP", "mupc": "muPC", "ntk": "NTK", "relu": "ReLU"}
 """How labels are written for people where that is not the label itself."""
+
+GREY = "#555555"
+"""What is of no rule and no parameterisation."""
 
 STYLE: dict[str, Any] = {
     "figure.dpi": 130,
@@ -47,8 +51,19 @@ STYLE: dict[str, Any] = {
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
 }
-mpl.rcdefaults()  # a user's matplotlibrc must not change a figure
-mpl.rcParams.update(STYLE)  # type: ignore[arg-type]  # its keys are literals
+
+
+@functools.cache
+def pyplot() -> Any:
+    """matplotlib's pyplot in this style, whatever the user's matplotlibrc says."""
+    import matplotlib as mpl
+
+    mpl.use("agg")  # no display: figures are files
+    import matplotlib.pyplot as plt
+
+    mpl.rcdefaults()
+    mpl.rcParams.update(STYLE)  # type: ignore[arg-type]  # its keys are literals
+    return plt
 
 
 def written(label: str) -> str:
@@ -57,22 +72,33 @@ def written(label: str) -> str:
 
 
 def panels(rows: int, columns: int, title: str, width: float = 3.0, height: float = 2.4) -> tuple[Figure, Any]:
-    """A grid of panels (always a 2-D array of axes) under one title."""
+    """A grid of panels (always a 2-D array of axes) under one title; width and height of a panel in inches."""
     size = (width * columns + 0.4, height * rows + 0.6)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = pyplot().subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     figure.suptitle(title, fontsize=10)
     return figure, axes
 
 
-def shades(n: int) -> list[Any]:
-    """Colours of n values in order (depths, widths), from dark to light."""
-    return [mpl.colormaps["viridis"](0.9 * i / max(n - 1, 1)) for i in range(n)]
+def shades(values: Iterable[Any]) -> dict[Any, Any]:
+    """The colour of each value (depths, widths), from dark to light in their order."""
+    several = list(values)
+    colours = pyplot().get_cmap("viridis")
+    return {value: colours(0.9 * i / max(len(several) - 1, 1)) for i, value in enumerate(several)}
 
 
-def caption(axis: Axes, about: str, n: int) -> None:
+def dress(axis: Axes, about: str, n: int, title: str | None = None, *, of: str = "runs", **style: Any) -> None:
+    """Title of a panel, and its caption: what it shows (data and scale) and how many runs; a note where there are none."""
+    if title is not None:
+        axis.set_title(title, **({"loc": "left"} | style))
+    caption(axis, about, n, of)
+    if not n:
+        note(axis, f"no {of} yet")
+
+
+def caption(axis: Axes, about: str, n: int, of: str = "runs") -> None:
     """Say in the panel what it shows (data and scale) and how many runs."""
     axis.annotate(
-        f"{about}, {n} runs", (1, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color="#555555"
+        f"{about}, {n} {of}", (1, 1.0), xycoords="axes fraction", ha="right", va="bottom", fontsize=6.5, color=GREY
     )
 
 
@@ -83,14 +109,35 @@ def note(axis: Axes, text: str) -> None:
     )
 
 
+def outer_labels(axes: Any, x: str, y: str) -> None:
+    """Labels on the outer panels of a grid: below the last row, left of the first column."""
+    for axis in axes[-1]:
+        axis.set_xlabel(x)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(y)
+
+
+def mark(label: str, colour: Any = GREY, **style: Any) -> Line2D:
+    """A line or a marker, for a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, label=label, **style)
+
+
+def dots(label: str, colour: Any = GREY, marker: str = "o", ms: float = 4, **style: Any) -> Line2D:
+    """A marker without a line, for a legend."""
+    return mark(label, colour, marker=marker, ls="", ms=ms, **style)
+
+
 def diverged() -> Line2D:
     """The mark of runs that diverged, for a legend."""
-    return Line2D([], [], color="#555555", marker="x", ls="", ms=5, label="diverged")
+    return dots("diverged", marker="x", ms=5)
 
 
-def legend(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
+def legend(figure: Figure, handles: Iterable[Any], columns: int = 6) -> None:
     """One legend below all panels, in so many columns at most."""
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=min(len(handles), columns))
+    shown = list(handles)
+    figure.legend(handles=shown, loc="outside lower center", ncols=min(len(shown), columns))
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
@@ -103,6 +150,8 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 def _fewer_colours(png: io.BytesIO) -> bytes:
     """The same picture with a palette: a third of the bytes, in a repository and in a page that embeds it."""
+    from PIL import Image
+
     small = io.BytesIO()
     Image.open(png).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
     return small.getvalue()

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
@@ -58,7 +57,7 @@ def figures(study: Any, records: Records, folder: Path, again: bool = True, suff
                     continue
                 for kind in ("png", "pdf"):
                     replace_bytes(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
-                plt.close(figure)
+                plotting.pyplot().close(figure)
             drawings.append(Drawing(name, data, (make.__doc__ or "").strip(), folder / f"{stem}.png", part))
     return drawings
 

@@ -111,7 +111,9 @@ class Job:
         def start(lane: Lane) -> Start:
             return initial_start(self.spec, lane, dataset) if at is None else at(lane, dataset)
 
-        course = Course(self.spec.training, self.spec.precision, start, measure, probe_size, after, at_end, tested, timed)
+        course = Course(
+            self.spec.training, self.spec.precision, start, measure, probe_size, after, at_end, tested, timed
+        )
         if lanes:
             with arithmetic(self.spec.precision):
                 LaneTraining(self.spec, self.cell, self.session, self.finish, lanes, course).run()

@@ -223,7 +223,9 @@ def test_other_seeds_of_one_cell_are_asked_for_together_and_what_none_has_run_is
     unpack(read(path), there)
     (entry,) = quick.manifest(there, "small").values()
     assert sorted(lane["values"]["seed"] for lane in entry["lanes"].values()) == [0, 1, 2, 8, 9]
-    assert [entry["lanes"][name]["values"]["seed"] for name in Cell(there / quick.STUDY / spec.cell, entry["lanes"]).missing] == [
+    assert [
+        entry["lanes"][name]["values"]["seed"] for name in Cell(there / quick.STUDY / spec.cell, entry["lanes"]).missing
+    ] == [
         1,
         9,
     ]

@@ -246,4 +246,4 @@ def test_claims_and_figures_answer_on_any_records(outputs: Path, cells: list[Spe
     for make in saddle_escape.FIGURES.values():
         figure = make(records)
         assert isinstance(figure, Figure)
-        plotting.plt.close(figure)
+        plotting.pyplot().close(figure)

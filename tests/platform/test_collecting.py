@@ -61,7 +61,13 @@ def test_collecting_again_changes_no_byte(outputs: Path, results: Path, small: l
     once = files(results)
     collect(outputs, results, quick.STUDY, "small")
     assert files(results) == once
-    assert {Path(name).name for name in once} == {"records.parquet", "runs.csv", "shared.json", "asked.csv", "cells.csv"}
+    assert {Path(name).name for name in once} == {
+        "records.parquet",
+        "runs.csv",
+        "shared.json",
+        "asked.csv",
+        "cells.csv",
+    }
 
 
 def test_collecting_merges_and_never_deletes(outputs: Path, results: Path, small: list[Spec], tmp_path: Path) -> None:

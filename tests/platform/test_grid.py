@@ -193,7 +193,9 @@ def test_cells_are_composed_as_plain_hydra_composes_them(tmp_path: Path) -> None
             config = loader.load_configuration(
                 "config", [*overrides, *(f"{key}={value}" for key, value in values.items())], run_mode=RunMode.RUN
             )
-            plain = OmegaConf.create({k: config._get_node(k) for k in config if k not in ("hydra", "grid", "common", "lanes")})
+            plain = OmegaConf.create(
+                {k: config._get_node(k) for k in config if k not in ("hydra", "grid", "common", "lanes")}
+            )
             expected = OmegaConf.to_container(plain, resolve=True)
             choices = {g: config.hydra.runtime.choices[g] for g in GROUPS}
             assert {k: v for k, v in one.config.items() if k not in ("lanes", "choices")} == expected

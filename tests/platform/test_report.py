@@ -65,7 +65,7 @@ def test_every_panel_says_data_scale_and_number_of_runs(outputs: Path, cells: li
             assert "digits" in texts and "small" in texts and re.search(rf"\b{n}\b", texts)
             assert len(axis.lines) == (12 if n else 0)  # a curve and two marks each
             assert ("no runs" in texts) is (n == 0)
-        plotting.plt.close(figure)
+        plotting.pyplot().close(figure)
 
 
 def test_one_colour_means_one_learning_rule(outputs: Path, cells: list[Spec]) -> None:
@@ -73,7 +73,7 @@ def test_one_colour_means_one_learning_rule(outputs: Path, cells: list[Spec]) ->
     figure = saddle_escape.FIGURES["4.5"](read_outputs(outputs, quick.STUDY, "small"))
     colours = {line.get_color() for axis in figure.axes for line in axis.lines}
     assert colours == {plotting.COLOURS["pc"], plotting.COLOURS["bp"]}
-    plotting.plt.close(figure)
+    plotting.pyplot().close(figure)
 
 
 # The report
