@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pcexp.model.network import Activities, Network
+from pcexp.model.output import Softmax, Squared
 from pcexp.model.segments import AbstractSegment, Reference
 
 Mask = Float[Array, "d_out batch"] | None
@@ -100,18 +101,10 @@ def segment_errors(
     inputs = below[None] if segment.depth == 1 else jnp.concatenate([below[None], z[:-1]])
     moved, own = references[index].inputs, axes[index]
     reference, its_axes = (None, None) if at is None else (at.references[index], references[index])
-    if mask is None:
-        batched = jax.vmap(segment.errors_and_pull, in_axes=(its_axes, moved, own), out_axes=(own, moved))
-        return batched(reference, inputs, z)
-
-    def predicted(inputs: Array) -> Array:
-        if reference is None:
-            return jax.vmap(segment.predict, in_axes=moved, out_axes=own)(inputs)
-        return jax.vmap(segment.difference, in_axes=(its_axes, moved), out_axes=own)(reference, inputs)
-
-    prediction, pull = jax.vjp(predicted, inputs)
-    errors = masked(z - prediction, mask)
-    return errors, pull(errors)[0]
+    output = network.output if index == len(network.segments) - 1 else None
+    counted = None if mask is None else -1
+    batched = jax.vmap(segment.errors_and_pull, in_axes=(its_axes, moved, own, None, counted), out_axes=(own, moved))
+    return batched(reference, inputs, z, output, mask)
 
 
 def backpropagated(network: Network, at: ForwardPass, output_error: Float[Array, "d_out batch"]) -> Activities:
@@ -164,13 +157,15 @@ def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activi
             shared = tuple(axis for axis, size in enumerate(segment.bias.shape) if size == 1)
             bias = jnp.sum(summed, axis=shared, keepdims=True)
         gradients.append(segment.with_parameters(weight, bias))
-    return Network(tuple(gradients))
+    return network.with_segments(gradients)
 
 
 def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:
     """Energies F_l = 1/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
-    if network.output == "softmax":
-        raise ValueError("the energy of a softmax output is no function of its error: choose network.output=linear")
+    if not isinstance(network.output, Squared):
+        raise ValueError(
+            f"the energy of a {network.output.name} output is no function of its error: choose output=squared"
+        )
     axes, _ = batch_axes_of(network)
     return jnp.concatenate(
         [
@@ -198,20 +193,16 @@ def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out bat
 def loss(
     network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"], mask: Mask = None
 ) -> Float[Array, ""]:
-    """Loss 1/(2B) sum_b ||y - f(x)||^2: the energy at the forward pass, on one scale for PC and BP.
-
-    Of a softmax output the cross-entropy -1/B sum_b sum_k y log f(x).
-    """
+    """Loss of the forward pass, averaged over the batch, on one scale for PC and BP: 1/(2B) sum_b ||y - f(x)||^2 of squared errors."""
     return loss_at(network, forward_pass(network, x), y, mask)
 
 
 def loss_at(network: Network, at: ForwardPass, y: Float[Array, "d_out batch"], mask: Mask = None) -> Float[Array, ""]:
     """The loss, of a forward pass that is known."""
-    if network.output == "softmax":
-        if mask is not None:
-            raise ValueError("masked targets are for squared errors: choose network.output=linear")
-        return -jnp.sum(y * jax.nn.log_softmax(at.references[-1].linear[0], axis=0)) / y.shape[-1]
-    return jnp.sum(jnp.square(masked(y - at.activities[-1][0], mask))) / (2 * y.shape[-1])
+    if mask is not None and isinstance(network.output, Softmax):
+        raise ValueError("masked targets are for losses of one output each: choose output=squared or output=sigmoid")
+    losses = network.output.losses(at.references[-1].linear, y[None])[0]
+    return jnp.sum(masked(losses, mask)) / y.shape[-1]
 
 
 def accuracy(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:

@@ -39,7 +39,7 @@ def by_choice(group: str, options: Mapping[Any, Any], *, _root_: DictConfig) -> 
     raise ValueError(f"{group}={chosen}: there are values for {', '.join(map(str, options))} only")
 
 
-GROUPS = ("data", "network", "parameterisation", "inference", "learning", "optimiser", "protocol", "tracker")
+GROUPS = ("data", "network", "output", "parameterisation", "inference", "learning", "optimiser", "protocol", "tracker")
 
 
 class Refused(SystemExit):

@@ -23,7 +23,7 @@ from pcexp.model.parameterisation import AbstractParameterisation
 from pcexp.train import Training
 
 SCIENCE = ("study", "data", "network", "parameterisation", "learning", "optimiser", "training", "root_seed")
-"""Root keys that numbers depend on; `inference` and the leaves of `protocol` enter through interpolations."""
+"""Root keys that numbers depend on; `output`, `inference` and the leaves of `protocol` enter through interpolations."""
 PLATFORM = (
     "execution",
     "tracker",
@@ -32,6 +32,7 @@ PLATFORM = (
     "dry_run",
     "choices",
     "variant",
+    "output",
     "inference",
     "protocol",
     "precision",

@@ -62,8 +62,20 @@ def without_defaults(node: Any) -> Any:
         parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
         defaults = {key: p.default for key, p in parameters.items()}
     return {
-        key: without_defaults(value) for key, value in node.items() if not (key in defaults and defaults[key] == value)
+        key: without_defaults(value)
+        for key, value in node.items()
+        if not (key in defaults and (defaults[key] == value or _describes(value, defaults[key])))
     }
+
+
+def _describes(node: Any, default: Any) -> bool:
+    """Whether a node is the configuration of an object that is a default."""
+    if not isinstance(default, eqx.Module) or not isinstance(node, Mapping):
+        return False
+    try:
+        return bool(build(node, "", ("",)) == default)
+    except SpecError:
+        return False
 
 
 def _locate(name: Any, path: str, allowed: Sequence[str]) -> Any:

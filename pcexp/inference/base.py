@@ -21,6 +21,7 @@ from pcexp.energy import (
     summed_energy,
 )
 from pcexp.model.network import Activities, Network
+from pcexp.model.output import Squared
 from pcexp.model.segments import Precision
 
 Form = Literal["activities", "deviations"]
@@ -142,9 +143,9 @@ class AbstractInference(eqx.Module):
 
     def check(self, network: Network) -> None:
         """Raise ValueError where this solver cannot work on a network; called before anything is compiled."""
-        if network.output == "softmax":
+        if not isinstance(network.output, Squared):
             raise ValueError(
-                "inference: this solver is for squared errors; with network.output=softmax choose gradient_descent, "
+                f"inference: this solver is for squared errors; with output={network.output.name} choose gradient_descent, "
                 "with max_halvings=0"
             )
 

@@ -54,4 +54,4 @@ def last_layers_of(gradient: Network, k: int) -> Network:
         bias = None if segment.bias is None else segment.bias.at[:frozen].set(0)
         segments.append(segment.with_parameters(weight, bias))
         first += segment.depth
-    return Network(tuple(segments))
+    return gradient.with_segments(segments)

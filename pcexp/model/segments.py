@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.model.activation import Activation, Output, activate, activation_difference
+from pcexp.model.activation import Activation, activate, activation_difference
+from pcexp.model.output import AbstractOutput
 
 Precision = Literal["float32", "bfloat16", "float64"]
 """How products are computed. With bfloat16 their factors are rounded, but for those of the forward pass, where a rounding
@@ -44,7 +45,7 @@ class AbstractSegment(eqx.Module):
     premultiplier: eqx.AbstractVar[float]
     skip: eqx.AbstractVar[bool]
     before: eqx.AbstractVar[Activation]
-    after: eqx.AbstractVar[Activation | Output]
+    after: eqx.AbstractVar[Activation]
     batch_axis: eqx.AbstractClassVar[int]
 
     @property
@@ -119,12 +120,18 @@ class AbstractSegment(eqx.Module):
         return out + d if self.skip else out
 
     def errors_and_pull(
-        self, at: Reference | None, inputs: Float[Array, "depth ..."], z: Float[Array, "depth ..."]
+        self,
+        at: Reference | None,
+        inputs: Float[Array, "depth ..."],
+        z: Float[Array, "depth ..."],
+        output: AbstractOutput | None = None,
+        mask: Float[Array, " d_out"] | None = None,
     ) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
         """Errors e_l = z_l - mu_l and their pull J_l^T e_l on the inputs; of deviations where `at` is given.
 
         As `predict` or `difference` and its derivative, but with the transposed product written out: the one that
-        differentiation gives has its result in another layout, and a copy beside it.
+        differentiation gives has its result in another layout, and a copy beside it. Of a layer that ends in an `output`
+        the errors are z - g(u), those that count by the `mask`, pulled from u.
         """
         if at is None:
             v, pull_before = jax.vjp(lambda x: activate(self.before, x), inputs)
@@ -134,7 +141,10 @@ class AbstractSegment(eqx.Module):
         else:
             v, pull_before = jax.vjp(lambda d: self.before_difference(at, d), inputs)
             predicted, pull_after = jax.vjp(lambda u, d: self.after_difference(at, u, d), self.multiply(v), inputs)
+        if output is not None:
+            predicted = output.value(predicted) if at is None else output.difference(at.linear, predicted)
         errors = z - predicted
+        errors = errors if mask is None else errors * mask[None]
         return errors, self._pulled(errors, v, pull_before, pull_after)
 
     def pull(
@@ -179,7 +189,7 @@ class Dense(AbstractSegment):
     premultiplier: float = eqx.field(static=True)
     skip: bool = eqx.field(static=True)
     before: Activation = eqx.field(static=True)
-    after: Activation | Output = eqx.field(static=True)
+    after: Activation = eqx.field(static=True)
     forward_only: bool = eqx.field(static=True, default=False)
     transposed: Float[Array, "depth d_in d_out"] | None = None
     batch_axis = -1  # feature-major: W @ Z with the batch as columns was the fastest layout

@@ -21,11 +21,11 @@ BASE = quick.composed()
 LEAVES = sorted(key for key, _ in flat({key: BASE[key] for key in SCIENCE}))
 OTHER = {
     "training.precision": "float64",
+    "learning.precision": "bfloat16",
     "learning.inference.form": "activities",
     "learning.gradient_scale": "batch_mean",
     "network.activation": "tanh",
     "network.form": "pre",
-    "network.output": "softmax",
 }
 """Another valid word for leaves that are words."""
 TARGETS = {
@@ -33,6 +33,7 @@ TARGETS = {
     "learning._target_": {"_target_": "pcexp.learning.BP", "gradient_scale": "batch_sum"},
     "learning.inference._target_": {"_target_": "pcexp.inference.ClosedForm"},
     "network._target_": {"_target_": "pcexp.model.architecture.Convolutional", "channels": [4], "widths": [8], "activation": "linear"},
+    "network.output._target_": {"_target_": "pcexp.model.Softmax"},
     "optimiser._target_": {"_target_": "optax.adam", "learning_rate": 0.008},
     "parameterisation._target_": {"_target_": "pcexp.model.parameterisation.NearZeroRank", "sigma": 0.011},
 }  # fmt: skip
