@@ -5,14 +5,19 @@ over the batch. Errors, activities and deviations are tuples with one array a se
 network's `batch_axes`. In deviations the output's entry is y - yhat, its distance from the forward pass.
 
 A `mask` of the shape of y is 1 where the output's error counts and 0 where it does not: there the output is as good as
-free, its error is zero and it pulls on nothing. None: all of it counts.
+free, its error is zero and it pulls on nothing. None: all of it counts. An `x_mask` of the shape of x is 1 where the input is
+clamped and 0 where it is free, with x as the mean of its prior. None: all of it is clamped.
+
+A network with precisions p_l weighs its layers, F = 1/(2B) sum_b sum_l p_l ||e_l||^2. Errors are those of the activities, unweighted.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -24,11 +29,12 @@ Mask = Float[Array, "d_out batch"] | None
 
 
 class Batch(eqx.Module):
-    """What is clamped: inputs x in the network's batch layout, targets y, and where the output's error counts."""
+    """What is clamped: inputs x in the network's batch layout, targets y, and which entries of either."""
 
     x: Float[Array, "..."]
     y: Float[Array, "d_out batch"]
     mask: Mask = None
+    x_mask: Float[Array, "..."] | None = None
 
 
 class ForwardPass(NamedTuple):
@@ -81,6 +87,20 @@ def masked(output_error: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]
     return output_error if mask is None else output_error * jnp.broadcast_to(mask, output_error.shape)
 
 
+def weighted(
+    network: Network, errors: Activities, *, first: int = 0, of: Callable[[np.ndarray], np.ndarray] | None = None
+) -> Activities:
+    """Errors p_l e_l times their layers' precisions, or times functions of these; of consecutive segments from the `first`."""
+    if network.precisions is None:
+        return errors
+    found = []
+    for segment, e in enumerate(errors, start=first):
+        p = network.precisions_of(segment)
+        factor = jnp.asarray(p if of is None else of(p), e.dtype)
+        found.append(factor.reshape(-1, *[1] * (e.ndim - 1)) * e)
+    return tuple(found)
+
+
 def segment_errors(
     network: Network,
     at: ForwardPass | None,
@@ -93,7 +113,7 @@ def segment_errors(
 
     `below` is the input of its lowest layer, `z` its own activities; both are deviations where the forward pass `at` that
     they are measured from is given. The gradient of the summed energy is dF/dz_l = e_l - J_{l+1}^T e_{l+1}. With a `mask`,
-    which the output's segment may have, the pull is that of the errors that count.
+    which the output's segment may have, the pull is that of the errors that count; with precisions, of p_l e_l.
     """
     segment = network.segments[index]
     axes, references = batch_axes_of(network)
@@ -102,9 +122,13 @@ def segment_errors(
     moved, own = references[index].inputs, axes[index]
     reference, its_axes = (None, None) if at is None else (at.references[index], references[index])
     output = network.output if index == len(network.segments) - 1 else None
-    counted = None if mask is None else -1
-    batched = jax.vmap(segment.errors_and_pull, in_axes=(its_axes, moved, own, None, counted), out_axes=(own, moved))
-    return batched(reference, inputs, z, output, mask)
+    precisions = None if network.precisions is None else jnp.asarray(network.precisions_of(index), z.dtype)
+    batched = jax.vmap(
+        segment.errors_and_pull,
+        in_axes=(its_axes, moved, own, None, None if mask is None else -1, None),
+        out_axes=(own, moved),
+    )
+    return batched(reference, inputs, z, output, mask, precisions)
 
 
 def backpropagated(network: Network, at: ForwardPass, output_error: Float[Array, "d_out batch"]) -> Activities:
@@ -161,16 +185,17 @@ def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activi
 
 
 def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:
-    """Energies F_l = 1/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
+    """Energies F_l = p_l/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
     if not isinstance(network.output, Squared):
         raise ValueError(
             f"the energy of a {network.output.name} output is no function of its error: choose output=squared"
         )
     axes, _ = batch_axes_of(network)
+    squares = weighted(network, tuple(jnp.square(e) for e in errors))
     return jnp.concatenate(
         [
-            jnp.sum(jnp.square(e), axis=tuple(range(1, e.ndim))) / (2 * e.shape[axis])
-            for e, axis in zip(errors, axes, strict=True)
+            jnp.sum(square, axis=tuple(range(1, square.ndim))) / (2 * square.shape[axis])
+            for square, axis in zip(squares, axes, strict=True)
         ]
     )
 
@@ -180,9 +205,10 @@ def energy(network: Network, errors: Activities) -> Float[Array, ""]:
     return jnp.sum(layer_energies(network, errors))
 
 
-def summed_energy(errors: Activities) -> Float[Array, ""]:
+def summed_energy(network: Network, errors: Activities) -> Float[Array, ""]:
     """Energy summed over the batch, B F: its gradient with respect to activities is per sample."""
-    return 0.5 * jnp.sum(jnp.stack([jnp.sum(jnp.square(e)) for e in errors]))
+    squares = weighted(network, tuple(jnp.square(e) for e in errors))
+    return 0.5 * jnp.sum(jnp.stack([jnp.sum(square) for square in squares]))
 
 
 def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out batch"]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pcexp.energy import Batch, backpropagated, energy_gradient, forward_pass, loss_at, masked
-from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor, refuse_free_input
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
 
@@ -25,6 +25,7 @@ class BP(AbstractLearning):
             raise ValueError(f"last_layers must be at least 1, or null for all, not {self.last_layers}")
 
     def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        refuse_free_input(batch, "learning=bp")
         x, y, mask = batch.x, batch.y, batch.mask
         at = forward_pass(network, x)
         error = masked(y - at.activities[-1][0], mask)

@@ -4,16 +4,18 @@ Everything here is written for one example; batches enter by `jax.vmap` over the
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from pcexp.model.output import AbstractOutput, Squared
-from pcexp.model.segments import AbstractSegment, Dense, Precision, Reference
+from pcexp.model.segments import AbstractSegment, Dense, Precision, Prior, Reference
 
 Activities = tuple[Float[Array, "_ ..."], ...]
 """One array a segment, layers along the first axis; the last entry is the output z_L."""
@@ -24,6 +26,30 @@ class Network(eqx.Module):
 
     segments: tuple[AbstractSegment, ...]
     output: AbstractOutput = Squared()
+    precisions: tuple[float, ...] | None = eqx.field(static=True, default=None)
+    """Precisions p_1..p_L of the layers' errors in the energy; None where all are 1."""
+
+    def __check_init__(self) -> None:
+        if self.precisions is not None and (len(self.precisions) != self.depth or min(self.precisions) < 0):
+            raise ValueError(f"precisions={list(self.precisions)}: {self.depth} are needed, one a layer, none negative")
+
+    def precisions_of(self, index: int) -> np.ndarray:
+        """Precisions of the layers of one segment."""
+        ends = list(itertools.accumulate((segment.depth for segment in self.segments), initial=0))
+        return (
+            np.ones(self.segments[index].depth)
+            if self.precisions is None
+            else np.asarray(self.precisions[ends[index] : ends[index + 1]])
+        )
+
+    def with_prior(self, precision: float) -> "Network":
+        """The same network with its input as one more layer z_0, which a prior of a precision predicts."""
+        if not precision >= 0:
+            raise ValueError(f"the precision of a prior must not be negative, not {precision}")
+        above = (1.0,) * self.depth if self.precisions is None else self.precisions
+        weight = jnp.zeros((1, 0), self.segments[0].weight.dtype)
+        precisions = (precision, *above) if {precision, *above} != {1.0} else None
+        return Network((Prior(weight, axis=self.input_batch_axis), *self.segments), self.output, precisions)
 
     def with_segments(self, segments: Iterable[AbstractSegment]) -> "Network":
         """The same network with other layers, or with their derivatives."""
@@ -36,6 +62,12 @@ class Network(eqx.Module):
     def for_inference(self) -> "Network":
         """The same network with what makes many products with the same weights faster."""
         return self.with_segments(segment.for_inference() for segment in self.segments)
+
+    @property
+    def above_prior(self) -> "Network":
+        """A network with a prior, without it."""
+        precisions = None if self.precisions is None else self.precisions[1:]
+        return dataclasses.replace(self, segments=self.segments[1:], precisions=precisions)
 
     @property
     def depth(self) -> int:

@@ -133,9 +133,9 @@ def evaluate(network: Network, dataset: Dataset, *, stacked: bool = False, examp
         for i in range(0, n, examples):
             x, y = (
                 jnp.asarray(dataset.test.x[i : i + examples], jnp.result_type(float)),
-                jnp.asarray(dataset.test.y[i : i + examples].T),
+                dataset.test.y[i : i + examples].T,
             )
-            f, losses = map(np.asarray, (_outputs_of_lanes if stacked else _outputs)(network, x, y))
+            f, losses = map(np.asarray, (_outputs_of_lanes if stacked else _outputs)(network, x, jnp.asarray(y)))
             right = right + np.sum(np.argmax(f, axis=-2) == np.argmax(y, axis=0), axis=-1)
             if dataset.test.mask is not None:
                 losses = losses * dataset.test.mask[i : i + examples].T

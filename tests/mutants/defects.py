@@ -334,8 +334,8 @@ DEFECTS = (
     Defect(
         "the closed form transposes its weights",
         "theory/equilibrated.py",
-        "moved = segment.premultiplier * (weight @ d) + e",
-        "moved = segment.premultiplier * (weight.T @ d) + e",
+        "above = segment.premultiplier * (weight @ d) + e",
+        "above = segment.premultiplier * (weight.T @ d) + e",
         DENSE,
     ),
     Defect(

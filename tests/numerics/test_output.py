@@ -33,7 +33,9 @@ def test_losses_are_those_of_scipy():
     u, _, y = sample()
     p = scipy.special.expit(np.asarray(u))
     np.testing.assert_allclose(Squared().losses(u, y), (y - u) ** 2 / 2, rtol=1e-14)
-    np.testing.assert_allclose(Softmax().losses(u, y), -y * scipy.special.log_softmax(np.asarray(u), axis=1), rtol=1e-12)
+    np.testing.assert_allclose(
+        Softmax().losses(u, y), -y * scipy.special.log_softmax(np.asarray(u), axis=1), rtol=1e-12
+    )
     np.testing.assert_allclose(Sigmoid().losses(u, y), -(y * np.log(p) + (1 - y) * np.log(1 - p)), rtol=1e-12)
 
 
