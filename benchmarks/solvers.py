@@ -28,7 +28,7 @@ from run import about_here, product_rate
 from solvers_table import written
 
 from pcexp.data import Digits
-from pcexp.energy import Batch, summed_energy
+from pcexp.energy import Batch
 from pcexp.inference import (
     AbstractInference,
     AdamInference,
@@ -40,10 +40,10 @@ from pcexp.inference import (
     Sequential,
 )
 from pcexp.inference.base import root_mean_square
-from pcexp.inference.momentum import extreme_eigenvalues
 from pcexp.model import parameterisation
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
+from pcexp.theory.activity_hessian import extreme_eigenvalues
 
 HISTORY, TABLE = (Path(__file__).with_name(name) for name in ("history.jsonl", "solvers.md"))
 TARGETS = ("1e-2", "1e-4", "1e-6")
@@ -113,7 +113,7 @@ def problem_of(about: dict[str, Any]) -> Problem:
 @eqx.filter_jit
 def _solved(solver: AbstractInference, network: Network, x: Array, y: Array) -> tuple[Array, ...]:
     found = solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
-    return found.n_steps, found.residual, found.converged, summed_energy(found.errors) / y.shape[-1]
+    return found.n_steps, found.residual, found.converged, found.energy
 
 
 def with_fields(solver: AbstractInference, **values: Any) -> AbstractInference:

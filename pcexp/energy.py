@@ -5,29 +5,36 @@ over the batch. Errors, activities and deviations are tuples with one array a se
 network's `batch_axes`. In deviations the output's entry is y - yhat, its distance from the forward pass.
 
 A `mask` of the shape of y is 1 where the output's error counts and 0 where it does not: there the output is as good as
-free, its error is zero and it pulls on nothing. None: all of it counts.
+free, its error is zero and it pulls on nothing. None: all of it counts. An `x_mask` of the shape of x is 1 where the input is
+clamped and 0 where it is free, with x as the mean of its prior. None: all of it is clamped.
+
+A network with precisions p_l weighs its layers, F = 1/(2B) sum_b sum_l p_l ||e_l||^2. Errors are those of the activities, unweighted.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from pcexp.model.network import Activities, Network
+from pcexp.model.output import Softmax, Squared
 from pcexp.model.segments import AbstractSegment, Reference
 
 Mask = Float[Array, "d_out batch"] | None
 
 
 class Batch(eqx.Module):
-    """What is clamped: inputs x in the network's batch layout, targets y, and where the output's error counts."""
+    """What is clamped: inputs x in the network's batch layout, targets y, and which entries of either."""
 
     x: Float[Array, "..."]
     y: Float[Array, "d_out batch"]
     mask: Mask = None
+    x_mask: Float[Array, "..."] | None = None
 
 
 class ForwardPass(NamedTuple):
@@ -80,6 +87,20 @@ def masked(output_error: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]
     return output_error if mask is None else output_error * jnp.broadcast_to(mask, output_error.shape)
 
 
+def weighted(
+    network: Network, errors: Activities, *, first: int = 0, of: Callable[[np.ndarray], np.ndarray] | None = None
+) -> Activities:
+    """Errors p_l e_l times their layers' precisions, or times functions of these; of consecutive segments from the `first`."""
+    if network.precisions is None:
+        return errors
+    found = []
+    for segment, e in enumerate(errors, start=first):
+        p = network.precisions_of(segment)
+        factor = jnp.asarray(p if of is None else of(p), e.dtype)
+        found.append(factor.reshape(-1, *[1] * (e.ndim - 1)) * e)
+    return tuple(found)
+
+
 def segment_errors(
     network: Network,
     at: ForwardPass | None,
@@ -92,7 +113,7 @@ def segment_errors(
 
     `below` is the input of its lowest layer, `z` its own activities; both are deviations where the forward pass `at` that
     they are measured from is given. The gradient of the summed energy is dF/dz_l = e_l - J_{l+1}^T e_{l+1}. With a `mask`,
-    which the output's segment may have, the pull is that of the errors that count.
+    which the output's segment may have, the pull is that of the errors that count; with precisions, of p_l e_l.
     """
     segment = network.segments[index]
     axes, references = batch_axes_of(network)
@@ -100,18 +121,14 @@ def segment_errors(
     inputs = below[None] if segment.depth == 1 else jnp.concatenate([below[None], z[:-1]])
     moved, own = references[index].inputs, axes[index]
     reference, its_axes = (None, None) if at is None else (at.references[index], references[index])
-    if mask is None:
-        batched = jax.vmap(segment.errors_and_pull, in_axes=(its_axes, moved, own), out_axes=(own, moved))
-        return batched(reference, inputs, z)
-
-    def predicted(inputs: Array) -> Array:
-        if reference is None:
-            return jax.vmap(segment.predict, in_axes=moved, out_axes=own)(inputs)
-        return jax.vmap(segment.difference, in_axes=(its_axes, moved), out_axes=own)(reference, inputs)
-
-    prediction, pull = jax.vjp(predicted, inputs)
-    errors = masked(z - prediction, mask)
-    return errors, pull(errors)[0]
+    output = network.output if index == len(network.segments) - 1 else None
+    precisions = None if network.precisions is None else jnp.asarray(network.precisions_of(index), z.dtype)
+    batched = jax.vmap(
+        segment.errors_and_pull,
+        in_axes=(its_axes, moved, own, None, None if mask is None else -1, None),
+        out_axes=(own, moved),
+    )
+    return batched(reference, inputs, z, output, mask, precisions)
 
 
 def backpropagated(network: Network, at: ForwardPass, output_error: Float[Array, "d_out batch"]) -> Activities:
@@ -164,18 +181,21 @@ def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activi
             shared = tuple(axis for axis, size in enumerate(segment.bias.shape) if size == 1)
             bias = jnp.sum(summed, axis=shared, keepdims=True)
         gradients.append(segment.with_parameters(weight, bias))
-    return Network(tuple(gradients))
+    return network.with_segments(gradients)
 
 
 def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:
-    """Energies F_l = 1/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
-    if network.output == "softmax":
-        raise ValueError("the energy of a softmax output is no function of its error: choose network.output=linear")
+    """Energies F_l = p_l/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
+    if not isinstance(network.output, Squared):
+        raise ValueError(
+            f"the energy of a {network.output.name} output is no function of its error: choose output=squared"
+        )
     axes, _ = batch_axes_of(network)
+    squares = weighted(network, tuple(jnp.square(e) for e in errors))
     return jnp.concatenate(
         [
-            jnp.sum(jnp.square(e), axis=tuple(range(1, e.ndim))) / (2 * e.shape[axis])
-            for e, axis in zip(errors, axes, strict=True)
+            jnp.sum(square, axis=tuple(range(1, square.ndim))) / (2 * square.shape[axis])
+            for square, axis in zip(squares, axes, strict=True)
         ]
     )
 
@@ -185,9 +205,10 @@ def energy(network: Network, errors: Activities) -> Float[Array, ""]:
     return jnp.sum(layer_energies(network, errors))
 
 
-def summed_energy(errors: Activities) -> Float[Array, ""]:
+def summed_energy(network: Network, errors: Activities) -> Float[Array, ""]:
     """Energy summed over the batch, B F: its gradient with respect to activities is per sample."""
-    return 0.5 * jnp.sum(jnp.stack([jnp.sum(jnp.square(e)) for e in errors]))
+    squares = weighted(network, tuple(jnp.square(e) for e in errors))
+    return 0.5 * jnp.sum(jnp.stack([jnp.sum(square) for square in squares]))
 
 
 def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out batch"]:
@@ -198,20 +219,16 @@ def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out bat
 def loss(
     network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"], mask: Mask = None
 ) -> Float[Array, ""]:
-    """Loss 1/(2B) sum_b ||y - f(x)||^2: the energy at the forward pass, on one scale for PC and BP.
-
-    Of a softmax output the cross-entropy -1/B sum_b sum_k y log f(x).
-    """
+    """Loss of the forward pass, averaged over the batch, on one scale for PC and BP: 1/(2B) sum_b ||y - f(x)||^2 of squared errors."""
     return loss_at(network, forward_pass(network, x), y, mask)
 
 
 def loss_at(network: Network, at: ForwardPass, y: Float[Array, "d_out batch"], mask: Mask = None) -> Float[Array, ""]:
     """The loss, of a forward pass that is known."""
-    if network.output == "softmax":
-        if mask is not None:
-            raise ValueError("masked targets are for squared errors: choose network.output=linear")
-        return -jnp.sum(y * jax.nn.log_softmax(at.references[-1].linear[0], axis=0)) / y.shape[-1]
-    return jnp.sum(jnp.square(masked(y - at.activities[-1][0], mask))) / (2 * y.shape[-1])
+    if mask is not None and isinstance(network.output, Softmax):
+        raise ValueError("masked targets are for losses of one output each: choose output=squared or output=sigmoid")
+    losses = network.output.losses(at.references[-1].linear, y[None])[0]
+    return jnp.sum(masked(losses, mask)) / y.shape[-1]
 
 
 def accuracy(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:

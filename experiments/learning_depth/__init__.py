@@ -55,7 +55,7 @@ class LearningDepth(AbstractStudy):
     multiples of max_steps) times `activity_lrs` is the grid of T and beta that is looked at on the initial weights.
     """
 
-    outputs = ("linear",)
+    outputs = ("squared",)
 
     probe_size: int
     activity_lr: float

@@ -17,7 +17,7 @@ test every 300: a run has 900. SP's rates were chosen on test accuracy; here on 
 over seeds, a run that diverged counting as 0. Failed runs were entered as 10 %; here a run that diverged has no
 accuracy, and both it and one without learning are drawn as failed. `published` infers in activities, where Adam
 amplifies float32 round-off; `corrected` in deviations. BP has no inference: it is run once. C.19 is the text's: squared
-error, batch 64, images as they are; its code had network.output=softmax (cross-entropy), training.batch_size=128 and
+error, batch 64, images as they are; its code had output=softmax (cross-entropy), training.batch_size=128 and
 data.augmentation (crop 4, flip, rotation by 10 degrees), which make a variant.
 
 Definitions. Accuracies are of all test examples, in per cent, at the end of a run unless said. No learning: at most 15

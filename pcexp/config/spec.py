@@ -28,8 +28,8 @@ NEEDED = ("study", "data", "network", "parameterisation", "precision", "root_see
 LEARNS = ("learning", "optimiser", "training")
 """Absent, all three, from a study or a block that learns nothing."""
 SCIENCE = (*NEEDED, *LEARNS)
-"""Root keys that numbers depend on; `inference` and the leaves of `protocol` enter through interpolations."""
-PLATFORM = ("execution", "tracker", "lanes", "scale", "dry_run", "blocks", "choices", "inference", "protocol")
+"""Root keys that numbers depend on; `output`, `inference` and the leaves of `protocol` enter through interpolations."""
+PLATFORM = ("execution", "tracker", "lanes", "scale", "dry_run", "blocks", "choices", "output", "inference", "protocol")
 
 
 class Learner(eqx.Module):

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import equinox as eqx
 import numpy as np
 
-from pcexp.model.activation import Output
 from pcexp.model.segments import Precision
 
 
@@ -21,8 +20,8 @@ class AbstractStudy(eqx.Module):
     revision: ClassVar[int] = 1
     precisions: ClassVar[tuple[Precision, ...]] = ("float32", "bfloat16", "float64")
     """Valid ones: bfloat16 is a way to train, and nothing to a study that computes otherwise."""
-    outputs: ClassVar[tuple[Output, ...]] = ("linear", "softmax")
-    """Valid ones: a study that reads energies asks for linear, because cross-entropy is no function of the output's error."""
+    outputs: ClassVar[tuple[str, ...]] = ("squared", "softmax", "sigmoid")
+    """Valid ones: a study that reads energies asks for squared, because a cross-entropy is no function of the output's error."""
 
     @abc.abstractmethod
     def run(self, job: Any) -> None:

@@ -59,7 +59,9 @@ def without_defaults(node: Any) -> Any:
         return node
     defaults = _defaults(node["_target_"]) if "_target_" in node else {}
     return {
-        key: without_defaults(value) for key, value in node.items() if not (key in defaults and defaults[key] == value)
+        key: without_defaults(value)
+        for key, value in node.items()
+        if not (key in defaults and (defaults[key] == value or _describes(value, defaults[key])))
     }
 
 
@@ -68,6 +70,16 @@ def _defaults(name: str) -> dict[str, Any]:
     module, _, attribute = name.rpartition(".")
     parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
     return {key: p.default for key, p in parameters.items()}
+
+
+def _describes(node: Any, default: Any) -> bool:
+    """Whether a node is the configuration of an object that is a default."""
+    if not isinstance(default, eqx.Module) or not isinstance(node, Mapping):
+        return False
+    try:
+        return bool(build(node, "", ("",)) == default)
+    except SpecError:
+        return False
 
 
 def located(name: Any, path: str, allowed: Sequence[str]) -> Any:

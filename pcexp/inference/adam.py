@@ -3,9 +3,10 @@
 import optax
 from jaxtyping import PRNGKeyArray
 
-from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem
+from pcexp.inference.base import AbstractInference, Equilibrium
 from pcexp.inference.steps import Point, stepped
 from pcexp.model.network import Activities
+from pcexp.problem import Form, InferenceProblem
 
 
 class AdamInference(AbstractInference):

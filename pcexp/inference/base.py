@@ -1,117 +1,68 @@
-"""What every inference solver is given and what it returns."""
+"""What every inference solver returns, and why it stopped."""
 
 import abc
 import dataclasses
-from typing import Literal
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from pcexp.energy import (
-    Batch,
-    ForwardPass,
-    Mask,
-    deviation_errors,
-    forward_pass,
-    masked,
-    prediction_errors,
-    segment_errors,
-    summed_energy,
-)
+from pcexp.energy import summed_energy
 from pcexp.model.network import Activities, Network
-from pcexp.model.segments import Precision
+from pcexp.model.output import Squared
+from pcexp.problem import Form, InferenceProblem
 
-Form = Literal["activities", "deviations"]
-"""The variables of inference: z itself (as published) or d = z - zhat (no cancellation near the forward pass)."""
-
-
-class InferenceProblem(eqx.Module):
-    """Energy of the free activities of a network between a clamped input x and an output y, clamped where `mask` is 1."""
-
-    network: Network
-    x: Float[Array, "..."]
-    y: Float[Array, "d_out batch"]
-    at: ForwardPass
-    mask: Mask = None
-
-    @classmethod
-    def from_batch(
-        cls,
-        network: Network,
-        batch: Batch,
-        *,
-        precision: Precision = "float32",
-    ) -> "InferenceProblem":
-        """The problem of one batch, with its forward pass."""
-        products = network.in_products(precision).for_inference()
-        return cls(products, batch.x, batch.y, forward_pass(network, batch.x), batch.mask)
-
-    def start(self, form: Form) -> Activities:
-        """Free variables at the forward pass: zhat, or deviations of exactly zero."""
-        hidden = self.at.activities[:-1]
-        return hidden if form == "activities" else jax.tree.map(jnp.zeros_like, hidden)
-
-    def errors(self, form: Form, hidden: Activities) -> Activities:
-        """Prediction errors of all layers when the free variables are `hidden`."""
-        if form == "activities":
-            found = prediction_errors(self.network, self.x, (*hidden, self.y[None]))
-        else:
-            output = (self.y - self.at.activities[-1][0])[None]
-            found = deviation_errors(self.network, self.at, (*hidden, output))
-        return (*found[:-1], masked(found[-1], self.mask))
-
-    def errors_and_gradient(self, form: Form, hidden: Activities) -> tuple[Activities, Activities]:
-        """Errors and the per-sample gradient dF_b/dz, a segment at a time from the output down."""
-        errors, pull = self.segment(form, hidden, len(hidden))
-        all_errors, gradient = [errors], []
-        for index in reversed(range(len(hidden))):
-            assert pull is not None  # only the first layer has none
-            above = pull[0]
-            errors, pull = self.segment(form, hidden, index)
-            all_errors.append(errors)
-            gradient.append(segment_gradient(errors, pull, above))
-        return tuple(reversed(all_errors)), tuple(reversed(gradient))
-
-    def energy_and_gradient(self, form: Form, hidden: Activities) -> tuple[Float[Array, ""], Activities]:
-        """Energy summed over the batch and its per-sample gradient dF_b/dz."""
-        errors, gradient = self.errors_and_gradient(form, hidden)
-        return summed_energy(errors), gradient
-
-    def segment(self, form: Form, hidden: Activities, index: int) -> tuple[Array, Array | None]:
-        """Errors of a segment and their pull on its inputs; None for the first layer, whose input does not move."""
-        deviations = form == "deviations"
-        if index == len(hidden):
-            z = (self.y - self.at.activities[-1][0] if deviations else self.y)[None]
-        else:
-            z = hidden[index]
-        if index == 0 and self.network.segments[0].depth == 1:
-            # Its prediction is the forward pass, whatever the activities are: no product.
-            return (z if deviations else z - self.at.activities[0]), None
-        inputs = jnp.zeros_like(self.x) if deviations else self.x
-        below = inputs if index == 0 else hidden[index - 1][-1]
-        mask = self.mask if index == len(hidden) else None
-        return segment_errors(self.network, self.at if deviations else None, index, below, z, mask)
-
-    def activities(self, form: Form, hidden: Activities) -> Activities:
-        """Activities z_1..z_L with the output at y, masked or not."""
-        free = hidden if form == "activities" else jax.tree.map(jnp.add, self.at.activities[:-1], hidden)
-        return (*free, self.y[None])
+STOPPED_BY = ("steps", "tolerance", "energy", "given up", "not finite")
+"""What a solve ended on: all its steps, the residual, an energy that has stopped falling, a schedule's end, or numbers without value."""
+STEPS, TOLERANCE, ENERGY, GIVEN_UP, NOT_FINITE = range(len(STOPPED_BY))
 
 
 class Equilibrium(eqx.Module):
-    """Where a solver stopped. `residual` is the root mean square of dF_b/dz over hidden units and samples.
+    """Where a solver stopped, and why (an index of STOPPED_BY).
 
-    `converged`: it is not above the solver's `tol`; never where a solve ended on its energy or its steps only.
+    `energy` is F, averaged over the batch; `residual` the root mean square of dF_b/dz over free units and samples. `stats` has
+    what one solver alone can say.
     """
 
     activities: Activities
     errors: Activities
-    n_steps: Int[Array, ""]
+    energy: Float[Array, ""]
     residual: Float[Array, ""]
-    converged: Bool[Array, ""]
-    halvings: Int[Array, ""]
+    n_steps: Int[Array, ""]
+    stopped_by: Int[Array, ""]
+    stats: dict[str, Array]
+
+    @property
+    def converged(self) -> Bool[Array, ""]:
+        """Whether the residual is not above the solver's `tol`; never where a solve ended on its energy or its steps only."""
+        return self.stopped_by == TOLERANCE
+
+
+def ended(
+    problem: InferenceProblem,
+    form: Form,
+    hidden: Activities,
+    errors: Activities,
+    gradient: Activities,
+    *,
+    n_steps: Int[Array, ""],
+    tol: float | Float[Array, ""] | None,
+    by: Int[Array, ""] | int = STEPS,
+    stats: dict[str, Array] | None = None,
+) -> Equilibrium:
+    """What a solver returns that ends at `hidden`: by its tolerance if the residual there is not above it."""
+    residual = root_mean_square(gradient)
+    energy = summed_energy(problem.network, errors) / problem.y.shape[-1]
+    reason = jnp.where(residual <= (0.0 if tol is None else tol), TOLERANCE, by)
+    return Equilibrium(
+        activities=problem.activities(form, hidden),
+        errors=errors,
+        energy=energy,
+        residual=residual,
+        n_steps=n_steps,
+        stopped_by=jnp.where(jnp.isfinite(residual) & jnp.isfinite(energy), reason, NOT_FINITE),
+        stats={} if stats is None else stats,
+    )
 
 
 class AbstractInference(eqx.Module):
@@ -142,18 +93,11 @@ class AbstractInference(eqx.Module):
 
     def check(self, network: Network) -> None:
         """Raise ValueError where this solver cannot work on a network; called before anything is compiled."""
-        if network.output == "softmax":
+        if not isinstance(network.output, Squared):
             raise ValueError(
-                "inference: this solver is for squared errors; with network.output=softmax choose gradient_descent, "
+                f"inference: this solver is for squared errors; with output={network.output.name} choose gradient_descent, "
                 "with max_halvings=0"
             )
-
-
-def segment_gradient(errors: Array, pull: Array | None, above: Float[Array, "..."]) -> Float[Array, "depth ..."]:
-    """Gradient dF_b/dz_l = e_l - J_{l+1}^T e_{l+1} of a segment; `above` is the pull of the layer on top of it."""
-    if pull is None or errors.shape[0] == 1:
-        return errors - above[None]
-    return errors - jnp.concatenate([pull[1:], above[None]])
 
 
 def root_mean_square(tree: Activities) -> Float[Array, ""]:

@@ -3,13 +3,15 @@
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from pcexp.inference.base import AbstractInference, Equilibrium, InferenceProblem, root_mean_square
-from pcexp.model.network import Network
-from pcexp.theory.equilibrated import equilibrium
+from pcexp.energy import ForwardPass, masked
+from pcexp.inference.base import AbstractInference, Equilibrium, ended, root_mean_square
+from pcexp.model.network import Activities, Network
+from pcexp.problem import InferenceProblem
+from pcexp.theory.equilibrated import equilibrium, free_input
 
 
 class ClosedForm(AbstractInference):
-    """Exact equilibrium z* of a linear network: errors e_l = G_l^T S^-1 (y - yhat) (theorem 3.1), one pass up and down."""
+    """Exact equilibrium z* of a linear network: errors e_l = G_l^T S^-1 (y - yhat) / p_l (theorem 3.1), one pass up and down."""
 
     def check(self, network: Network) -> None:
         if not network.is_linear:
@@ -20,19 +22,23 @@ class ClosedForm(AbstractInference):
             )
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        found = equilibrium(problem.network, problem.at, problem.y, mask=problem.mask)
-        hidden, errors = found.deviations, found.errors
-        _, gradient = problem.energy_and_gradient("deviations", hidden)
-        residual = root_mean_square(gradient)
-        return Equilibrium(
-            activities=problem.activities("deviations", hidden),
-            errors=errors,
-            n_steps=jnp.array(1),
-            residual=residual,
-            # Direct solve: what is left is round-off, a few thousand ulps of the errors at most.
-            converged=residual <= 1e4 * jnp.finfo(residual.dtype).eps * (root_mean_square(errors) + 1),
-            halvings=jnp.array(0),
-        )
+        deviations, errors = self._solved(problem)
+        _, gradient = problem.energy_and_gradient("deviations", deviations)
+        # Direct solve: what is left is round-off, a few thousand ulps of the errors at most.
+        tol = 1e4 * jnp.finfo(problem.y.dtype).eps * (root_mean_square(errors) + 1)
+        return ended(problem, "deviations", deviations, errors, gradient, n_steps=jnp.array(1), tol=tol)
+
+    def _solved(self, problem: InferenceProblem) -> tuple[Activities, Activities]:
+        """Deviations of the hidden layers and errors of all."""
+        network, y, mask = problem.network, problem.y, problem.mask
+        if problem.free is None:
+            found = equilibrium(network, problem.at, y, mask=mask)
+            return found.deviations, found.errors
+        above, at = network.above_prior, ForwardPass(problem.at.activities[1:], problem.at.references[1:])
+        p0 = float(network.precisions_of(0)[0])
+        moved = free_input(above, masked(y - at.activities[-1][0], mask), problem.free[0], p0, mask)
+        found = equilibrium(above, at, y, mask=mask, moved=moved)
+        return (moved[None], *found.deviations), (moved[None], *found.errors)
 
     def forward_passes(self) -> float:
         return 4.0

@@ -1,7 +1,6 @@
 """Descent in the error variables, where the Hessian is close to the identity."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -9,56 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from pcexp.energy import batch_axes_of, masked
-from pcexp.inference.base import AbstractInference, Equilibrium, InferenceProblem, root_mean_square
-from pcexp.inference.per_sample import chosen, inner, largest_eigenvalue, ratio, scaled
-from pcexp.model.network import Activities, Network
-from pcexp.model.segments import AbstractSegment, Reference
+from pcexp.energy import weighted
+from pcexp.inference.base import ENERGY, STEPS, AbstractInference, Equilibrium, ended, root_mean_square
+from pcexp.model.network import Activities
+from pcexp.model.per_sample import chosen, inner, ratio, scaled
+from pcexp.problem import InferenceProblem, perturbed_pass
+from pcexp.theory.activity_hessian import largest, output_product
 
 PerSample = Float[Array, " batch"]
 Output = Float[Array, "1 d_out batch"]
-
-
-def perturbed_pass(problem: InferenceProblem, errors: Activities) -> tuple[Output, Activities]:
-    """Output error and deviations d_l = [mu_l(zhat + d_{l-1}) - mu_l(zhat)] + e_l that the hidden errors e_1..e_H leave.
-
-    The output is clamped, so its error is what is missing: e_L = (y - yhat) - [mu_L(zhat + d_H) - mu_L(zhat)].
-    """
-    network = problem.network
-
-    def one(references: tuple[Reference, ...], errors: Activities) -> tuple[Array, Activities]:
-        deviations: list[Array] = []
-        last: Array | None = None
-        for segment, at, e in zip(network.segments[:-1], references[:-1], errors, strict=True):
-            if segment.depth == 1:
-                d = e if last is None else e + segment.difference(at, last[None])  # x does not move
-            else:
-                below = jnp.zeros_like(at.inputs[0]) if last is None else last
-                _, d = lax.scan(_perturbed_layer, below, (segment, at, e))
-            deviations.append(d)
-            last = d[-1]
-        assert last is not None
-        return network.segments[-1].difference(references[-1], last[None]), tuple(deviations)
-
-    axes, references = batch_axes_of(network)
-    batched = jax.vmap(one, in_axes=(references, axes[:-1]), out_axes=(axes[-1], axes[:-1]))
-    change, deviations = batched(problem.at.references, errors)
-    output = (problem.y - problem.at.activities[-1][0])[None] - change
-    return masked(output, problem.mask), deviations
-
-
-# Without checkpoints, differentiating the scan would copy the whole stack of weights into its residuals. One is for the
-# gradient, one for the Hessian.
-_checkpoint = partial(jax.checkpoint, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
-
-
-@_checkpoint
-@_checkpoint
-def _perturbed_layer(below: Array, layer: tuple[AbstractSegment, Reference, Array]) -> tuple[Array, Array]:
-    segment, at, e = layer
-    single = jax.tree.map(lambda p: p[None], segment)
-    d = e + single.difference(jax.tree.map(lambda a: a[None], at), below[None])[0]
-    return d, d
 
 
 class _Point(NamedTuple):
@@ -107,31 +65,28 @@ class ErrorDescent(AbstractInference):
 
         search = lax.while_loop(unfinished, lambda search: self._moved(problem, search), self._start(problem))
         _, gradient = problem.energy_and_gradient("deviations", search.point.deviations)
-        residual = root_mean_square(gradient)
-        return Equilibrium(
-            activities=problem.activities("deviations", search.point.deviations),
-            errors=(*search.point.errors, search.point.output),  # not by subtraction: no round-off of the deviations
-            n_steps=search.n_steps,
-            residual=residual,
-            converged=residual <= (0.0 if self.tol is None else self.tol),
-            halvings=jnp.array(0),
-        )
+        errors = (*search.point.errors, search.point.output)  # not by subtraction: no round-off of the deviations
+        by = jnp.where(search.finished, ENERGY, STEPS)
+        at, found = search.point.deviations, (errors, gradient)
+        return ended(problem, "deviations", at, *found, n_steps=search.n_steps, tol=self.tol, by=by)
 
     def forward_passes(self) -> float:
         first, each = (2.0 * self.n_eigen_steps, 2.0) if self.method == "descent" else (0.0, 4.0)
         return first + each * (self.max_steps + 1) + 2.0
 
     def _start(self, problem: InferenceProblem) -> _Search:
-        network, start = problem.network, problem.start("deviations")
+        start = problem.start("deviations")
+        if problem.initial is not None:
+            start = problem.errors("deviations", start)[:-1]
         point, hessian = self._evaluated(problem, start)
         down = jax.tree.map(jnp.negative, point.gradient)
         if hessian is None:
-            _, tangent = jax.linearize(lambda e: perturbed_pass(problem, e)[0], start)
-            pull = jax.linear_transpose(tangent, start)
-            _, largest = largest_eigenvalue(network, lambda v: pull(tangent(v))[0], start, self.n_eigen_steps)
-            step = 2 / (2 + largest)
+            still = jax.tree.map(jnp.zeros_like, start)
+            _, high = largest(problem, output_product(problem, still), still, self.n_eigen_steps)
+            hidden = problem.network.precisions and problem.network.precisions[:-1]
+            step = 2 / (2 + high) if not hidden else 2 / (min(hidden) + max(hidden) + high)
         else:
-            step = _longest_step(network, point, down, hessian)
+            step = _longest_step(problem, point, down, hessian)
         return _Search(point, down, step, jnp.array(0), self._small(problem, point))
 
     def _moved(self, problem: InferenceProblem, search: _Search) -> _Search:
@@ -158,7 +113,7 @@ class ErrorDescent(AbstractInference):
             beta = ratio(inner(network, point.gradient, change), inner(network, last.gradient, last.gradient))
             conjugate = jax.tree.map(jnp.add, turned, scaled(network, jnp.maximum(beta, 0), direction))
             turned = chosen(network, inner(network, conjugate, point.gradient) < 0, conjugate, turned)
-            longest = _longest_step(network, point, turned, hessian)
+            longest = _longest_step(problem, point, turned, hessian)
         return _Search(
             point=point,
             direction=chosen(network, lowers, turned, direction),
@@ -196,19 +151,23 @@ class ErrorDescent(AbstractInference):
 def _point(problem: InferenceProblem, errors: Activities) -> _Point:
     """Energy and gradient e_l + (de_L/de_l)^T e_L at hidden errors."""
     output, pull, deviations = jax.vjp(lambda e: perturbed_pass(problem, e), errors, has_aux=True)
-    gradient = jax.tree.map(jnp.add, errors, pull(output)[0])
-    energy = 0.5 * (inner(problem.network, errors, errors) + jnp.sum(jnp.square(output), axis=(0, 1)))
+    network = problem.network
+    own, (above,) = weighted(network, errors), weighted(network, (output,), first=len(errors))
+    gradient = problem.projected(jax.tree.map(jnp.add, own, pull(above)[0]))
+    energy = 0.5 * (inner(network, own, errors) + jnp.sum(above * output, axis=(0, 1)))
     return _Point(errors, output, deviations, gradient, energy)
 
 
 def _longest_step(
-    network: Network, point: _Point, direction: Activities, hessian: Callable[[Activities], Activities]
+    problem: InferenceProblem, point: _Point, direction: Activities, hessian: Callable[[Activities], Activities]
 ) -> PerSample:
     """Step -<g, p> / <p, H p> to the minimum of the quadratic along p.
 
     Errors of the output bend H below I + G^T G, and it may turn negative: there the identity stands in for it.
     """
-    unit, curvature = inner(network, direction, direction), inner(network, direction, hessian(direction))
+    network = problem.network
+    unit = inner(network, weighted(network, direction), direction)
+    curvature = inner(network, direction, hessian(direction))
     # The Gauss-Newton product alone, which cannot turn negative, took 171 steps where this takes 19 (tanh, H = 32).
     curvature = jnp.where(curvature > 0.05 * unit, curvature, unit)
     return ratio(-inner(network, point.gradient, direction), curvature)

@@ -1,18 +1,19 @@
 """Gradient descent on activities, all layers at once."""
 
+import dataclasses
 import functools
 import itertools
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem, segment_gradient
+from pcexp.inference.base import AbstractInference, Equilibrium
 from pcexp.inference.steps import Point, stepped, stopped
 from pcexp.model.network import Activities, Network
+from pcexp.problem import Form, InferenceProblem
 
 
 class _Schedule(NamedTuple):
@@ -25,6 +26,10 @@ class _Schedule(NamedTuple):
         return _Schedule(energy, self.halvings + (energy > self.last_energy))
 
 
+def _halved(halvings: int | Int[Array, ""]) -> dict[str, Array]:
+    return {"halvings": jnp.asarray(halvings)}
+
+
 class GradientDescent(AbstractInference):
     """Gradient descent z <- z - beta dF_b/dz from the forward pass, for `max_steps` steps (thesis eq. 2.4).
 
@@ -32,7 +37,7 @@ class GradientDescent(AbstractInference):
     schedule of chapter 4 holds: beta is halved when the batch's energy rises, the halved step stays for the rest of this
     inference, and rise h + 1 ends it. `tol` (on the residual) and `energy_tol` end inference early.
 
-    With `wavefront`, descent in deviations skips the segments that no signal has reached yet.
+    With `wavefront`, descent in deviations from the forward pass skips the segments that no signal has reached yet.
     """
 
     activity_lr: float
@@ -46,7 +51,7 @@ class GradientDescent(AbstractInference):
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
         if self.max_halvings == 0 and self.tol is None and self.energy_tol is None:
             hidden = self._fixed(problem, problem.start(self.form))
-            return stopped(problem, self.form, hidden, n_steps=jnp.array(self.max_steps), tol=None)
+            return stopped(problem, self.form, hidden, n_steps=jnp.array(self.max_steps), tol=None, stats=_halved(0))
         equilibrium, schedule = stepped(
             problem,
             self.form,
@@ -57,11 +62,9 @@ class GradientDescent(AbstractInference):
             energy_tol=self.energy_tol,
             given_up=(lambda schedule: schedule.halvings > self.max_halvings) if self.max_halvings else None,
         )
-        if schedule is None:
-            return equilibrium
         # The last rise ended inference, it halved nothing.
-        halvings = jnp.minimum(schedule.halvings, self.max_halvings)
-        return eqx.tree_at(lambda found: found.halvings, equilibrium, halvings)
+        halvings = 0 if schedule is None else jnp.minimum(schedule.halvings, self.max_halvings)
+        return dataclasses.replace(equilibrium, stats=_halved(halvings))
 
     def forward_passes(self) -> float:
         return 2.0 * (self.max_steps + 1)
@@ -75,7 +78,7 @@ class GradientDescent(AbstractInference):
         tops = list(itertools.accumulate(segment.depth for segment in problem.network.segments))
         # Before step t only the last t hidden layers have left the forward pass: a segment below them has no error and no
         # pull, exactly. In activities there is round-off instead, and every segment works on it, as in the published runs.
-        skipping = self.wavefront and self.form == "deviations"
+        skipping = self.wavefront and self.form == "deviations" and problem.initial is None
 
         def step(t: Int[Array, ""] | int, hidden: Activities) -> Activities:
             moved: list[Array] = []
@@ -98,7 +101,7 @@ class GradientDescent(AbstractInference):
     ) -> tuple[Array, Array | None]:
         """One step of a segment's activities, and the pull on its inputs; `above` is the pull on its own top layer."""
         errors, pull = problem.segment(self.form, hidden, index)
-        return hidden[index] - self.activity_lr * segment_gradient(errors, pull, above), pull
+        return hidden[index] - self.activity_lr * problem.segment_gradient(index, errors, pull, above), pull
 
     def _arrival(self, hidden: Activities, index: int, above: Float[Array, "..."]) -> tuple[Array, Array]:
         """The same where no layer of the segment has moved: its top one may leave zero now, and it pulls on nothing."""

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem
-from pcexp.inference.error_descent import perturbed_pass
-from pcexp.inference.per_sample import inner, largest_eigenvalue, ratio, scaled
+from pcexp.inference.base import AbstractInference, Equilibrium
 from pcexp.inference.steps import Point, stepped
 from pcexp.model.network import Activities
+from pcexp.model.per_sample import inner, ratio, scaled
+from pcexp.problem import Form, InferenceProblem
+from pcexp.theory.activity_hessian import extreme_eigenvalues
 
 PerSample = Float[Array, " batch"]
 
@@ -84,27 +85,3 @@ class Momentum(AbstractInference):
             beta if self.activity_lr is None else jnp.full_like(beta, self.activity_lr),
             mu if self.momentum is None else jnp.full_like(mu, self.momentum),
         )
-
-
-def extreme_eigenvalues(problem: InferenceProblem, n_products: int) -> tuple[PerSample, PerSample]:
-    """Smallest and largest eigenvalue of every sample's activity Hessian H_z at the forward pass, by Lanczos.
-
-    The largest from products H_z v, its residual added. The smallest as 1 / ||J0^-1||^2 with J0 = de/dz of the hidden
-    layers, whose inverse is a perturbed forward pass: H_z = J0^T (I + G^T G) J0 is not below J0^T J0, and differs from it by
-    a rank of d_out. From the inverse a few products resolve it at any condition number; from H_z they could not.
-    (Without the curvature of phi, which enters H_z through the output error only and may make it indefinite.)
-    """
-    network, start = problem.network, problem.start("deviations")
-
-    def gradient(deviations: Activities) -> Activities:
-        return problem.energy_and_gradient("deviations", deviations)[1]
-
-    _, hessian = jax.linearize(gradient, start)
-    _, largest = largest_eigenvalue(network, hessian, start, n_products)
-    # One after the other: XLA:CPU (jax 0.10.2, two cores) ran the two loops at once, and each waited for the other's threads.
-    after = jax.tree.map(lambda leaf: leaf + 0 * jnp.nan_to_num(jnp.max(largest)), start)
-    _, rebuilt = jax.linearize(lambda e: perturbed_pass(problem, e)[1], after)
-    pull = jax.linear_transpose(rebuilt, start)
-    inverse, _ = largest_eigenvalue(network, lambda v: rebuilt(pull(v)[0]), after, n_products)
-    smallest = 1 / inverse
-    return smallest, jnp.maximum(largest, smallest)

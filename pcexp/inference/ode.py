@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem, root_mean_square
+from pcexp.inference.base import AbstractInference, Equilibrium, root_mean_square
 from pcexp.inference.steps import stopped
 from pcexp.model.network import Activities
+from pcexp.problem import Form, InferenceProblem
 
 
 class ODE(AbstractInference):

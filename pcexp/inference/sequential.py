@@ -1,14 +1,16 @@
 """Gauss-Seidel sweeps: gradient descent on activities, one layer after the other from the output down."""
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
-from pcexp.energy import batch_axes_of
-from pcexp.inference.base import AbstractInference, Equilibrium, Form, InferenceProblem
+from pcexp.energy import batch_axes_of, weighted
+from pcexp.inference.base import AbstractInference, Equilibrium
 from pcexp.inference.steps import Point, stepped
 from pcexp.model.network import Activities
 from pcexp.model.segments import AbstractSegment
+from pcexp.problem import Form, InferenceProblem
 
 
 class Sequential(AbstractInference):
@@ -42,32 +44,41 @@ class Sequential(AbstractInference):
         """Free variables after one sweep."""
         network = problem.network
 
-        def layer(pulled: Array, at: tuple[AbstractSegment, Array, Array]) -> tuple[Array, Array]:
-            segment, below, e = at
+        # Errors come weighted, p_l e_l: once z_l has moved by -beta g they have changed by -p_l beta g.
+        rates = tuple(
+            jnp.full(len(e), self.activity_lr, e.dtype) * jnp.asarray(network.precisions_of(i), e.dtype)
+            for i, e in enumerate(hidden)
+        )
+
+        def layer(pulled: Array, at: tuple[AbstractSegment, Array, Array, Array]) -> tuple[Array, Array]:
+            segment, below, e, rate = at
             gradient = e - pulled
             single = jax.tree.map(lambda p: p[None], segment)
-            after = e - self.activity_lr * gradient  # the error once z_l has moved
+            after = e - rate * gradient
             return _pulled_back(single, below[None], after[None])[0], gradient
 
         def one(x: Array, activities: Activities, errors: Activities) -> Activities:
             """Gradients dF_b/dz_l of one example, each taken when its layer's turn has come."""
-            *hidden, output = zip(network.segments, network.inputs(x, activities), errors, strict=True)
-            pulled = _pulled_back(*output)[0]
+            *hidden, output = zip(
+                network.segments, network.inputs(x, activities), errors, (*rates, rates[-1]), strict=True
+            )
+            pulled = _pulled_back(*output[:3])[0]
             gradients = []
-            for index, (segment, below, e) in reversed(list(enumerate(hidden))):
+            for index, (segment, below, e, rate) in reversed(list(enumerate(hidden))):
                 if segment.depth == 1 and index == 0:  # below it is only x: no product
                     gradient = e - pulled[None]
                 elif segment.depth == 1:  # layers that are not square: no scan
-                    pulled, gradient = layer(pulled, jax.tree.map(lambda leaf: leaf[0], (segment, below, e)))
+                    pulled, gradient = layer(pulled, jax.tree.map(lambda leaf: leaf[0], (segment, below, e, rate)))
                     gradient = gradient[None]
                 else:
-                    pulled, gradient = lax.scan(layer, pulled, (segment, below, e), reverse=True)
+                    pulled, gradient = lax.scan(layer, pulled, (segment, below, e, rate), reverse=True)
                 gradients.append(gradient)
             return tuple(reversed(gradients))
 
         axes, _ = batch_axes_of(network)
         batched = jax.vmap(one, in_axes=(network.input_batch_axis, axes, axes), out_axes=axes[:-1])
-        gradient = batched(problem.x, problem.activities(self.form, hidden), problem.errors(self.form, hidden))
+        errors = weighted(network, problem.errors(self.form, hidden))
+        gradient = problem.projected(batched(problem.x, problem.activities(self.form, hidden), errors))
         return jax.tree.map(lambda z, g: z - self.activity_lr * g, hidden, gradient)
 
 

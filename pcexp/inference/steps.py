@@ -9,8 +9,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pcexp.energy import summed_energy
-from pcexp.inference.base import Equilibrium, Form, InferenceProblem, root_mean_square
+from pcexp.inference.base import ENERGY, GIVEN_UP, STEPS, TOLERANCE, Equilibrium, ended, root_mean_square
 from pcexp.model.network import Activities
+from pcexp.problem import Form, InferenceProblem
 
 FIRST_LOOK = 64
 """`energy_tol` looks at the energy after this many steps, and whenever their number has doubled."""
@@ -22,16 +23,13 @@ class Point(NamedTuple):
     hidden: Activities
     errors: Activities
     gradient: Activities
-
-    @property
-    def energy(self) -> Float[Array, ""]:
-        """Energy summed over the batch."""
-        return summed_energy(self.errors)
+    energy: Float[Array, ""]
 
 
 def point_at(problem: InferenceProblem, form: Form, hidden: Activities) -> Point:
-    """The point at free variables."""
-    return Point(hidden, *problem.errors_and_gradient(form, hidden))
+    """The point at free variables, with its energy summed over the batch."""
+    errors, gradient = problem.errors_and_gradient(form, hidden)
+    return Point(hidden, errors, gradient, summed_energy(problem.network, errors))
 
 
 class _Fall(NamedTuple):
@@ -51,29 +49,16 @@ class _Fall(NamedTuple):
         """
         lowest = jnp.fmin(self.lowest, energy)
         doubled = (n_steps & (n_steps - 1)) == 0
-        ended = doubled & (n_steps >= FIRST_LOOK) & (self.before - lowest <= tol * self.before)
-        return _Fall(lowest, jnp.where(doubled, lowest, self.before)), ended
+        flat = doubled & (n_steps >= FIRST_LOOK) & (self.before - lowest <= tol * self.before)
+        return _Fall(lowest, jnp.where(doubled, lowest, self.before)), flat
 
 
 def stopped(
-    problem: InferenceProblem,
-    form: Form,
-    hidden: Activities,
-    *,
-    n_steps: Int[Array, ""],
-    tol: float | Float[Array, ""] | None,
+    problem: InferenceProblem, form: Form, hidden: Activities, *, n_steps: Int[Array, ""], **more: Any
 ) -> Equilibrium:
-    """What a solver returns that ends at `hidden`, with the residual there."""
+    """What a solver returns that ends at `hidden`, with the residual there; `more` as `ended` has it."""
     at = point_at(problem, form, hidden)
-    residual = root_mean_square(at.gradient)
-    return Equilibrium(
-        activities=problem.activities(form, hidden),
-        errors=at.errors,
-        n_steps=n_steps,
-        residual=residual,
-        converged=residual <= (0.0 if tol is None else tol),
-        halvings=jnp.array(0),
-    )
+    return ended(problem, form, hidden, at.errors, at.gradient, n_steps=n_steps, **more)
 
 
 def stepped(
@@ -106,27 +91,28 @@ def stepped(
     State = tuple[Activities, Any, _Fall | None, Array, Array]
 
     def unfinished(state: State) -> Array:
-        *_, n_steps, ended = state
-        return (n_steps < max_steps) & ~ended
+        *_, n_steps, by = state
+        return (n_steps < max_steps) & (by == STEPS)
 
     def moved(state: State) -> State:
-        hidden, memory, fall, n_steps, ended = state
+        hidden, memory, fall, n_steps, by = state
         at = point_at(problem, form, hidden)
         new, memory = step(at, memory)
         if given_up is not None:
-            ended = ended | given_up(memory)
+            by = jnp.where(given_up(memory), GIVEN_UP, by)
         if tol is not None:
             # Not `~(residual > tol)`: NaN would end the loop as if it had arrived.
-            ended = ended | (root_mean_square(at.gradient) <= tol)
+            by = jnp.where(root_mean_square(at.gradient) <= tol, TOLERANCE, by)
         if fall is not None:
             assert energy_tol is not None
             fall, flat = fall.seen(at.energy, n_steps, energy_tol)
-            ended = ended | flat
-        hidden = jax.tree.map(lambda old, new: jnp.where(ended, old, new), hidden, new)
-        return hidden, memory, fall, n_steps + ~ended, ended
+            by = jnp.where(flat & (by == STEPS), ENERGY, by)
+        going = by == STEPS
+        hidden = jax.tree.map(lambda old, new: jnp.where(going, new, old), hidden, new)
+        return hidden, memory, fall, n_steps + going, by
 
     infinite = jnp.full((), jnp.inf, start[0].dtype)
     fall = None if energy_tol is None else _Fall(infinite, infinite)
-    state = (start, memory, fall, jnp.array(0), jnp.array(False))
-    hidden, memory, _, n_steps, _ = lax.while_loop(unfinished, moved, state)
-    return stopped(problem, form, hidden, n_steps=n_steps, tol=tol), memory
+    state = (start, memory, fall, jnp.array(0), jnp.array(STEPS))
+    hidden, memory, _, n_steps, by = lax.while_loop(unfinished, moved, state)
+    return stopped(problem, form, hidden, n_steps=n_steps, tol=tol, by=by), memory

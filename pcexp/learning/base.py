@@ -19,6 +19,12 @@ def gradient_factor(scale: GradientScale, y: Float[Array, "d_out batch"]) -> flo
     return {"batch_mean": 1.0, "batch_sum": float(batch), "mean_squared_error": 2.0 / d_out}[scale]
 
 
+def refuse_free_input(batch: Batch, rule: str) -> None:
+    """Raise ValueError where inputs are free and a rule infers none."""
+    if batch.x_mask is not None:
+        raise ValueError(f"{rule} infers no free input: choose learning=pc, or leave x_mask out")
+
+
 class WeightGradient(NamedTuple):
     """Scaled gradient of the weights, the batch's loss at the forward pass, and what was seen on the way."""
 

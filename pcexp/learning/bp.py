@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pcexp.energy import Batch, backpropagated, energy_gradient, forward_pass, loss_at, masked
-from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor, refuse_free_input
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
 
@@ -25,6 +25,7 @@ class BP(AbstractLearning):
             raise ValueError(f"last_layers must be at least 1, or null for all, not {self.last_layers}")
 
     def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        refuse_free_input(batch, "learning=bp")
         x, y, mask = batch.x, batch.y, batch.mask
         at = forward_pass(network, x)
         error = masked(y - at.activities[-1][0], mask)
@@ -54,4 +55,4 @@ def last_layers_of(gradient: Network, k: int) -> Network:
         bias = None if segment.bias is None else segment.bias.at[:frozen].set(0)
         segments.append(segment.with_parameters(weight, bias))
         first += segment.depth
-    return Network(tuple(segments))
+    return gradient.with_segments(segments)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from pcexp.energy import Batch, energy_gradient, forward_pass, loss_at
-from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
+from pcexp.energy import Batch, energy_gradient, forward_pass, loss_at, weighted
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor, refuse_free_input
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
 from pcexp.theory.equilibrated import activities, equilibrium
@@ -22,10 +22,12 @@ class Equilibrated(AbstractLearning):
     precision: Precision = "float32"
 
     def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        refuse_free_input(batch, "learning=equilibrated")
         x, y, mask = batch.x, batch.y, batch.mask
         at = forward_pass(network, x)
         found = equilibrium(network, at, y, mask=mask)
-        gradient = energy_gradient(network.in_products(self.precision), x, activities(at, found, y), found.errors)
+        errors = weighted(network, found.errors)
+        gradient = energy_gradient(network.in_products(self.precision), x, activities(at, found, y), errors)
         factor = gradient_factor(self.gradient_scale, y)
         diagnostics = {"gradient_factor": jnp.asarray(factor), "equilibrated_energy": found.energy}
         return WeightGradient(jax.tree.map(lambda g: factor * g, gradient), loss_at(network, at, y, mask), diagnostics)

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from pcexp.energy import Batch, energy_gradient, loss_at
-from pcexp.inference.base import AbstractInference, InferenceProblem
+from pcexp.energy import Batch, energy_gradient, loss_at, weighted
+from pcexp.inference.base import AbstractInference
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
+from pcexp.problem import InferenceProblem
 
 
 class PC(AbstractLearning):
@@ -21,16 +22,18 @@ class PC(AbstractLearning):
     def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
         problem = InferenceProblem.from_batch(network, batch, precision=self.precision)
         equilibrium = self.inference.solve(problem, key=key)
-        gradient = energy_gradient(problem.network, batch.x, equilibrium.activities, equilibrium.errors)
+        x, low, z, e = batch.x, problem.network, equilibrium.activities, weighted(problem.network, equilibrium.errors)
+        if problem.free is not None:  # a prior learns nothing, and x is what was inferred
+            x, low, z, e = z[0][0], low.above_prior, z[1:], e[1:]
         factor = gradient_factor(self.gradient_scale, batch.y)
-        loss = loss_at(problem.network, problem.at, batch.y, batch.mask)
         diagnostics = {
             "gradient_factor": jnp.asarray(factor),
             "inference_residual": equilibrium.residual,
             "inference_steps": equilibrium.n_steps,
-            "inference_halvings": equilibrium.halvings,
+            **{f"inference_{name}": value for name, value in equilibrium.stats.items()},
         }
-        return WeightGradient(jax.tree.map(lambda g: factor * g, gradient), loss, diagnostics)
+        loss = loss_at(problem.network, problem.at, batch.y, batch.mask)
+        return WeightGradient(jax.tree.map(lambda g: factor * g, energy_gradient(low, x, z, e)), loss, diagnostics)
 
     def forward_passes(self) -> float:
         return 2.0 + self.inference.forward_passes()

@@ -2,6 +2,7 @@
 
 from pcexp.model.architecture import AbstractArchitecture, Convolutional, FullyConnected
 from pcexp.model.network import Activities, Network
+from pcexp.model.output import AbstractOutput, Sigmoid, Softmax, Squared
 from pcexp.model.parameterisation import (
     NTK,
     AbstractParameterisation,
@@ -15,6 +16,7 @@ from pcexp.model.parameterisation import (
 __all__ = [
     "NTK",
     "AbstractArchitecture",
+    "AbstractOutput",
     "AbstractParameterisation",
     "Activities",
     "Convolutional",
@@ -24,5 +26,8 @@ __all__ = [
     "NearZeroRank",
     "Network",
     "Orthogonal",
+    "Sigmoid",
+    "Softmax",
+    "Squared",
     "Standard",
 ]

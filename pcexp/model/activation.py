@@ -12,12 +12,9 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 Activation = Literal["linear", "tanh", "relu"]
-Output = Literal["linear", "softmax"]
-"""What an output layer ends in. With softmax its energy is the cross-entropy -sum y log softmax(u), whose derivative by u is
-minus the error y - softmax(u), as that of the squared error of a linear output is."""
 
 
-def activate(activation: Activation | Output, u: Float[Array, "..."]) -> Float[Array, "..."]:
+def activate(activation: Activation, u: Float[Array, "..."]) -> Float[Array, "..."]:
     """Activation phi(u)."""
     match activation:
         case "linear":
@@ -26,21 +23,7 @@ def activate(activation: Activation | Output, u: Float[Array, "..."]) -> Float[A
             return jnp.tanh(u)
         case "relu":
             return jax.nn.relu(u)
-        case "softmax":
-            return _softmax(u)
     assert_never(activation)
-
-
-@jax.custom_jvp
-def _softmax(u: Array) -> Array:
-    # Layers are along the first axis, outputs along the second; a batch may follow.
-    return jax.nn.softmax(u, axis=1)
-
-
-@_softmax.defjvp
-def _softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # Errors are pulled through it as they are: the Jacobian of softmax is that of the cross-entropy's errors already.
-    return _softmax(*primals), tangents[0]
 
 
 def _derivative(activation: Activation, u: Array) -> Array:
@@ -55,7 +38,7 @@ def _derivative(activation: Activation, u: Array) -> Array:
 
 
 def activation_difference(
-    activation: Activation | Output,
+    activation: Activation,
     u: Float[Array, "..."],
     d: Float[Array, "..."],
     activated: Float[Array, "..."] | None = None,
@@ -66,8 +49,6 @@ def activation_difference(
     """
     if activation == "linear":
         return d
-    if activation == "softmax":  # subtracted from an error of order one: it may cancel
-        return _softmax(u + d) - _softmax(u)
     if activation == "relu":
         return _relu_difference(u, d)
     return _tanh_difference(u, d, jnp.tanh(u) if activated is None else activated)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
-from pcexp.model.activation import Activation, Output
+from pcexp.model.activation import Activation
 from pcexp.model.convolution import Convolution
 from pcexp.model.network import Network
+from pcexp.model.output import AbstractOutput, Squared
 from pcexp.model.parameterisation import AbstractParameterisation, LayerPosition, default_bias
 from pcexp.model.segments import AbstractSegment, Dense
 
@@ -59,7 +60,7 @@ class FullyConnected(AbstractArchitecture):
     biases: bool = False
     skips: bool = False
     segment_size: int | None = None
-    output: Output = "linear"
+    output: AbstractOutput = Squared()
     premultipliers: Premultipliers = "everywhere"
     flat_inputs = True
 
@@ -80,15 +81,13 @@ class FullyConnected(AbstractArchitecture):
     ) -> Network:
         depth = self.n_hidden + 1
         forward_only = self.premultipliers == "forward_pass"
-        draw = _Draw(
-            parameterisation, depth, self.activation, self.form, self.biases, self.skips, self.output, key, forward_only
-        )
+        draw = _Draw(parameterisation, depth, self.activation, self.form, self.biases, self.skips, key, forward_only)
         hidden = [
             draw.segment(layers, self.width, self.width)
             for layers in _cut(range(2, depth), self.segment_size or default_segment_size(depth - 2))
         ]
         first = draw.segment(range(1, 2), math.prod(input_shape), self.width)
-        return Network((first, *hidden, draw.segment(range(depth, depth + 1), self.width, d_out)))
+        return Network((first, *hidden, draw.segment(range(depth, depth + 1), self.width, d_out)), self.output)
 
 
 class Convolutional(AbstractArchitecture):
@@ -102,7 +101,7 @@ class Convolutional(AbstractArchitecture):
     activation: Activation
     kernel_size: int = 3
     pool: int = 2
-    output: Output = "linear"
+    output: AbstractOutput = Squared()
     flat_inputs = False
 
     def build(
@@ -128,10 +127,10 @@ class Convolutional(AbstractArchitecture):
             segments.append(Convolution(weight, bias, a, False, "linear", self.activation, self.pool))
             height, width, c_in = height // self.pool, width // self.pool, c_out
         sizes = [height * width * c_in, *self.widths, d_out]
-        draw = _Draw(parameterisation, depth, self.activation, "post", False, False, self.output, key)
+        draw = _Draw(parameterisation, depth, self.activation, "post", False, False, key)
         for index, (d_in, d) in enumerate(itertools.pairwise(sizes), start=len(self.channels) + 1):
             segments.append(draw.segment(range(index, index + 1), d_in, d))
-        return Network(tuple(segments))
+        return Network(tuple(segments), self.output)
 
 
 class _Draw(NamedTuple):
@@ -143,7 +142,6 @@ class _Draw(NamedTuple):
     form: Form
     biases: bool
     skips: bool
-    output: Output
     key: PRNGKeyArray
     forward_only: bool = False
 
@@ -163,7 +161,7 @@ class _Draw(NamedTuple):
             self.parameterisation.premultiplier(positions[0]),
             skip=self.skips and 1 < layers[0] < self.depth,
             before=self.activation if self.form == "pre" and layers[0] > 1 else "linear",
-            after=self.output if layers[0] == self.depth else self.activation if self.form == "post" else "linear",
+            after=self.activation if self.form == "post" and layers[0] < self.depth else "linear",
             forward_only=self.forward_only,
         )
 

@@ -3,31 +3,71 @@
 Everything here is written for one example; batches enter by `jax.vmap` over the axes that `Network.batch_axes` names.
 """
 
+import dataclasses
+import itertools
+from collections.abc import Iterable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.model.activation import Output
-from pcexp.model.segments import AbstractSegment, Dense, Precision, Reference
+from pcexp.model.output import AbstractOutput, Squared
+from pcexp.model.segments import AbstractSegment, Dense, Precision, Prior, Reference
 
 Activities = tuple[Float[Array, "_ ..."], ...]
 """One array a segment, layers along the first axis; the last entry is the output z_L."""
 
 
 class Network(eqx.Module):
-    """A feedforward network as a tuple of segments; the last segment is the output layer."""
+    """A feedforward network as a tuple of segments; the last segment is the output layer, whose linear map `output` ends in."""
 
     segments: tuple[AbstractSegment, ...]
+    output: AbstractOutput = Squared()
+    precisions: tuple[float, ...] | None = eqx.field(static=True, default=None)
+    """Precisions p_1..p_L of the layers' errors in the energy; None where all are 1."""
+
+    def __check_init__(self) -> None:
+        if self.precisions is not None and (len(self.precisions) != self.depth or min(self.precisions) < 0):
+            raise ValueError(f"precisions={list(self.precisions)}: {self.depth} are needed, one a layer, none negative")
+
+    def precisions_of(self, index: int) -> np.ndarray:
+        """Precisions of the layers of one segment."""
+        ends = list(itertools.accumulate((segment.depth for segment in self.segments), initial=0))
+        return (
+            np.ones(self.segments[index].depth)
+            if self.precisions is None
+            else np.asarray(self.precisions[ends[index] : ends[index + 1]])
+        )
+
+    def with_prior(self, precision: float) -> "Network":
+        """The same network with its input as one more layer z_0, which a prior of a precision predicts."""
+        if not precision >= 0:
+            raise ValueError(f"the precision of a prior must not be negative, not {precision}")
+        above = (1.0,) * self.depth if self.precisions is None else self.precisions
+        weight = jnp.zeros((1, 0), self.segments[0].weight.dtype)
+        precisions = (precision, *above) if {precision, *above} != {1.0} else None
+        return Network((Prior(weight, axis=self.input_batch_axis), *self.segments), self.output, precisions)
+
+    def with_segments(self, segments: Iterable[AbstractSegment]) -> "Network":
+        """The same network with other layers, or with their derivatives."""
+        return dataclasses.replace(self, segments=tuple(segments))
 
     def in_products(self, precision: Precision) -> "Network":
         """The same network with its weights as products take them."""
-        return Network(tuple(segment.in_products(precision) for segment in self.segments))
+        return self.with_segments(segment.in_products(precision) for segment in self.segments)
 
     def for_inference(self) -> "Network":
         """The same network with what makes many products with the same weights faster."""
-        return Network(tuple(segment.for_inference() for segment in self.segments))
+        return self.with_segments(segment.for_inference() for segment in self.segments)
+
+    @property
+    def above_prior(self) -> "Network":
+        """A network with a prior, without it."""
+        precisions = None if self.precisions is None else self.precisions[1:]
+        return dataclasses.replace(self, segments=self.segments[1:], precisions=precisions)
 
     @property
     def depth(self) -> int:
@@ -45,14 +85,9 @@ class Network(eqx.Module):
         return self.segments[0].batch_axis
 
     @property
-    def output(self) -> Output:
-        """What the output layer ends in; with softmax its energy is the cross-entropy."""
-        return "softmax" if self.segments[-1].after == "softmax" else "linear"
-
-    @property
     def is_linear(self) -> bool:
         """Whether every layer is an affine map of one vector, and derivatives are those of the map."""
-        return all(
+        return isinstance(self.output, Squared) and all(
             isinstance(s, Dense) and not s.forward_only and s.before == s.after == "linear" for s in self.segments
         )
 
@@ -86,6 +121,7 @@ class Network(eqx.Module):
             activities.append(out)
             references.append(segment.reference(inputs, u))
             below = segment.batch_axis
+        activities[-1] = self.output.value(activities[-1])
         return tuple(activities), tuple(references)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " d_out"]:
@@ -102,7 +138,9 @@ class Network(eqx.Module):
 
     def predictions(self, x: Float[Array, "..."], activities: Activities) -> Activities:
         """Predictions mu_l(z_{l-1}) of every layer at the given activities, in one batched product a segment."""
-        return tuple(segment.predict(z) for segment, z in zip(self.segments, self.inputs(x, activities), strict=True))
+        inputs = self.inputs(x, activities)
+        *hidden, u = (segment.predict(z) for segment, z in zip(self.segments, inputs, strict=True))
+        return (*hidden, self.output.value(u))
 
     def prediction_differences(self, references: tuple[Reference, ...], deviations: Activities) -> Activities:
         """Differences mu_l(zhat_{l-1} + d_{l-1}) - mu_l(zhat_{l-1}); exactly zero for the first layer, whose input is x."""
@@ -115,4 +153,5 @@ class Network(eqx.Module):
                 moved = first if segment.depth == 1 else jnp.concatenate([first, d[:-1]])
                 differences.append(segment.difference(at, moved))
             last = d[-1]
+        differences[-1] = self.output.difference(references[-1].linear, differences[-1])
         return tuple(differences)

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.model.activation import Activation, Output, activate, activation_difference
+from pcexp.model.activation import Activation, activate, activation_difference
+from pcexp.model.output import AbstractOutput
 
 Precision = Literal["float32", "bfloat16", "float64"]
 """How products are computed. With bfloat16 their factors are rounded, but for those of the forward pass, where a rounding
@@ -44,7 +45,7 @@ class AbstractSegment(eqx.Module):
     premultiplier: eqx.AbstractVar[float]
     skip: eqx.AbstractVar[bool]
     before: eqx.AbstractVar[Activation]
-    after: eqx.AbstractVar[Activation | Output]
+    after: eqx.AbstractVar[Activation]
     batch_axis: eqx.AbstractClassVar[int]
 
     @property
@@ -119,12 +120,19 @@ class AbstractSegment(eqx.Module):
         return out + d if self.skip else out
 
     def errors_and_pull(
-        self, at: Reference | None, inputs: Float[Array, "depth ..."], z: Float[Array, "depth ..."]
+        self,
+        at: Reference | None,
+        inputs: Float[Array, "depth ..."],
+        z: Float[Array, "depth ..."],
+        output: AbstractOutput | None = None,
+        mask: Float[Array, " d_out"] | None = None,
+        precisions: Float[Array, " depth"] | None = None,
     ) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
-        """Errors e_l = z_l - mu_l and their pull J_l^T e_l on the inputs; of deviations where `at` is given.
+        """Errors e_l = z_l - mu_l and their pull J_l^T p_l e_l on the inputs; of deviations where `at` is given.
 
         As `predict` or `difference` and its derivative, but with the transposed product written out: the one that
-        differentiation gives has its result in another layout, and a copy beside it.
+        differentiation gives has its result in another layout, and a copy beside it. Of a layer that ends in an `output`
+        the errors are z - g(u), those that count by the `mask`, pulled from u.
         """
         if at is None:
             v, pull_before = jax.vjp(lambda x: activate(self.before, x), inputs)
@@ -134,8 +142,12 @@ class AbstractSegment(eqx.Module):
         else:
             v, pull_before = jax.vjp(lambda d: self.before_difference(at, d), inputs)
             predicted, pull_after = jax.vjp(lambda u, d: self.after_difference(at, u, d), self.multiply(v), inputs)
+        if output is not None:
+            predicted = output.value(predicted) if at is None else output.difference(at.linear, predicted)
         errors = z - predicted
-        return errors, self._pulled(errors, v, pull_before, pull_after)
+        errors = errors if mask is None else errors * mask[None]
+        pulling = errors if precisions is None else precisions.reshape(-1, *[1] * (errors.ndim - 1)) * errors
+        return errors, self._pulled(pulling, v, pull_before, pull_after)
 
     def pull(
         self, errors: Float[Array, "depth ..."], inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]
@@ -166,6 +178,31 @@ class AbstractSegment(eqx.Module):
         return v, jax.vjp(lambda u: self.after_linear(inputs, u), u)[1](errors)[0]
 
 
+class Prior(AbstractSegment):
+    """The layer below a free input: it predicts its mean, which nothing moves, and learns nothing."""
+
+    weight: Float[Array, "1 0"]
+    axis: int = eqx.field(static=True, kw_only=True)
+    bias: None = None
+    premultiplier: float = eqx.field(static=True, default=1.0)
+    skip: bool = eqx.field(static=True, default=False)
+    before: Activation = eqx.field(static=True, default="linear")
+    after: Activation = eqx.field(static=True, default="linear")
+
+    @property
+    def batch_axis(self) -> int:  # type: ignore[override]  # where the layer above takes it
+        return self.axis
+
+    def in_products(self, precision: Precision) -> "Prior":
+        return self
+
+    def multiply(self, inputs: Float[Array, "1 ..."]) -> Float[Array, "1 ..."]:
+        return inputs
+
+    def weight_gradient(self, v: Array, pulled: Array, batch_axes: tuple[int, int]) -> Float[Array, "1 0"]:
+        return self.weight
+
+
 class Dense(AbstractSegment):
     """Fully connected layers; inputs with more than one axis are flattened.
 
@@ -179,9 +216,8 @@ class Dense(AbstractSegment):
     premultiplier: float = eqx.field(static=True)
     skip: bool = eqx.field(static=True)
     before: Activation = eqx.field(static=True)
-    after: Activation | Output = eqx.field(static=True)
+    after: Activation = eqx.field(static=True)
     forward_only: bool = eqx.field(static=True, default=False)
-    transposed: Float[Array, "depth d_in d_out"] | None = None
     batch_axis = -1  # feature-major: W @ Z with the batch as columns was the fastest layout
 
     def for_inference(self) -> "Dense":
@@ -189,10 +225,8 @@ class Dense(AbstractSegment):
         # multiplies with the same weights many times: a copy pays.
         if jax.default_backend() != "cpu":
             return self
-        return dataclasses.replace(self, transposed=jnp.swapaxes(self.weight, 1, 2))
-
-    def with_parameters(self, weight: Array, bias: Array | None) -> "Dense":
-        return dataclasses.replace(self, weight=weight, bias=bias, transposed=None)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Dense)}
+        return DenseInInference(**fields, transposed=jnp.swapaxes(self.weight, 1, 2))
 
     def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth d_out"]:
         if inputs.ndim > 2:
@@ -205,11 +239,11 @@ class Dense(AbstractSegment):
     def multiply_transposed(
         self, outputs: Float[Array, "depth d_out"], like: Float[Array, "depth ..."]
     ) -> Float[Array, "depth ..."]:
-        if self.transposed is None:
-            pulled = _product(self.weight, 1, outputs, 1)
-        else:
-            pulled = _product(self.transposed, 2, outputs, 1)
+        pulled = self._product_transposed(outputs)
         return self._derivative(pulled if like.ndim == 2 else pulled.reshape(like.shape))
+
+    def _product_transposed(self, outputs: Float[Array, "depth d_out"]) -> Float[Array, "depth d_in"]:
+        return _product(self.weight, 1, outputs, 1)
 
     def weight_gradient(self, v: Array, pulled: Array, batch_axes: tuple[int, int]) -> Float[Array, "depth d_out d_in"]:
         if v.ndim > 3:  # a convolution below
@@ -219,6 +253,19 @@ class Dense(AbstractSegment):
     def _derivative(self, product: Array) -> Array:
         """A product of a derivative, with the premultiplier that derivatives see."""
         return product if self.forward_only or self.premultiplier == 1 else self.premultiplier * product
+
+
+class DenseInInference(Dense):
+    """The same layers with a transposed copy of their weights: it lives as long as a solve, and nothing learns it."""
+
+    transposed: Float[Array, "depth d_in d_out"] = eqx.field(kw_only=True)
+
+    def with_parameters(self, weight: Array, bias: Array | None) -> Dense:
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Dense)}
+        return Dense(**(fields | {"weight": weight, "bias": bias}))
+
+    def _product_transposed(self, outputs: Float[Array, "depth d_out"]) -> Float[Array, "depth d_in"]:
+        return _product(self.transposed, 2, outputs, 1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -118,8 +118,8 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
         tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
         for cell in specs:
             network = _shapes(cell)
-            if network.output not in cell.study.outputs:
-                raise SpecError(f"network.output={network.output}: this study takes {', '.join(cell.study.outputs)}")
+            if network.output.name not in cell.study.outputs:
+                raise SpecError(f"output={network.output.name}: this study takes {', '.join(cell.study.outputs)}")
             if cell.learns:
                 cell.learning.check(network)
     except (SpecError, ValueError) as error:

@@ -12,6 +12,7 @@ activities: dF*/dW_l = -a_l/B sum_b (G_l^T q_b) z*_{l-1,b}^T, the backpropagatio
 """
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ from pcexp.model.network import Activities, Network
 from pcexp.model.segments import Dense
 
 Precisions = Float[Array, " depth"] | None
-"""Precisions p_1..p_L of the layers' errors; None where all are 1."""
+"""Precisions p_1..p_L of the layers' errors, traced; None means those of the network."""
 
 
 class LinearEquilibrium(NamedTuple):
@@ -60,16 +61,55 @@ def sensitivities(network: Network) -> tuple[Float[Array, "_ d_out _"], ...]:
 
 
 def outer_products(
-    gs: tuple[Float[Array, "_ d_out _"], ...], precisions: Precisions = None
+    gs: tuple[Float[Array, "_ d_out _"], ...], weights: Sequence[Float[Array, " _"]]
 ) -> Float[Array, "d_out d_out"]:
     """Sum of G_l G_l^T / p_l over all layers: S."""
-    weights = by_segment(gs, precisions)
     return jnp.sum(jnp.stack([jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in zip(weights, gs, strict=True)]), 0)
 
 
-def by_segment(stacks: tuple[Array, ...], precisions: Precisions) -> list[Float[Array, " _"]]:
-    """Precisions of the layers of each stack."""
+def input_sensitivity(network: Network, gs: tuple[Float[Array, "_ d_out _"], ...]) -> Float[Array, "d_out d_in"]:
+    """Derivative G_0 = d yhat / dx, from those of the layers."""
+    first = network.segments[0]
+    return first.premultiplier * (gs[0][0] @ first.weight[0])
+
+
+def free_input(
+    network: Network,
+    r: Float[Array, "d_out batch"],
+    free: Float[Array, "d_in batch"],
+    prior_precision: float,
+    mask: Mask = None,
+) -> Float[Array, "d_in batch"]:
+    """Move of the free entries of the input to the equilibrium, (p_0 + A^T S^-1 A)^+ A^T S^-1 r with A the free columns of G_0.
+
+    With p_0 = 0 and more free entries than outputs equilibria are many: this is the one nearest the mean of the prior.
+    """
+    gs = sensitivities(network)
+    g0, s = input_sensitivity(network, gs), outer_products(gs, by_segment(network, gs, None))
+    seen = jnp.ones_like(r) if mask is None else mask
+
+    def one(
+        r: Float[Array, " d_out"], free: Float[Array, " d_in"], seen: Float[Array, " d_out"]
+    ) -> Float[Array, " d_in"]:
+        a = seen[:, None] * g0 * free[None]
+        q = pulled_by(
+            s, jnp.concatenate([a, (seen * r)[:, None]], 1), jnp.broadcast_to(seen[:, None], (len(r), len(free) + 1))
+        )
+        h = a.T @ q[:, :-1]
+        # Round-off of products that are zero stays well below this; what is above it was measured by the outputs.
+        inverse = jnp.linalg.pinv(
+            h + prior_precision * jnp.diag(free), rtol=100 * len(h) * jnp.finfo(h.dtype).eps, hermitian=True
+        )
+        return inverse @ (a.T @ q[:, -1])
+
+    return jax.vmap(one, in_axes=1, out_axes=1)(r, free, seen)
+
+
+def by_segment(network: Network, stacks: tuple[Array, ...], precisions: Precisions) -> list[Float[Array, " _"]]:
+    """Precisions of the layers of each stack: those given, or the network's."""
     depths = [len(stack) for stack in stacks]
+    if precisions is None and network.precisions is not None:
+        precisions = jnp.asarray(network.precisions, stacks[0].dtype)
     if precisions is None:
         return [jnp.ones(depth, stacks[0].dtype) for depth in depths]
     if len(precisions) != sum(depths):
@@ -80,7 +120,8 @@ def by_segment(stacks: tuple[Array, ...], precisions: Precisions) -> list[Float[
 
 def rescaling(network: Network, *, precisions: Precisions = None) -> Float[Array, "d_out d_out"]:
     """Rescaling S = I + sum_{l=1}^{H} G_l G_l^T of the loss by inference (theorem 3.1); sum_l G_l G_l^T / p_l."""
-    return outer_products(sensitivities(network), precisions)
+    gs = sensitivities(network)
+    return outer_products(gs, by_segment(network, gs, precisions))
 
 
 def pulled_by(
@@ -116,35 +157,38 @@ def equilibrium(
     *,
     precisions: Precisions = None,
     mask: Mask = None,
+    moved: Float[Array, "d_in batch"] | None = None,
 ) -> LinearEquilibrium:
     """Equilibrium of a linear network: errors e_l = G_l^T S^-1 r / p_l and the forward pass that they perturb.
 
     One product with K columns a layer for S, one with B columns for the errors and one for the deviations
-    d_l = J_l d_{l-1} + e_l.
+    d_l = J_l d_{l-1} + e_l. Where the input has `moved` from that of the forward pass, d_0 = moved and r is less by G_0 d_0.
     """
     gs = sensitivities(network)
-    weights = by_segment(gs, precisions)
+    weights = by_segment(network, gs, precisions)
     r = masked(y - at.activities[-1][0], mask)
-    pulled = pulled_by(outer_products(gs, precisions), r, mask)
+    if moved is not None:
+        r = r - masked(input_sensitivity(network, gs) @ moved, mask)
+    pulled = pulled_by(outer_products(gs, weights), r, mask)
     errors = tuple(jnp.einsum("l,lki,kb->lib", 1 / p, g, pulled) for p, g in zip(weights, gs, strict=True))
     deviations: list[Array] = []
-    below = jnp.zeros_like(at.references[0].inputs[0])
+    below = jnp.zeros_like(at.references[0].inputs[0]) if moved is None else moved
     for segment, stack in zip(network.segments[:-1], errors[:-1], strict=True):
 
         def up(d: Array, one: tuple[Array, Array], segment: Any = segment) -> tuple[Array, Array]:
             weight, e = one
-            moved = segment.premultiplier * (weight @ d) + e
-            moved = moved + d if segment.skip else moved
-            return moved, moved
+            above = segment.premultiplier * (weight @ d) + e
+            above = above + d if segment.skip else above
+            return above, above
 
         if segment.depth > 1:
-            _, moved = jax.lax.scan(up, below, (segment.weight, stack))
-        elif not deviations:  # x does not move: d_1 = e_1 without a product
-            moved = stack
+            _, found = jax.lax.scan(up, below, (segment.weight, stack))
+        elif not deviations and moved is None:  # x does not move: d_1 = e_1 without a product
+            found = stack
         else:
-            moved = up(below, (segment.weight[0], stack[0]))[0][None]
-        deviations.append(moved)
-        below = moved[-1]
+            found = up(below, (segment.weight[0], stack[0]))[0][None]
+        deviations.append(found)
+        below = found[-1]
     energy = jnp.sum(r * pulled) / (2 * y.shape[-1])
     return LinearEquilibrium(tuple(deviations), errors, pulled, energy)
 
@@ -161,8 +205,8 @@ def equilibrated_gradient(
     at = forward_pass(network, x)
     found = equilibrium(network, at, y, precisions=precisions, mask=mask)
     weighted = found.errors
-    if precisions is not None:
-        ps = by_segment(found.errors, precisions)
+    if precisions is not None or network.precisions is not None:
+        ps = by_segment(network, found.errors, precisions)
         weighted = tuple(jnp.einsum("l,lib->lib", p, e) for p, e in zip(ps, found.errors, strict=True))
     return energy_gradient(network, x, activities(at, found, y), weighted)
 

@@ -79,7 +79,7 @@ def zero_output_equilibrated_hessian(
 ) -> Float[Array, "n n"]:
     """Hessian of F* of a linear network where W_L = 0, without biases. W_L of `network` is not read."""
     a, *_ = _hidden(network)
-    p = 1.0 if precisions is None else precisions[-1]
+    p = by_segment(network, tuple(s.weight for s in network.segments), precisions)[-1][-1]
     h = p * zero_output_loss_hessian(network, x, y)
     q = hidden_rescaling(network, precisions=precisions)
     block = p**2 * a**2 * jnp.kron(y @ y.T / y.shape[-1], q)
@@ -90,7 +90,7 @@ def hidden_rescaling(network: Network, *, precisions: Precisions = None) -> Floa
     """Q = sum_{l=1}^{H} P_l P_l^T / p_l with P_l = d zhat_H / d z_l: S = I / p_L + a^2 W_L Q W_L^T."""
     _, _, below = _hidden(network)
     maps = sensitivities(below)
-    weights = by_segment((*maps, jnp.ones(1)), precisions)
+    weights = by_segment(network, (*maps, jnp.ones(1)), precisions)
     products = [jnp.einsum("l,lni,lmi->nm", 1 / p, m, m) for p, m in zip(weights[:-1], maps, strict=True)]
     return jnp.sum(jnp.stack(products), axis=0)
 

@@ -102,7 +102,7 @@ def test_what_jax_differentiates_has_the_same_derivatives() -> None:
     net, (x, _) = network("tanh"), batch()
     activities, _ = net.forward(x, batched=True)
     moved = jax.tree.map(lambda z: z + 0.1, activities)
-    found = jax.grad(lambda z: summed_energy(prediction_errors(net, x, z)))(moved)
+    found = jax.grad(lambda z: summed_energy(net, prediction_errors(net, x, z)))(moved)
     flat = [z for segment in moved for z in segment]
     expected = jax.grad(energy)(flat[:-1], weights_of(net), x, flat[-1], "tanh")
     for g, e in zip([z for segment in found for z in segment][:-1], expected, strict=True):

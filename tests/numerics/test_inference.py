@@ -64,7 +64,7 @@ def test_gradient_descent_takes_the_steps_that_a_loop_written_by_hand_takes(acti
     agree(by_hand.unstacked(out.activities), expected)
     agree(by_hand.unstacked(out.errors), by_hand.errors(net, x, expected))
     agree([out.residual], [residual(net, x, expected)])
-    assert (int(out.n_steps), bool(out.converged), int(out.halvings)) == (7, False, 0)
+    assert (int(out.n_steps), bool(out.converged), int(out.stats["halvings"])) == (7, False, 0)
 
 
 def test_no_steps_leave_the_forward_pass():
@@ -150,7 +150,7 @@ def test_the_halving_schedule_is_the_published_one(
     agree(by_hand.unstacked(out.activities), activities, rtol=1e-8)
     assert int(out.n_steps) == n_steps
     # One rise more than there are halvings is what ends inference.
-    assert min(int(out.halvings), max_halvings) == halved
+    assert min(int(out.stats["halvings"]), max_halvings) == halved
 
 
 def test_a_tolerance_ends_inference_at_the_first_residual_below_it():

@@ -20,6 +20,7 @@ from pcexp.inference import (
 )
 from pcexp.learning import BP, PC, Equilibrated
 from pcexp.model.architecture import FullyConnected
+from pcexp.model.output import Softmax
 from pcexp.model.parameterisation import Standard
 from pcexp.run.pack import evaluate
 from pcexp.theory.equilibrated import equilibrated_energy, equilibrated_gradient
@@ -163,9 +164,9 @@ def test_the_gradient_of_the_masked_equilibrated_energy_is_its_derivative():
 
 
 def test_masked_targets_of_a_softmax_output_are_refused():
-    network, (x, y, mask) = build(output="softmax"), batch()
+    network, (x, y, mask) = build(output=Softmax()), batch()
     for rule in (BP("batch_mean"), PC(GradientDescent(0.1, 2), "batch_mean")):
-        with pytest.raises(ValueError, match=r"network\.output=linear"):
+        with pytest.raises(ValueError, match="output=squared"):
             rule.gradient(network, Batch(x, y, mask))
 
 

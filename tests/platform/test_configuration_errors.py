@@ -133,8 +133,8 @@ def test_an_unknown_option_is_refused_with_the_valid_ones(tmp_path: Path, overri
 def test_a_study_that_reads_energies_refuses_an_output_whose_energy_is_no_function_of_its_error(
     refusal: Refusal,
 ) -> None:
-    message = refusal("network.output=softmax", "lanes.seed=[0]", base=("+experiment=learning_depth", "scale=smoke"))
-    assert "network.output=softmax: this study takes linear" in message
+    message = refusal("output=softmax", "lanes.seed=[0]", base=("+experiment=learning_depth", "scale=smoke"))
+    assert "output=softmax: this study takes squared" in message
 
 
 def test_without_an_experiment_the_message_says_how_to_name_one(refusal: Refusal) -> None:

@@ -25,7 +25,6 @@ OTHER = {
     "learning.gradient_scale": "batch_mean",
     "network.activation": "tanh",
     "network.form": "pre",
-    "network.output": "softmax",
 }
 """Another valid word for leaves that are words."""
 TARGETS = {
@@ -33,6 +32,7 @@ TARGETS = {
     "learning._target_": {"_target_": "pcexp.learning.BP", "gradient_scale": "batch_sum"},
     "learning.inference._target_": {"_target_": "pcexp.inference.ClosedForm"},
     "network._target_": {"_target_": "pcexp.model.Convolutional", "channels": [4], "widths": [8], "activation": "linear"},
+    "network.output._target_": {"_target_": "pcexp.model.Softmax"},
     "optimiser._target_": {"_target_": "optax.adam", "learning_rate": 0.008},
     "parameterisation._target_": {"_target_": "pcexp.model.NearZeroRank", "sigma": 0.011},
 }  # fmt: skip

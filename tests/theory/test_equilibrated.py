@@ -93,7 +93,7 @@ def test_an_output_wider_than_a_hidden_layer_and_a_batch_of_one_are_no_special_c
     net = by_hand.layers(network, activation="linear", form="post", skips=False, scales=[1.0] * 3)
     x, y = batch(3, 6, 1)
     by_steps = linear_by_hand.jacobian(lambda n: linear_by_hand.dense_equilibrium(n, x, y)[1], net)
-    mine = jax.jit(equilibrated_gradient)(network, Batch(x, y))
+    mine = jax.jit(equilibrated_gradient)(network, jnp.asarray(x), jnp.asarray(y))
     np.testing.assert_allclose(weights(mine), by_steps, rtol=1e-9, atol=1e-12)
 
 

@@ -4,12 +4,11 @@ A tree here is hidden activities, or errors, of a batch: one array a segment, la
 the network's `batch_axes`. What is decided sample by sample does not depend on who else is in the batch.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from pcexp.model.network import Activities, Network
@@ -49,38 +48,25 @@ def ratio(numerator: Float[Array, " batch"], denominator: Float[Array, " batch"]
     return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1), 0)
 
 
-def largest_eigenvalue(
-    network: Network, product: Callable[[Activities], Activities], like: Activities, n_products: int
-) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
-    """Largest eigenvalue of a symmetric operator of every sample by Lanczos: Ritz value (from below), and with its residual.
+def flattened(
+    network: Network, tree: Activities
+) -> tuple[Float[Array, "n batch"], Callable[[Float[Array, "n batch"]], Activities]]:
+    """One column a sample, and the way back."""
+    moved = [jnp.moveaxis(leaf, axis, -1) for leaf, axis in _with_axes(network, tree)]
+    ends = list(itertools.accumulate(leaf[..., 0].size for leaf in moved))
+    axes = [axis for _, axis in _with_axes(network, tree)]
 
-    Every sample starts from the same random vector. Lost orthogonality only repeats Ritz values, and a breakdown appends
-    zeros: neither touches the largest one of an operator that has positive eigenvalues.
-    """
-    start = _same_for_all(network, like)
-    length = jnp.sqrt(inner(network, start, start))
-    ones = jnp.ones_like(length)
-    unit = scaled(network, ratio(ones, length), start)
+    def back(columns: Float[Array, "n batch"]) -> Activities:
+        parts = jnp.split(columns, ends[:-1])
+        return tuple(
+            jnp.moveaxis(part.reshape(leaf.shape), -1, axis)
+            for part, leaf, axis in zip(parts, moved, axes, strict=True)
+        )
 
-    def step(
-        state: tuple[Activities, Activities, Array], _: None
-    ) -> tuple[tuple[Activities, Activities, Array], tuple[Array, Array]]:
-        last, v, beta = state
-        w = jax.tree.map(jnp.subtract, product(v), scaled(network, beta, last))
-        alpha = inner(network, w, v)
-        w = jax.tree.map(jnp.subtract, w, scaled(network, alpha, v))
-        beta = jnp.sqrt(inner(network, w, w))
-        return (v, scaled(network, ratio(ones, beta), w), beta), (alpha, beta)
-
-    nothing = jax.tree.map(jnp.zeros_like, unit)
-    _, (alphas, betas) = lax.scan(step, (nothing, unit, jnp.zeros_like(length)), length=n_products)
-    below = jax.vmap(lambda b: jnp.diag(b, -1), in_axes=1)(betas[:-1])
-    tridiagonal = jax.vmap(jnp.diag, in_axes=1)(alphas) + below + jnp.swapaxes(below, 1, 2)
-    values, vectors = jnp.linalg.eigh(tridiagonal)
-    return values[:, -1], values[:, -1] + betas[-1] * jnp.abs(vectors[:, -1, -1])
+    return jnp.concatenate([leaf.reshape(-1, leaf.shape[-1]) for leaf in moved]), back
 
 
-def _same_for_all(network: Network, like: Activities) -> Activities:
+def same_for_all(network: Network, like: Activities) -> Activities:
     """Random normal numbers, the same for every sample of the batch; a loop that starts from them waits for `like`."""
     drawn = []
     for index, (leaf, axis) in enumerate(_with_axes(network, like)):
