@@ -185,9 +185,9 @@ def test_a_call_ends_when_its_rows_are_full_and_the_next_goes_on_from_there():
 class Witness(AbstractLearning):
     """A rule that changes nothing and reports which examples it was given, by their first input."""
 
-    def gradient(self, network, x, y, *, precision, key=None):
+    def gradient(self, network, batch, *, key=None):
         still = jax.tree.map(jnp.zeros_like, eqx.filter(network, eqx.is_inexact_array))
-        return WeightGradient(eqx.combine(still, network), jnp.array(1.0), {"examples": x[0], "targets": y[0]})
+        return WeightGradient(eqx.combine(still, network), jnp.array(1.0), {"examples": batch.x[0], "targets": batch.y[0]})
 
     def forward_passes(self):
         return 0.0
