@@ -187,7 +187,9 @@ class Witness(AbstractLearning):
 
     def gradient(self, network, batch, *, key=None):
         still = jax.tree.map(jnp.zeros_like, eqx.filter(network, eqx.is_inexact_array))
-        return WeightGradient(eqx.combine(still, network), jnp.array(1.0), {"examples": batch.x[0], "targets": batch.y[0]})
+        return WeightGradient(
+            eqx.combine(still, network), jnp.array(1.0), {"examples": batch.x[0], "targets": batch.y[0]}
+        )
 
     def forward_passes(self):
         return 0.0

@@ -22,7 +22,7 @@ from pcexp.run.trained import trained_network
 Run = Callable[..., int]
 
 
-def tested(network: Any, dataset: Any) -> dict[str, float]:
+def judged(network: Any, dataset: Any) -> dict[str, float]:
     return {f"test_{name}": value for name, value in evaluate(network, dataset.test).items()}
 
 
@@ -122,10 +122,10 @@ def test_a_trained_network_that_was_kept_loads_again_with_the_same_outputs(
         fresh = initial_network(spec, lane, dataset)
         trained, said = checkpoint.load(folder / "networks" / f"{lane.name}.npz", fresh)
         assert said["iteration"] == 40
-        again = tested(trained, dataset)
+        again = judged(trained, dataset)
         assert again == {name: summary[name] for name in again}
-        assert tested(fresh, dataset) != again
-        assert tested(trained_network(folder, lane.name), dataset) == again
+        assert judged(fresh, dataset) != again
+        assert judged(trained_network(folder, lane.name), dataset) == again
 
 
 def test_a_pack_that_fails_leaves_the_lanes_alone_that_had_ended(
