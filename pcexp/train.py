@@ -10,7 +10,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -100,7 +100,7 @@ class AbstractEvents(eqx.Module):
     ended: eqx.AbstractVar[Bool[Array, ""]]
 
     @abc.abstractmethod
-    def visit(self, seen: Observation) -> Self:
+    def visit(self, seen: Observation) -> "AbstractEvents":
         """What is remembered once an iteration has been seen; `seen.events` is this object."""
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from experiments import coordinate_check
+from pcexp.learning import Networks
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import NTK
@@ -44,11 +45,11 @@ def test_size_and_change_are_those_of_two_forward_passes_by_hand() -> None:
 
 def test_the_controls_rate_is_that_of_the_residual_branches_alone() -> None:
     net = network(0)
-    gradient = eqx.filter(net, eqx.is_inexact_array)
-    rated = coordinate_check.hidden_rate(lambda: optax.sgd(0.1), jnp.asarray(0.5))
+    gradient = Networks((eqx.filter(net, eqx.is_inexact_array),) * 2)
+    rated = coordinate_check.hidden_rate(lambda: optax.sgd(0.1), (jnp.asarray(1.0), jnp.asarray(0.5)))
     updates, _ = rated.update(gradient, rated.init(gradient), gradient)
     ours, theirs = (np.concatenate([s.weight[:, 0, 0] for s in tree.segments]) for tree in (updates, gradient))
-    assert list(ours / theirs) == pytest.approx([-0.1, -0.05, -0.05, -0.05, -0.1])
+    assert list(ours / theirs) == pytest.approx([-0.1] * 5 + [-0.1, -0.05, -0.05, -0.05, -0.1])
 
 
 # Claims

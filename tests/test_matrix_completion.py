@@ -24,6 +24,8 @@ from pcexp.model.parameterisation import NearOrigin
 from pcexp.records.tables import Records, read_outputs
 from pcexp.report.claims import Verdict
 from pcexp.run import sweep
+from pcexp.run.draw import training_set
+from pcexp.train import Training, TrainState, advance, initial_state
 
 BASE = ("+experiment=matrix_completion", "scale=smoke")
 ETA, LEVELS = 0.0005, (2.0, 1.5, 0.5)
@@ -35,17 +37,21 @@ def network() -> Network:
     )
 
 
-def completion(masked: bool = True) -> descent.Completion:
-    train = PublishedMatrix().load().train
-    assert train.mask is not None
-    x, y, mask = (jnp.asarray(array.T) for array in (train.x, train.y, train.mask))
-    return descent.Completion(x, y, mask, jnp.asarray(LEVELS), masked)
+CALL = 20_000
 
 
-def descended(masked: bool, goal: int = 3, limit: int = 400) -> tuple[descent.Position, list[dict[str, np.ndarray]]]:
-    optimiser = eqx.Partial(optax.sgd, learning_rate=ETA)
-    steps = list(descent.descended(network(), completion(masked), BP("batch_sum"), optimiser, goal=goal, limit=limit))
-    return steps[-1][0], [row for _, rows in steps for row in rows]
+def descended(masked: bool, limit: int = 400, eta: float = ETA, call: int = CALL) -> tuple[TrainState, list[Any]]:
+    """The training loop on the published matrix, past LEVELS."""
+    optimiser = eqx.Partial(optax.sgd, learning_rate=jnp.asarray(eta))
+    rule = BP("batch_sum") if masked else descent.WholeTargets(BP("batch_sum"))
+    events, training = descent.levels_above(list(LEVELS), 3), Training(10, limit, 1)
+    at = initial_state(network(), optimiser, events=events, key=jax.random.key(0))
+    data, found = training_set(PublishedMatrix().load(), network(), 10), []
+    while not bool(at.stopped):
+        at, rows = advance(at, rule, optimiser, data, training, descent.measure, 64, jnp.asarray(call, jnp.int32))
+        columns = {name: np.asarray(values) for name, values in rows.values.items()}
+        found += [{name: values[i] for name, values in columns.items()} for i in range(int(rows.n_rows))]
+    return at, found
 
 
 def by_hand(masked: bool, n: int) -> tuple[list[float], list[float], list[list[np.ndarray]]]:
@@ -88,23 +94,17 @@ def test_a_descent_takes_the_steps_of_a_loop_written_by_hand_and_passes_levels_w
         assert float(row["least_gradient_norm"]) == pytest.approx(least, rel=1e-3)
 
 
-def test_shorter_calls_record_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, whole = descended(True)
-    monkeypatch.setattr(descent, "CALL_ITERATIONS", 7)
-    _, parts = descended(True)
-    assert repr(parts) == repr(whole)
+def test_shorter_calls_record_the_same_rows() -> None:
+    assert repr(descended(True, call=7)[1]) == repr(descended(True)[1])
 
 
 def test_a_descent_ends_at_its_limit_or_where_it_is_no_longer_finite() -> None:
     at, rows = descended(True, limit=9)
-    assert int(at.iteration) == int(rows[-1]["iteration"]) == 9 and int(at.passed) < 3
-    optimiser = eqx.Partial(optax.sgd, learning_rate=1e4)
-    *_, (at, rows) = descent.descended(network(), completion(), BP("batch_sum"), optimiser, goal=3, limit=400)
-    assert (
-        bool(at.ended)
-        and int(at.iteration) < 400
-        and not np.isfinite([rows[-1]["loss"], rows[-1]["gradient_norm"]]).all()
-    )
+    assert isinstance(at.events, descent.Levels)
+    assert int(at.iteration) == int(rows[-1]["iteration"]) == 9 and int(at.events.passed) < 3
+    at, rows = descended(True, eta=1e4)
+    assert bool(at.diverged) and int(at.iteration) < 400
+    assert not np.isfinite([rows[-1]["loss"], rows[-1]["gradient_norm"]]).all()
 
 
 def test_the_rank_of_the_map_counts_singular_values_above_a_tenth_of_the_targets_largest() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -55,7 +55,7 @@ class Levels(AbstractEvents):
     due: Bool[Array, ""]
     ended: Bool[Array, ""]
 
-    def visit(self, seen: Observation) -> Self:
+    def visit(self, seen: Observation) -> Levels:
         at = losses(seen)[0]
         norm = jnp.sqrt(jnp.sum(jnp.square(weight_norms(seen.gradient)))) / seen.diagnostics["gradient_factor"]
         passed = jnp.maximum(self.passed, jnp.sum(at < self.levels).astype(jnp.int32))

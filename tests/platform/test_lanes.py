@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 import quick
 
+from pcexp.evaluation import evaluate
 from pcexp.records import checkpoint
 from pcexp.records.cell import read_lines
+from pcexp.run import draw as draw_module
 from pcexp.run import lanes
 from pcexp.run.draw import initial_network
-from pcexp.run.pack import evaluate
 from pcexp.run.session import Datasets
 from pcexp.run.trained import trained_network
 
 Run = Callable[..., int]
+
+
+def judged(network: Any, dataset: Any) -> dict[str, float]:
+    return {f"test_{name}": value for name, value in evaluate(network, dataset.test).items()}
 
 
 def test_more_seeds_asked_for_later_are_the_only_ones_that_are_computed(
@@ -30,7 +35,7 @@ def test_more_seeds_asked_for_later_are_the_only_ones_that_are_computed(
         drawn.append(lane.values["seed"])
         return initial_network(spec, lane, dataset)
 
-    monkeypatch.setattr(lanes, "initial_network", draw)
+    monkeypatch.setattr(draw_module, "initial_network", draw)
     assert run("lanes.seed=[0,1]") == 0
     folder = quick.cell_folder(outputs)
     finished, rows = ((folder / name).read_bytes() for name in ("lanes.jsonl", "rows.jsonl"))
@@ -49,7 +54,7 @@ def test_a_command_with_nothing_left_to_do_says_so_and_computes_nothing(
 ) -> None:
     assert run() == 0
     before = {path: path.read_bytes() for path in quick.cell_folder(outputs).rglob("*") if path.is_file()}
-    monkeypatch.setattr(lanes, "initial_network", lambda *_: pytest.fail("a finished lane was begun"))
+    monkeypatch.setattr(draw_module, "initial_network", lambda *_: pytest.fail("a finished lane was begun"))
     assert run() == 0
     assert "nothing left to run" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in quick.cell_folder(outputs).rglob("*") if path.is_file()}
@@ -86,10 +91,10 @@ def test_a_lane_that_runs_out_of_memory_is_recorded_as_failed_and_tried_again_by
 ) -> None:
     call = lanes.Pack.call
 
-    def failing(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
+    def failing(pack: Any, data: Any, course: Any, n: int) -> Any:
         if n and pack.lanes[0].values["seed"] == 1:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nat address 0")
-        return call(pack, data, spec, measure, n)
+        return call(pack, data, course, n)
 
     with monkeypatch.context() as patch:
         patch.setattr(lanes.Pack, "call", failing)
@@ -117,10 +122,10 @@ def test_a_trained_network_that_was_kept_loads_again_with_the_same_outputs(
         fresh = initial_network(spec, lane, dataset)
         trained, said = checkpoint.load(folder / "networks" / f"{lane.name}.npz", fresh)
         assert said["iteration"] == 40
-        again = evaluate(trained, dataset)
+        again = judged(trained, dataset)
         assert again == {name: summary[name] for name in again}
-        assert evaluate(fresh, dataset) != again
-        assert evaluate(trained_network(folder, lane.name), dataset) == again
+        assert judged(fresh, dataset) != again
+        assert judged(trained_network(folder, lane.name), dataset) == again
 
 
 def test_a_pack_that_fails_leaves_the_lanes_alone_that_had_ended(
@@ -128,10 +133,10 @@ def test_a_pack_that_fails_leaves_the_lanes_alone_that_had_ended(
 ) -> None:
     call = lanes.Pack.call
 
-    def failing(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
+    def failing(pack: Any, data: Any, course: Any, n: int) -> Any:
         if pack.iteration >= 100:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return call(pack, data, spec, measure, n)
+        return call(pack, data, course, n)
 
     asked = (*quick.LONG[:2], "execution.pack_size=2", "+lanes.optimiser.learning_rate=[0.008,1000000.0]")
     with monkeypatch.context() as patch:
@@ -148,10 +153,10 @@ def test_a_cell_that_cannot_even_start_is_recorded_as_failed_and_the_next_one_ru
 ) -> None:
     call = lanes.Pack.call
 
-    def failing(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
-        if spec.network.width == 16:
+    def failing(pack: Any, data: Any, course: Any, n: int) -> Any:
+        if pack.state.network.segments[0].weight.shape[1] == 16:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return call(pack, data, spec, measure, n)
+        return call(pack, data, course, n)
 
     monkeypatch.setattr(lanes.Pack, "call", failing)
     wide, narrow = (quick.composed(f"network.width={n}", f"execution.outputs={outputs}") for n in (16, 8))

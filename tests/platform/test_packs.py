@@ -16,6 +16,7 @@ from pcexp.config.targets import SpecError
 from pcexp.records.cell import Cell
 from pcexp.records.collecting import thinned
 from pcexp.run import lanes
+from pcexp.run.draw import initial_network
 from pcexp.run.job import Job
 from pcexp.run.session import Session
 from pcexp.run.trained import trained_network
@@ -29,11 +30,11 @@ def test_a_pack_that_the_memory_does_not_hold_runs_in_halves_and_says_so(
 ) -> None:
     call, sizes = lanes.Pack.call, []
 
-    def small_memory(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
+    def small_memory(pack: Any, data: Any, course: Any, n: int) -> Any:
         if len(pack.lanes) > 2 or (len(pack.lanes) == 2 and pack.iteration >= 20):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory while trying to allocate")
         sizes.append(len(pack.lanes))
-        return call(pack, data, spec, measure, n)
+        return call(pack, data, course, n)
 
     with monkeypatch.context() as patch:
         patch.setattr(lanes.Pack, "call", small_memory)
@@ -56,9 +57,9 @@ def test_a_pack_that_would_take_more_than_half_of_the_budget_is_halved(
 ) -> None:
     call, sizes = lanes.Pack.call, set()
 
-    def slow(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
+    def slow(pack: Any, data: Any, course: Any, n: int) -> Any:
         sizes.add(len(pack.lanes))
-        rows, _ = call(pack, data, spec, measure, n)
+        rows, _ = call(pack, data, course, n)
         return rows, len(pack.lanes) * 120.0 / 300  # 300 iterations: two minutes a lane
 
     monkeypatch.setattr(lanes.Pack, "call", slow)
@@ -165,14 +166,14 @@ def test_what_a_study_says_of_initial_and_final_weights_joins_the_summary(
         }
 
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "train", lambda job, measure, probe_size: train(job, measure, probe_size, moved))
+        patch.setattr(Job, "train", lambda job, measure, probe_size: train(job, measure, probe_size, at_end=moved))
         assert run("execution.save_networks=true") == 0
     (entry,) = quick.entries(outputs).values()
     spec = quick.cell()
     folder = quick.cell_folder(outputs)
     from pcexp.run.session import Datasets
 
-    fresh = lanes.initial_network(spec, spec.lanes[0], Datasets()(spec))
+    fresh = initial_network(spec, spec.lanes[0], Datasets()(spec))
     trained = trained_network(folder, entry["lane"])
     expected = [np.linalg.norm(f.weight - i.weight) for i, f in zip(fresh.segments, trained.segments, strict=True)]
     np.testing.assert_allclose(entry["summary"]["moved"], expected, rtol=1e-6)
