@@ -98,11 +98,11 @@ def training_step(net: Network, steps: int, iterations: int, precision: Precisio
     """The platform's training loop, with the loss recorded every tenth iteration."""
     x, y = jr.normal(jr.key(1), (1280, D_IN)), jr.normal(jr.key(2), (1280, D_OUT))
     data = TrainingSet(x, y, x[:BATCH].T, y[:BATCH].T)
-    learning = PC(GradientDescent(0.5 / BATCH, steps), "batch_mean")
+    learning = PC(GradientDescent(0.5 / BATCH, steps), "batch_mean", precision)
     learning = eqx.tree_at(lambda rule: rule.inference.activity_lr, learning, jnp.float32(0.5 / BATCH))
     optimiser = eqx.Partial(optax.adam, learning_rate=jnp.float32(1e-6))
     state = initial_state(net, optimiser, key=jr.key(3))
-    training = Training(BATCH, 10**6, 10, precision=precision)
+    training = Training(BATCH, 10**6, 10)
     count = jnp.asarray(iterations, jnp.int32)
     return lambda: jax.block_until_ready(advance(state, learning, optimiser, data, training, observe, 256, count))
 

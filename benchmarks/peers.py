@@ -74,10 +74,10 @@ class Ours:
 
     def __init__(self, network: Network, problem: Problem, precision: Precision) -> None:
         self.network, self.problem = network, problem
-        self.training = Training(BATCH, 10**6, 10, precision=precision)
+        self.training = Training(BATCH, 10**6, 10)
         x, y = (jnp.asarray(a.reshape(-1, a.shape[-1])) for a in (problem.x, problem.y))
         self.data = TrainingSet(x, y, x[:BATCH].T, y[:BATCH].T)
-        rule = PC(GradientDescent(problem.activity_lr, problem.steps), "batch_mean")
+        rule = PC(GradientDescent(problem.activity_lr, problem.steps), "batch_mean", precision)
         self.rule = eqx.tree_at(lambda r: r.inference.activity_lr, rule, jnp.float32(problem.activity_lr))
         self.start("adam", problem.learning_rate)
 

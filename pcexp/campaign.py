@@ -1,4 +1,4 @@
-"""What is unfinished of all studies, in short slots: `python -m pcexp.campaign execution.max_minutes=N [NAME ...] [KEY=VALUE ...]`.
+"""What is unfinished of all studies, in short slots: `python -m pcexp campaign execution.max_minutes=N [NAME ...] [KEY=VALUE ...]`.
 
 Without names it takes every experiment, at scale=thesis unless another is given; a KEY=VALUE applies to each of them, as on
 the command line of `python -m pcexp`. Each study runs on its own default data unless `data=` is given; one whose data are
@@ -209,11 +209,11 @@ def _duration(pieces: Iterable[Piece]) -> str:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Entry point of `python -m pcexp.campaign`."""
+    """Entry point of `python -m pcexp campaign`."""
     start = time.monotonic()
     parser = argparse.ArgumentParser(
-        prog="python -m pcexp.campaign",
-        usage="python -m pcexp.campaign execution.max_minutes=N [NAME ...] [KEY=VALUE ...]",
+        prog="python -m pcexp campaign",
+        usage="python -m pcexp campaign execution.max_minutes=N [NAME ...] [KEY=VALUE ...]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -82,7 +82,7 @@ def how_to_prepare(name: str) -> str:
     if name == "tiny_imagenet":
         return (
             "TensorFlow Datasets does not have it: unpack tiny-imagenet-200.zip from its publishers and run "
-            "`python -m pcexp.data tiny_imagenet --from FOLDER/tiny-imagenet-200`"
+            "`python -m pcexp data tiny_imagenet --from FOLDER/tiny-imagenet-200`"
         )
     return f"on a machine with network, run `make data DATA={name}`; or set {DATA_DIR} to the folder that has it"
 

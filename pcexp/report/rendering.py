@@ -1,6 +1,6 @@
 """Claims, figures and their page from records: no JAX run, no network, no tracker.
 
-`python -m pcexp.report NAME` reads outputs/NAME and writes outputs/report/NAME; with `--results results` it reads and renders
+`python -m pcexp report NAME` reads outputs/NAME and writes outputs/report/NAME; with `--results results` it reads and renders
 what is committed there. The page is index.html beside the studies' folders: of outputs/ with its figures inside, so that it can
 be sent; of results/ with those that lie beside it. What is said of records by hand stands with a date in NAME/notes.md, and is shown.
 """
@@ -101,8 +101,8 @@ def index_markdown(parts: Sequence[Part]) -> str:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """`python -m pcexp.report NAME ...`: claims table, figures and page of studies that have been run."""
-    parser = argparse.ArgumentParser(prog="python -m pcexp.report", description=main.__doc__)
+    """`python -m pcexp report NAME ...`: claims table, figures and page of studies that have been run."""
+    parser = argparse.ArgumentParser(prog="python -m pcexp report", description=main.__doc__)
     parser.add_argument(
         "studies", nargs="*", metavar="NAME", help="studies, as in experiments.NAME; default: all with runs"
     )

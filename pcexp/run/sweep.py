@@ -224,6 +224,6 @@ def _report(study: str, scale: str, outputs: str) -> None:
     try:
         from pcexp.report import rendering as report
     except ModuleNotFoundError as error:  # a node that only runs
-        print(f"no report: {error.name} is not installed here; python -m pcexp.report {study} makes it elsewhere")
+        print(f"no report: {error.name} is not installed here; python -m pcexp report {study} makes it elsewhere")
         return
     report.main([study, "--outputs", outputs, "--scale", scale])

@@ -47,14 +47,14 @@ def test_the_next_cell_compiles_while_lanes_run_and_no_more_lanes_run_than_there
     outputs: Path, both: Callable[..., int], one_by_one: Mapping[str, Any], short_calls: None, monkeypatch: Any
 ) -> None:
     call, lock, second = lanes.Pack.call, threading.Lock(), threading.Event()
-    running, most, compiled, waited = set[Any](), [0], set[str](), []
+    running, most, compiled, waited = set[Any](), [0], dict[int, Any](), []
 
-    def watched(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
+    def watched(pack: Any, data: Any, course: Any, n: int) -> Any:
         if n == 0:
-            compiled.add(spec.cell)
+            compiled[id(course)] = course  # each cell has its own
             if len(compiled) == 2:
                 second.set()
-            return call(pack, data, spec, measure, n)
+            return call(pack, data, course, n)
         if pack.iteration > 0:
             waited.append(
                 all(waited) and second.wait(20)
@@ -64,7 +64,7 @@ def test_the_next_cell_compiles_while_lanes_run_and_no_more_lanes_run_than_there
             most[0] = max(most[0], len(running))
         try:
             time.sleep(0.01)
-            return call(pack, data, spec, measure, n)
+            return call(pack, data, course, n)
         finally:
             with lock:
                 running.discard(pack)
@@ -90,14 +90,15 @@ def test_a_stop_with_two_cells_under_way_changes_no_number(
 def test_an_error_in_one_cell_ends_the_command_with_it_and_what_the_other_has_is_kept(
     outputs: Path, both: Callable[..., int], one_by_one: Mapping[str, Any], short_calls: None, monkeypatch: Any
 ) -> None:
-    call, stop, stopped = lanes.Pack.call, Session.stop, threading.Event()
+    call, stop, stopped, courses = lanes.Pack.call, Session.stop, threading.Event(), list[Any]()
 
-    def broken(pack: Any, data: Any, spec: Any, measure: Any, n: int) -> Any:
-        if spec.labels["protocol"] == "corrected" and pack.iteration >= 40:
+    def broken(pack: Any, data: Any, course: Any, n: int) -> Any:
+        courses.append(course)  # each cell has its own
+        if course is courses[0] and pack.iteration >= 40:
             raise ZeroDivisionError("a mistake in a study")
         if pack.iteration == 100:  # of 300: it has something to lose
             stopped.wait(20)
-        return call(pack, data, spec, measure, n)
+        return call(pack, data, course, n)
 
     with monkeypatch.context() as patch:
         patch.setattr(lanes.Pack, "call", broken)
