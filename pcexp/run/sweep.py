@@ -89,8 +89,10 @@ class Sweep:
 
     def ask(self, specs: Sequence[Spec]) -> None:
         """Write into the manifest what is asked for: the study's grid on these data, and these cells."""
-        cells = manifest.entries([*self.grid, *(spec.identity for spec in specs)])
-        manifest.add(self.folder, self.scale, cells, self.blocks)
+        data = {spec.labels["data"] for spec in specs}  # others may have no copy here: of those nothing is asked
+        grid = [one for one in self.grid if one.labels["data"] in data]
+        cells = manifest.entries([*grid, *(spec.identity for spec in specs)])
+        manifest.add(self.folder, self.scale, cells, {name: b for name, b in self.blocks.items() if name in data})
 
     def run(self, specs: Sequence[Spec], costs: Mapping[str, Cost], datasets: Datasets) -> int:
         """Run what is missing of these cells, in this order, and report the study if that ends; the status."""

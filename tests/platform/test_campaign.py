@@ -129,10 +129,10 @@ def test_it_runs_the_cells_that_the_studys_own_command_runs(
     outputs: Path, run: Callable[..., int], quiet: list[str], tmp_path: Path
 ) -> None:
     assert ended(*TWO, f"execution.outputs={outputs}") == 0
-    base = [f"+experiment={quick.STUDY}", *BASE]
-    configs = [quick.composed(f"learning={rule}", base=base) for rule in ("pc", "bp")]
     apart = tmp_path / "apart"
-    assert quick.run_all([quick.changed(config, "execution.outputs", str(apart)) for config in configs]) == 0
+    base = [f"+experiment={quick.STUDY}", *TWO[1:], f"execution.outputs={apart}"]
+    own = quick.composer(base=base)
+    assert sweep.run_all(own.asked(), own.settings) == 0
     assert quick.numbers(outputs) == quick.numbers(apart) and len(quick.numbers(outputs)) == 2
     assert quick.manifest(outputs) == quick.manifest(apart)
     assert quiet == [quick.STUDY, quick.STUDY]  # here, and by the command itself
