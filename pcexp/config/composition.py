@@ -177,6 +177,7 @@ class Composer:
         return next((text.partition("=")[2] for text in self._base if text.startswith("+experiment=")), "this command")
 
     def _cells(self, blocks: Iterable[Block], *, base: bool) -> Iterable[Composed]:
+        said = {key for key, _, _ in self._axes} if base else set()
         for block in blocks:
             for values, lanes in block.configurations():
                 options = tuple(
@@ -185,7 +186,12 @@ class Composer:
                 config = _copied(self._template(options, base=base))
                 for key, value in (self._given | values).items():
                     if key not in GROUPS:
-                        _set(config, key, value)
+                        try:
+                            _set(config, key, value)
+                        except GridError:
+                            # Of an option that the command chose, what the grid says of the study's own may be no key.
+                            if key in said or key.partition(".")[0] not in said:
+                                raise
                     elif value is None:
                         config[key] = None  # what the experiment itself says of an option that is taken away goes too
                 yield Composed(_resolved(config) | {"lanes": lanes}, block.name)

@@ -16,7 +16,7 @@ import optax
 
 from pcexp.config.identity import Identity, Lane, lane_name
 from pcexp.config.study import AbstractStudy
-from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build, known, located, suggestion, without_defaults
+from pcexp.config.targets import ALLOWED_TARGETS, SpecError, allow, build, known, located, suggestion, without_defaults
 from pcexp.data import AbstractData
 from pcexp.learning import AbstractLearning
 from pcexp.model.architecture import AbstractArchitecture
@@ -129,6 +129,7 @@ def identity(config: Mapping[str, Any], prefixes: Sequence[str] = (), *, block: 
         _remove(science, key)
     target = config["study"].get("_target_") if isinstance(config["study"], Mapping) else None
     revision = located(target, "study._target_", (*ALLOWED_TARGETS, *prefixes)).revision
+    allow(science, "", (*ALLOWED_TARGETS, *prefixes))
     said = json.dumps(without_defaults(science) | {"revision": revision}, sort_keys=True)
     return Identity(
         name=str(target).rpartition(".")[0].rpartition(".")[2],

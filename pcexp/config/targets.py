@@ -65,6 +65,18 @@ def without_defaults(node: Any) -> Any:
     }
 
 
+def allow(node: Any, path: str, allowed: Sequence[str]) -> None:
+    """Every `_target_` below a node is located, before any is imported to read its defaults. Raises SpecError."""
+    if isinstance(node, list):
+        for item in node:
+            allow(item, path, allowed)
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            located(node["_target_"], f"{path}._target_", allowed)
+        for key, value in node.items():
+            allow(value, f"{path}.{key}".lstrip("."), allowed)
+
+
 @functools.cache
 def _defaults(name: str) -> dict[str, Any]:
     module, _, attribute = name.rpartition(".")

@@ -67,10 +67,17 @@ class Records:
         return Records(self.study, self.scale, runs, rows, chosen(self.asked), self.strays)
 
     def groups(self) -> list[dict[str, str]]:
-        """What is judged and drawn apart: each data set, and each variant (overrides that make another experiment)."""
-        return (
-            self.asked.select("data", "variant").unique().sort("data", "variant").to_dicts() if len(self.asked) else []
-        )
+        """What is judged and drawn apart: each data set, and each variant (overrides that make another experiment).
+
+        A study's own grid of which nothing was run is left out beside a variant of which something was.
+        """
+        if not len(self.asked):
+            return []
+        names = ["data", "variant"]
+        found = self.asked.select(names).unique().sort(names).to_dicts()
+        ran = self.runs.select(names).unique().to_dicts() if len(self.runs) else []
+        beside = {group["data"] for group in ran if group["variant"]}
+        return [group for group in found if group in ran or group["variant"] or group["data"] not in beside]
 
     @property
     def about(self) -> str:
