@@ -145,10 +145,9 @@ def chosen(found: Sequence[Block], names: Sequence[str]) -> list[Block]:
 def inside(found: Sequence[Block], key: str, values: Sequence[Any]) -> bool:
     """Whether the blocks have all of these values of a key."""
     known = {value for block in found for value in map(_frozen, block.values(key) or ())}
-    # To Python 64.0 is 64 and true is 1: a value of another kind is not the grid's, and its type is refused later.
-    kinds = {type(value) for value in known}
-    kinds |= {int} if float in kinds else set()
-    return bool(known) and all(_frozen(value) in known and type(_frozen(value)) in kinds for value in values)
+    axes = [(keys.index(key), rows) for block in found for keys, rows in block.cells.items() if key in keys]
+    whole = all(isinstance(row[at], int) for at, rows in axes for row in rows)  # 64.0 there is refused later
+    return bool(known) and all(_frozen(v) in known and not (whole and isinstance(v, float)) for v in values)
 
 
 def asked(found: Sequence[Block], key: str, values: Sequence[Any]) -> list[Block]:
