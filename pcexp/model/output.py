@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Linear = Float[Array, "1 d_out ..."]
+Linear = Float[Array, "layers d_out ..."]
 """Linear maps u_L of the output layer, its one layer along the first axis, outputs along the second."""
 
 
