@@ -4,7 +4,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,21 +72,14 @@ def everything(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_help_is_quick_and_imports_no_jax(tmp_path: Path) -> None:
+def test_help_imports_no_jax(tmp_path: Path) -> None:
     code = [sys.executable, "-c", IMPORTED, f"jax,jaxlib,numpy,equinox,optax,sklearn,{HEAVY}", "--help"]
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            code, cwd=tmp_path, env=quick.environment(tmp_path), capture_output=True, text=True, check=True
-        )
-        seconds.append(time.perf_counter() - start)
-        if seconds[-1] < 1.5:
-            break
+    done = subprocess.run(
+        code, cwd=tmp_path, env=quick.environment(tmp_path), capture_output=True, text=True, check=True
+    )
     assert "python -m pcexp +experiment=NAME" in done.stdout
     assert "experiment: " in done.stdout and "saddle_escape" in done.stdout and "data: " in done.stdout
     assert done.stdout.rstrip().endswith("imported"), done.stdout[-200:]
-    assert min(seconds) < 1.5
     assert everything(tmp_path) == []
 
 
