@@ -143,6 +143,10 @@ class Composer:
     def asked(self) -> Asked:
         """The cells asked for. Raises Refused."""
         try:
+            if self.settings["lanes"]:
+                raise GridError(
+                    f"lanes={self.settings['lanes']}: in a file, lanes stand in a block of `grid` or in `common`"
+                )
             own = grid.blocks(self.settings["grid"], self.settings["common"], self.scale, self.data)
             wanted = own
             if self.settings["blocks"] is not None:

@@ -215,7 +215,7 @@ except DataError as error:
 
 
 def test_an_absent_tiny_imagenet_says_how_to_bring_it():
-    with pytest.raises(DataError, match=r"python -m pcexp\.data tiny_imagenet --from") as caught:
+    with pytest.raises(DataError, match=r"python -m pcexp data tiny_imagenet --from") as caught:
         replace(SOURCE, name="tiny_imagenet").load()
     assert "make data" not in str(caught.value)
 

@@ -69,7 +69,12 @@ TYPOS = {
     "component": ("network:\n  widht: 8\n", "network.widht", "width", "n_hidden"),
     "root": ("trainin:\n  epochs: 3\n", "trainin", "training", "optimiser"),
     "study": ("study:\n  prob_size: 3\n", "study.prob_size", "probe_size", "probe_size"),
-    "lane": ("lanes:\n  optimiser.learningrate: [0.1]\n", "optimiser.learningrate", "learning_rate", "momentum"),
+    "lane": (
+        "grid:\n  - block: own\n    lanes: {seed: [0], optimiser.learningrate: [0.1]}\n",
+        "optimiser.learningrate",
+        "learning_rate",
+        "momentum",
+    ),
 }
 
 
@@ -85,6 +90,12 @@ def test_a_mistyped_key_in_an_experiment_file_is_named_with_what_was_meant_and_w
     message = str(refused.value)
     assert typo in message and suggests(message, meant) and another in message
     assert not outputs.exists()
+
+
+def test_lanes_beside_the_grid_of_an_experiment_file_are_refused_and_not_left_out_in_silence(tmp_path: Path) -> None:
+    folder = quick.experiment_file(tmp_path, "lanes:\n  seed: [0, 1]\n", defaults="[saddle_escape]")
+    with pytest.raises(Refused, match=r"lanes.*grid"):
+        quick.composed("+experiment=own", base=("scale=smoke",), folder=folder)
 
 
 def test_a_mistyped_key_in_an_experiment_file_ends_the_command_with_status_1_and_no_traceback(tmp_path: Path) -> None:
@@ -119,7 +130,11 @@ def test_a_mistyped_key_of_any_component_is_refused_with_a_suggestion(
 
 @pytest.mark.parametrize(
     ("override", "listed"),
-    [("network=saddle_fcc", "saddle_fc"), ("data=minst", "mnist"), ("+experiment=saddle_escap", "saddle_escape")],
+    [
+        ("network=fully_conected", "fully_connected"),
+        ("data=minst", "mnist"),
+        ("+experiment=saddle_escap", "saddle_escape"),
+    ],
 )
 def test_an_unknown_option_is_refused_with_the_valid_ones(tmp_path: Path, override: str, listed: str) -> None:
     base = quick.QUICK[1:] if "experiment" in override else quick.QUICK
