@@ -33,7 +33,7 @@ class Equilibrium(eqx.Module):
     stats: dict[str, Array]
 
     @property
-    def converged(self) -> Bool[Array, ""]:
+    def converged(self) -> Bool[Array, "*lanes"]:
         """Whether the residual is not above the solver's `tol`; never where a solve ended on its energy or its steps only."""
         return self.stopped_by == TOLERANCE
 

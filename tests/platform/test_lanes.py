@@ -45,7 +45,7 @@ def test_more_seeds_asked_for_later_are_the_only_ones_that_are_computed(
     assert (folder / "lanes.jsonl").read_bytes().startswith(finished)
     assert (folder / "rows.jsonl").read_bytes().startswith(rows)
     asked = quick.manifest(outputs)[folder.name]["lanes"]
-    assert sorted(values["seed"] for values in asked.values()) == [0, 1, 2, 3]
+    assert sorted(lane["values"]["seed"] for lane in asked.values()) == [0, 1, 2, 3]
     assert asked.keys() == quick.entries(outputs).keys()
 
 
