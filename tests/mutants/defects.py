@@ -395,15 +395,15 @@ DEFECTS = (
     Defect(
         "measured after the update",
         "train.py",
-        "over(lambda state, out: see(state, out, t))(state, out)",
-        "over(lambda *lane: see(update(*lane, t=t), lane[1], t))(state, out, finite, optimiser)",
+        "over(functools.partial(see, t=t))(state, out, given, new)",
+        "over(functools.partial(see, t=t))(new, out, given, new)",
         TRAINING,
     ),
     Defect(
         "a lane that has ended moves with its pack",
         "train.py",
-        "jnp.where(here, now, old)",
-        "now",
+        "return new if over is _one_lane else _where(active(state), new, state)",
+        "return new",
         LANES,
     ),
     Defect(
@@ -451,7 +451,7 @@ DEFECTS = (
         "weight = segment.weight.at[segment.depth - frozen :].set(0)",
         (f"{LEARNING}test_with_last_layers_the_others_have_a_gradient_of_exactly_zero[3-5]",),
     ),
-    Defect("a diverged lane goes on", "train.py", "diverged=~finite", "diverged=jnp.array(False)", LANES),
+    Defect("a diverged lane goes on", "train.py", "diverged=~finite,\n", "diverged=jnp.array(False),\n", LANES),
     Defect(
         "a lane stops within an epoch",
         "train.py",

@@ -162,7 +162,7 @@ def test_a_run_needs_neither_tables_nor_figures_nor_a_tracker_until_it_has_ended
 def test_a_study_outside_the_repository_runs_and_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lab").mkdir()
     (tmp_path / "lab" / "halving.py").write_text(OWN_STUDY)
-    text = "study: {_target_: halving.Halving, start: 8.0}\nlanes: {seed: [0, 1]}\n"
+    text = "study: {_target_: halving.Halving, start: 8.0}\ngrid: [{block: all, lanes: {seed: [0, 1]}}]\n"
     folder = quick.experiment_file(tmp_path, text)
     arguments = ("--config-dir", str(folder), "+experiment=own", "scale=smoke")
     refused = quick.command(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path / "lab"))

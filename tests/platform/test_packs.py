@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import quick
 
-from pcexp.config.targets import SpecError
+from pcexp.config.composition import Refused
 from pcexp.records.cell import Cell
 from pcexp.records.collecting import thinned
 from pcexp.run import lanes
@@ -216,7 +216,7 @@ def test_a_study_that_does_not_train_refuses_bfloat16_before_anything_is_compile
         "network.activation=tanh",
         "protocol=published",
     )
-    with pytest.raises(SpecError, match="precision=bfloat16: this study takes float32, float64"):
+    with pytest.raises(Refused, match="precision=bfloat16: this study takes float32, float64"):
         quick.cell("precision=bfloat16", base=base)
 
 
