@@ -40,13 +40,13 @@ from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
+from pcexp.evaluation import batch_layout
 from pcexp.model.network import Network
 from pcexp.model.segments import AbstractSegment
 from pcexp.report import plotting
 from pcexp.report.claims import Case, Claim, Verdict, verdict
 from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
-from pcexp.train import batch_layout
 
 if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
     from matplotlib.figure import Figure

@@ -1,6 +1,11 @@
-"""What a network does on a split that it does not learn from."""
+"""What a model does on a split that it does not learn from: by its forward pass, or by inference of what is below it.
 
-from typing import Any
+Scores are sums over the examples that are given; `evaluate` averages them over a split.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -9,36 +14,141 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from pcexp.data import Split
-from pcexp.energy import forward_pass
-from pcexp.model.network import Network
+from pcexp.energy import Batch, forward_pass, masked
+from pcexp.inference.base import AbstractInference
+from pcexp.inference.starts import AmortisedStart
+from pcexp.model.network import AbstractModel, Network
+from pcexp.model.pair import Pair
+from pcexp.problem import InferenceProblem
 
 
-def batch_layout(network: Any, x: Float[Array, "batch ..."]) -> Float[Array, "..."]:
-    """Examples with the batch axis where the network takes it."""
-    return jnp.moveaxis(x, 0, network.input_batch_axis)
+def batch_layout(model: AbstractModel, x: Float[Array, "batch ..."]) -> Float[Array, "..."]:
+    """Examples with the batch axis where the model takes it."""
+    return jnp.moveaxis(x, 0, model.input_batch_axis)
 
 
-def evaluate(network: Network, split: Split, *, stacked: bool = False, examples: int = 1000) -> dict[str, Any]:
-    """Loss and accuracy over all examples of a split, so many at a time; of each lane of a `stacked` network.
+def in_batch(
+    model: AbstractModel,
+    x: Float[Array, "batch ..."],
+    y: Float[Array, "batch d_out"],
+    mask: Float[Array, "batch d_out"] | None,
+    x_mask: Float[Array, "batch ..."] | None,
+) -> Batch:
+    """Examples as the model takes them."""
+    free = None if x_mask is None else batch_layout(model, x_mask)
+    return Batch(batch_layout(model, x), y.T, None if mask is None else mask.T, free)
 
-    The loss is the output's, averaged over the examples, of what the split's mask counts.
+
+class AbstractEvaluation(eqx.Module):
+    """How a model is evaluated; with `top` k, the fraction of examples whose class is among the k largest too."""
+
+    top: int | None = eqx.field(default=None, kw_only=True)
+    generative: ClassVar[bool] = False
+    """Whether it is for networks with targets below; the other kind has them above."""
+
+    def __check_init__(self) -> None:
+        if self.top is not None and self.top < 1:
+            raise ValueError(f"top={self.top}: valid are null, and 1 or more")
+
+    def check(self, model: Any, *, generative: bool) -> None:
+        """Raise ValueError where a model cannot be evaluated so; called before anything is compiled."""
+        if generative != self.generative:
+            kind, by = ("generative", "inference") if generative else ("discriminative", "forward")
+            raise ValueError(f"evaluation: this network is {kind}: choose evaluation={by}")
+
+    @abc.abstractmethod
+    def scores(self, model: Any, batch: Batch) -> dict[str, Float[Array, ""]]:
+        """Named scores, summed over the examples of a batch: the `loss` of what is above, and others."""
+
+    def hits(self, guess: Float[Array, "k batch"], target: Float[Array, "k batch"]) -> dict[str, Float[Array, ""]]:
+        """Examples whose largest entry is the target's, and those whose `top` largest have it."""
+        right = jnp.argmax(target, axis=0)
+        found = {"accuracy": jnp.sum(jnp.argmax(guess, axis=0) == right, dtype=guess.dtype)}
+        if self.top is not None:
+            _, best = jax.lax.top_k(guess.T, min(self.top, guess.shape[0]))
+            found[f"accuracy_top_{self.top}"] = jnp.sum(best == right[:, None], dtype=guess.dtype)
+        return found
+
+
+def _losses(network: Network, batch: Batch) -> tuple[Float[Array, "d_out batch"], Float[Array, ""]]:
+    """Outputs of the forward pass, and their loss summed over what a mask counts."""
+    at = forward_pass(network, batch.x)
+    losses = network.output.losses(at.references[-1].linear, batch.y[None])[0]
+    return at.activities[-1][-1], jnp.sum(masked(losses, batch.mask))
+
+
+class ByForwardPass(AbstractEvaluation):
+    """Loss and accuracy of the outputs f(x)."""
+
+    def scores(self, model: Any, batch: Batch) -> dict[str, Float[Array, ""]]:
+        f, loss = _losses(model, batch)
+        return {"loss": loss} | self.hits(f, batch.y)
+
+
+class ByInference(AbstractEvaluation):
+    """What is below a generative network, inferred from what is above it alone: z_0 is free, and its largest entry the class.
+
+    Inference starts where all classes are alike (at zero, for latents), or at a pair's guess, whose own accuracy is there
+    too. `loss` is that of the forward pass from what is known to be below, `reconstruction_loss` from what was inferred.
     """
-    n, right, total = len(split.x), 0.0, 0.0
+
+    inference: AbstractInference
+    input_precision: float = eqx.field(default=0.0, static=True)
+    generative = True
+
+    def check(self, model: Any, *, generative: bool) -> None:
+        super().check(model, generative=generative)
+        self.inference.check(model.generator if isinstance(model, Pair) else model)
+
+    def scores(self, model: Any, batch: Batch) -> dict[str, Float[Array, ""]]:
+        network = model.generator if isinstance(model, Pair) else model
+        known = batch.x_mask is None
+        x = jnp.full_like(batch.x, 1 / batch.x.shape[0]) if known else batch.x
+        free = Batch(x, batch.y, batch.mask, jnp.zeros_like(x))
+        problem = InferenceProblem.from_batch(network, free, input_precision=self.input_precision)
+        guess: dict[str, Array] = {}
+        if isinstance(model, Pair):
+            problem = AmortisedStart()(problem, model, key=None)
+            if known:
+                first = model.guess(batch.y)[0][0]
+                guess = {f"guess_{name}": value for name, value in self.hits(first, batch.x).items()}
+        below = self.inference.solve(problem).activities[0][0]
+        _, loss = _losses(network, batch)
+        _, again = _losses(network, Batch(below, batch.y, batch.mask))
+        named = self.hits(below, batch.x) if known else {}
+        return {"loss": loss, "reconstruction_loss": again} | named | guess
+
+
+def evaluate(
+    model: Any,
+    split: Split,
+    by: AbstractEvaluation = ByForwardPass(),  # noqa: B008  # it has no state
+    *,
+    stacked: bool = False,
+    examples: int = 1000,
+) -> dict[str, Any]:
+    """Scores averaged over all examples of a split, so many at a time; of each lane of a `stacked` model.
+
+    The loss is the output's, of what the split's mask counts.
+    """
+    n, total = len(split.x), dict[str, Any]()
+    compiled = _scores_of_lanes if stacked else _scores
+    floats = jnp.result_type(float)
     with np.errstate(over="ignore", invalid="ignore"):  # of a lane that diverged
         for i in range(0, n, examples):
-            x, y = jnp.asarray(split.x[i : i + examples], jnp.result_type(float)), split.y[i : i + examples].T
-            f, losses = map(np.asarray, (_outputs_of_lanes if stacked else _outputs)(network, x, jnp.asarray(y)))
-            right = right + np.sum(np.argmax(f, axis=-2) == np.argmax(y, axis=0), axis=-1)
-            if split.mask is not None:
-                losses = losses * split.mask[i : i + examples].T
-            total = total + np.sum(losses, axis=(-2, -1), dtype=float)
-    return {"loss": np.asarray(total / n).tolist(), "accuracy": np.asarray(right / n).tolist()}
+            x, y, mask, x_mask = (
+                None if array is None else jnp.asarray(array[i : i + examples], floats) for array in split
+            )
+            found = compiled(by, model, x, y, mask, x_mask)
+            total = {name: total.get(name, 0.0) + np.asarray(value, float) for name, value in found.items()}
+    return {name: np.asarray(value / n).tolist() for name, value in total.items()}
 
 
-def _all_outputs(network: Network, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    at = forward_pass(network, batch_layout(network, x))
-    return at.activities[-1][-1], network.output.losses(at.references[-1].linear, y[None])[0]
+def _all_scores(by: AbstractEvaluation, model: AbstractModel, *arrays: Any) -> Mapping[str, Array]:
+    return by.scores(model, in_batch(model, *arrays))
 
 
-_outputs = eqx.filter_jit(_all_outputs)
-_outputs_of_lanes = eqx.filter_jit(eqx.filter_vmap(_all_outputs, in_axes=(eqx.if_array(0), None, None)))
+_scores: Callable[..., Mapping[str, Array]] = eqx.filter_jit(_all_scores)
+_scores_of_lanes: Callable[..., Mapping[str, Array]] = eqx.filter_jit(
+    eqx.filter_vmap(_all_scores, in_axes=(eqx.if_array(0), eqx.if_array(0), None, None, None, None))
+)

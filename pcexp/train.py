@@ -21,8 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pcexp.data.augmentation import Augment
 from pcexp.data.batches import batch_indices, epoch_permutation
-from pcexp.energy import Batch
-from pcexp.evaluation import batch_layout
+from pcexp.evaluation import in_batch
 from pcexp.learning import AbstractLearning, WeightGradient
 
 
@@ -55,7 +54,8 @@ class Training(eqx.Module):
 class TrainingSet(eqx.Module):
     """Training examples on the device (examples first) and a fixed probe batch in the network's batch layout.
 
-    `augment` changes the examples of a batch as it is drawn; the error of an output counts where its `mask` is 1.
+    `augment` changes the examples of a batch as it is drawn; the error of an output counts where its `mask` is 1, and an input
+    is clamped where its `x_mask` is.
     """
 
     x: Float[Array, "examples ..."]
@@ -64,6 +64,7 @@ class TrainingSet(eqx.Module):
     probe_y: Float[Array, "d_out probe"]
     augment: Augment | None = None
     mask: Float[Array, "examples d_out"] | None = None
+    x_mask: Float[Array, "examples ..."] | None = None
 
 
 class Observation(NamedTuple):
@@ -152,14 +153,14 @@ def initial_state(
 def weight_norms(network: Any) -> Float[Array, " depth"]:
     """Frobenius norm of each of the L weight matrices (or of their gradients), from the input side."""
     return jnp.concatenate(
-        [jnp.sqrt(jnp.sum(jnp.square(s.weight), axis=tuple(range(1, s.weight.ndim)))) for s in network.segments]
+        [jnp.sqrt(jnp.sum(jnp.square(s.weight), axis=tuple(range(1, s.weight.ndim)))) for s in network.stacks]
     )
 
 
 def _all_finite(gradient: Any) -> Bool[Array, ""]:
     """Whether the squares of a gradient have a finite sum."""
     # A product of vectors: XLA:CPU writes the squares to memory before it sums them.
-    return jnp.isfinite(sum(jnp.vdot(s.weight, s.weight) for s in gradient.segments))
+    return jnp.isfinite(sum(jnp.vdot(s.weight, s.weight) for s in gradient.stacks))
 
 
 def _advance(
@@ -200,10 +201,9 @@ def _advance(
         examples = drawn(data.x)
         if data.augment is not None:
             examples = data.augment(examples, key=jax.random.fold_in(jax.random.fold_in(state.key, 2), t))
-        x, y = batch_layout(state.network, examples), drawn(data.y).T
         key = jax.random.fold_in(jax.random.fold_in(state.key, 1), t)
-        mask = None if data.mask is None else drawn(data.mask).T
-        out = learning.gradient(state.network, Batch(x, y, mask), key=key)
+        mask, x_mask = (None if array is None else drawn(array) for array in (data.mask, data.x_mask))
+        out = learning.gradient(state.network, in_batch(state.network, examples, drawn(data.y), mask, x_mask), key=key)
         return out, jnp.isfinite(out.loss) & _all_finite(out.gradient)
 
     def observed(state: TrainState, out: WeightGradient, given: Any, t: Array) -> Observation:

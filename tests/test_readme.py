@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import quick
 
 ROOT = quick.CONF.parent
@@ -33,3 +34,23 @@ def test_the_study_of_the_readme_runs_and_is_judged_and_drawn(tmp_path: Path) ->
     assert "BP has the lower test loss after the first epochs" in done.stdout
     assert "2 lanes, 2 to run" in done.stdout
     assert list((tmp_path / "outputs").rglob("fig_1_digits.png"))
+
+
+COMMANDS = sorted(
+    set(
+        re.findall(
+            r"^python -m pcexp (\+experiment=[^#\n]*?)\s*(?:#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE
+        )
+    )
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_asks_for_cells(command: str) -> None:
+    first, *others = command.split()
+    assert quick.composer(*others, base=(first,)).asked().cells
+
+
+def test_every_study_is_in_the_readmes_table() -> None:
+    rows = set(re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert {path.stem for path in (quick.CONF / "experiment").glob("*.yaml")} <= rows

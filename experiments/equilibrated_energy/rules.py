@@ -1,31 +1,28 @@
 """PC on a linear network, with what theorem 3.1 says of the same weights and the same batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pcexp.energy import Batch, energy, energy_gradient, loss_at
-from pcexp.inference import AbstractInference, InferenceProblem
-from pcexp.learning import AbstractLearning, GradientScale, WeightGradient
+from pcexp.learning import WeightGradient
 from pcexp.learning.base import gradient_factor
+from pcexp.learning.pc import AbstractPC
 from pcexp.model.network import Network
-from pcexp.model.segments import Precision
 from pcexp.theory.equilibrated import activities, equilibrium
 
 
-class PCBesideTheory(AbstractLearning):
+class PCBesideTheory(AbstractPC):
     """Predictive coding; beside its gradient F where inference stopped, F*, and how far the gradient is from that of F*.
 
     Inference knows nothing of F*: no number of the closed form enters the gradient.
     """
 
-    inference: AbstractInference
-    gradient_scale: GradientScale
-    precision: Precision = "float32"
-
     def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
         x, y, mask = batch.x, batch.y, batch.mask
-        problem = InferenceProblem.from_batch(network, batch, precision=self.precision)
+        problem = self.problem(network, batch, key=key)
         found = self.inference.solve(problem, key=key)
         gradient = energy_gradient(network, x, found.activities, found.errors)
         theory = equilibrium(network, problem.at, y, mask=mask)
@@ -45,12 +42,13 @@ class PCBesideTheory(AbstractLearning):
     def forward_passes(self) -> float:
         return 6.0 + self.inference.forward_passes()
 
-    def check(self, network: Network) -> None:
-        if not network.is_linear:
+    def check(self, model: Any) -> None:
+        super().check(model)
+        if not model.is_linear:
             raise ValueError(
                 "the equilibrated energy has a closed form for linear networks only: choose network.activation=linear"
             )
-        self.inference.check(network)
+        self.inference.check(model)
 
 
 def length(tree: Network) -> Float[Array, ""]:

@@ -37,13 +37,13 @@ from pcexp.config.composition import Refused
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.energy import Batch, energy, energy_gradient, loss
-from pcexp.evaluation import evaluate
+from pcexp.evaluation import batch_layout, evaluate
 from pcexp.inference import AbstractInference, GradientDescent
 from pcexp.inference.base import InferenceProblem
 from pcexp.learning.layerwise import cosines, norms, relative_errors
 from pcexp.model.network import Network
 from pcexp.run.job import Job
-from pcexp.train import Observation, batch_layout
+from pcexp.train import Observation
 
 __all__ = ["CLAIMS", "FIGURES", "LearningDepth"]
 

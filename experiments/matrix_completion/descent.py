@@ -32,8 +32,8 @@ class WholeTargets(AbstractLearning):
     def forward_passes(self) -> float:
         return self.rule.forward_passes()
 
-    def check(self, network: Network) -> None:
-        self.rule.check(network)
+    def check(self, model: Any) -> None:
+        self.rule.check(model)
 
 
 class Levels(AbstractEvents):

@@ -22,7 +22,19 @@ from omegaconf.errors import OmegaConfBaseException
 from pcexp.config import grid
 from pcexp.config.grid import SCALES, Block, GridError
 
-GROUPS = ("data", "network", "output", "parameterisation", "inference", "learning", "optimiser", "protocol", "tracker")
+GROUPS = (
+    "data",
+    "network",
+    "output",
+    "parameterisation",
+    "inference",
+    "start",
+    "evaluation",
+    "learning",
+    "optimiser",
+    "protocol",
+    "tracker",
+)
 PLATFORM = ("execution", "tracker", "scale", "dry_run", "blocks", "hydra")
 """Root keys that say how a command runs, or which part of a study; no number depends on them."""
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import equinox as eqx
@@ -29,7 +30,20 @@ LEARNS = ("learning", "optimiser", "training")
 """Absent, all three, from a study or a block that learns nothing."""
 SCIENCE = (*NEEDED, *LEARNS)
 """Root keys that numbers depend on; `output`, `inference` and the leaves of `protocol` enter through interpolations."""
-PLATFORM = ("execution", "tracker", "lanes", "scale", "dry_run", "blocks", "choices", "output", "inference", "protocol")
+PLATFORM = (
+    "execution",
+    "tracker",
+    "lanes",
+    "scale",
+    "dry_run",
+    "blocks",
+    "choices",
+    "output",
+    "inference",
+    "start",
+    "evaluation",
+    "protocol",
+)
 
 
 class Learner(eqx.Module):
@@ -117,8 +131,8 @@ def identity(config: Mapping[str, Any], prefixes: Sequence[str] = (), *, block: 
         raise SpecError(
             f"{lacking} is not set: what learns needs {', '.join(LEARNS)}, and what does not has none of them"
         )
-    inferring = "inference" in (learns.get("learning") or {})
-    unused = {"tracker"} if inferring else {"tracker", "inference"}
+    used = [key for key in ("inference", "start", "evaluation") if key in (learns.get("learning") or {})]
+    unused = {"tracker", "inference", "start", "evaluation"} - set(used)
     choices = {k: str(v) for k, v in (config.get("choices") or {}).items() if k not in unused}
     labels = {k: v for k, v in choices.items() if learns or k not in LEARNS}
     labels["protocol"] = str((config.get("protocol") or {}).get("name", "none"))
@@ -164,6 +178,8 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = (), who: Identity 
     valid = typing.get_args(Precision)
     if parts["precision"] not in valid:
         raise SpecError(f"precision={parts['precision']!r}: valid is one of {', '.join(valid)}")
+    for key in who.lanes[0].values:
+        _varies(built, key)
     study = built["study"]
     if parts["precision"] not in study.precisions:
         raise SpecError(f"precision={parts['precision']}: this study takes {', '.join(study.precisions)}")
@@ -232,6 +248,16 @@ def _used_key(config: Mapping[str, Any], key: str) -> str | None:
             f"lanes.{key} cannot vary inside a cell: lanes are numbers of parameterisation, learning, optimiser"
         )
     return key
+
+
+def _varies(built: Mapping[str, Any], key: str) -> None:
+    """Raise SpecError where a lane key is a number that is compiled in."""
+    node: Any = built
+    for part in key.split("."):
+        static = {field.name for field in fields(node) if field.metadata.get("static")} if is_dataclass(node) else ()
+        if part in static:
+            raise SpecError(f"lanes.{key} cannot vary inside a cell: vary it between cells, as in {key}=VALUE,VALUE")
+        node = node.get(part) if isinstance(node, Mapping) else getattr(node, part, None)
 
 
 def _remove(tree: dict[str, Any], key: str) -> None:

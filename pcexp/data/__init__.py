@@ -3,7 +3,7 @@
 from pcexp.data.augmentation import Augment, Augmentation
 from pcexp.data.batches import batch_indices, epoch_permutation, n_batches
 from pcexp.data.bundled import Digits, Mnist1D
-from pcexp.data.dataset import AbstractData, DataError, Dataset, Split
+from pcexp.data.dataset import AbstractData, Arrangement, DataError, Dataset, Split
 from pcexp.data.npz import Npz
 from pcexp.data.published_matrix import PublishedMatrix
 from pcexp.data.synthetic import Gaussian, LinearRegression, Matrix
@@ -11,6 +11,7 @@ from pcexp.data.tfds import Published, Tfds
 
 __all__ = [
     "AbstractData",
+    "Arrangement",
     "Augment",
     "Augmentation",
     "DataError",

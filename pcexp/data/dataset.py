@@ -37,11 +37,35 @@ class Split(NamedTuple):
     """Targets: one-hot for classes."""
     mask: Float32[np.ndarray, "n d_out"] | None = None
     """1 where the target counts, 0 where it does not; None where all of it does."""
+    x_mask: Float32[np.ndarray, "n ..."] | None = None
+    """1 where the input is clamped, 0 where it is free; None where all of it is clamped."""
 
     def flattened(self) -> "Split":
         """The same split with inputs (n, channels * height * width), channel first as in PyTorch."""
         x = np.moveaxis(self.x, -1, 1) if self.x.ndim == 4 else self.x
         return self._replace(x=np.ascontiguousarray(x).reshape(len(x), int(np.prod(x.shape[1:]))))
+
+
+class Arrangement(NamedTuple):
+    """What of an example stands below a network (x) and what above it (y): inputs and targets, as vectors where `flat`.
+
+    A `generative` network has targets below and inputs above; with `latents` n it has n free inputs of mean 0 below them.
+    """
+
+    flat: bool = True
+    generative: bool = False
+    latents: int | None = None
+
+    def of(self, split: Split) -> Split:
+        """A split, so arranged."""
+        split = split.flattened() if self.flat else split
+        if not self.generative:
+            return split
+        if self.latents is not None:
+            free = np.zeros((len(split.x), self.latents), np.float32)
+            return Split(free, split.x, None, free)
+        # A target that counts for nothing is one that is not known: below, it is free.
+        return Split(split.y, split.x, None, split.mask)
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -85,15 +109,21 @@ class Dataset:
     def d_out(self) -> int:
         return self.train.y.shape[1]
 
+    def arranged(self, arrangement: Arrangement) -> "Dataset":
+        """The same data with what stands below a network as x and what stands above it as y. Raises ValueError."""
+        if arrangement == Arrangement(flat=False):
+            return self
+        if arrangement.generative and self.augment:
+            raise ValueError(
+                "data.augmentation changes inputs, and a generative network has them above: set it to null"
+            )
+        train, validation, test = map(arrangement.of, (self.train, self.validation, self.test))
+        augment = self.augment and replace(self.augment, flat=arrangement.flat)
+        return replace(self, train=train, validation=validation, test=test, augment=augment)
+
     def flattened(self) -> "Dataset":
-        """The same data with inputs (n, channels * height * width), channel first."""
-        return replace(
-            self,
-            train=self.train.flattened(),
-            validation=self.validation.flattened(),
-            test=self.test.flattened(),
-            augment=self.augment and replace(self.augment, flat=True),
-        )
+        """The same data with inputs as vectors."""
+        return self.arranged(Arrangement())
 
 
 class AbstractData(abc.ABC):

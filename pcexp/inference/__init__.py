@@ -8,18 +8,23 @@ from pcexp.inference.gradient_descent import GradientDescent
 from pcexp.inference.momentum import Momentum
 from pcexp.inference.ode import ODE
 from pcexp.inference.sequential import Sequential
+from pcexp.inference.starts import AbstractStart, AmortisedStart, ForwardStart, RandomStart
 from pcexp.problem import InferenceProblem
 
 __all__ = [
     "ODE",
     "STOPPED_BY",
     "AbstractInference",
+    "AbstractStart",
     "AdamInference",
+    "AmortisedStart",
     "ClosedForm",
     "Equilibrium",
     "ErrorDescent",
+    "ForwardStart",
     "GradientDescent",
     "InferenceProblem",
     "Momentum",
+    "RandomStart",
     "Sequential",
 ]

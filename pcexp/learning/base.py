@@ -1,12 +1,14 @@
 """What every learning rule returns, and the scale of its gradient."""
 
 import abc
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from pcexp.data import Split
 from pcexp.energy import Batch
+from pcexp.evaluation import AbstractEvaluation, ByForwardPass, evaluate
 from pcexp.model.network import Network
 
 GradientScale = Literal["batch_mean", "batch_sum", "mean_squared_error"]
@@ -26,23 +28,33 @@ def refuse_free_input(batch: Batch, rule: str) -> None:
 
 
 class WeightGradient(NamedTuple):
-    """Scaled gradient of the weights, the batch's loss at the forward pass, and what was seen on the way."""
+    """Scaled gradient of the weights, in the shape of the model, the batch's loss at the forward pass, and what was seen on the way."""
 
-    gradient: Network
+    gradient: Any
     loss: Float[Array, ""]
     diagnostics: dict[str, Array]
 
 
 class AbstractLearning(eqx.Module):
-    """A learning rule; its fields are its hyperparameters, among them the `precision` of its products."""
+    """A learning rule; its fields are its hyperparameters, among them the `precision` of its products, and how it evaluates."""
+
+    evaluation: AbstractEvaluation = eqx.field(default=ByForwardPass(), kw_only=True)
+    infers_inputs: ClassVar[bool] = False
+    """Whether it learns where inputs are free."""
 
     @abc.abstractmethod
-    def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+    def gradient(self, model: Any, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
         """Weight gradient of one batch; output errors count where its `mask` is 1, everywhere if it is None."""
 
     @abc.abstractmethod
     def forward_passes(self) -> float:
         """Matrix products of a gradient in units of one forward pass."""
 
-    def check(self, network: Network) -> None:
-        """Raise ValueError where this rule cannot work on a network; called before anything is compiled."""
+    def check(self, model: Any) -> None:
+        """Raise ValueError where this rule cannot work on a model; called before anything is compiled."""
+        if not isinstance(model, Network):
+            raise ValueError("this rule trains one network, and this is a pair: choose learning=hybrid")
+
+    def evaluate(self, model: Any, split: Split, *, stacked: bool = False) -> dict[str, Any]:
+        """Scores of a model on a split: of each lane of a `stacked` model and rule."""
+        return evaluate(model, split, self.evaluation, stacked=stacked)

@@ -2,24 +2,22 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pcexp.energy import Batch
 from pcexp.learning.base import AbstractLearning, WeightGradient
-from pcexp.model.network import Activities, Network
+from pcexp.model.network import AbstractModel, Activities, Network
 from pcexp.model.segments import AbstractSegment, Reference
 
 
-class Networks(eqx.Module):
+class Networks(AbstractModel):
     """Networks with inputs of one layout, as one model."""
 
     members: tuple[Network, ...]
 
     @property
-    def segments(self) -> tuple[AbstractSegment, ...]:
-        """Segments of all members."""
+    def stacks(self) -> tuple[AbstractSegment, ...]:
         return tuple(segment for network in self.members for segment in network.segments)
 
     @property
@@ -41,15 +39,15 @@ class Beside(AbstractLearning):
 
     rules: tuple[AbstractLearning, ...]
 
-    def gradient(self, network: Any, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
-        found = [rule.gradient(one, batch, key=key) for rule, one in zip(self.rules, network.members, strict=True)]
+    def gradient(self, model: Any, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        found = [rule.gradient(one, batch, key=key) for rule, one in zip(self.rules, model.members, strict=True)]
         seen = {
             f"{name}_{i}": value
             for i, one in enumerate(found)
             for name, value in ({"loss": one.loss} | one.diagnostics).items()
         }
         return WeightGradient(
-            Networks(tuple(one.gradient for one in found)),  # type: ignore[arg-type]  # a model of several networks
+            Networks(tuple(one.gradient for one in found)),
             jnp.mean(jnp.stack([one.loss for one in found])),
             seen,
         )
@@ -57,6 +55,6 @@ class Beside(AbstractLearning):
     def forward_passes(self) -> float:
         return sum(rule.forward_passes() for rule in self.rules)
 
-    def check(self, network: Any) -> None:
-        for rule, one in zip(self.rules, network.members, strict=True):
+    def check(self, model: Any) -> None:
+        for rule, one in zip(self.rules, model.members, strict=True):
             rule.check(one)

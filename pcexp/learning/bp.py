@@ -1,5 +1,7 @@
 """Backpropagation."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
@@ -41,9 +43,10 @@ class BP(AbstractLearning):
     def forward_passes(self) -> float:
         return 3.0
 
-    def check(self, network: Network) -> None:
-        if self.last_layers is not None and self.last_layers > network.depth:
-            raise ValueError(f"last_layers={self.last_layers}: the network has {network.depth} weight matrices")
+    def check(self, model: Any) -> None:
+        super().check(model)
+        if self.last_layers is not None and self.last_layers > model.depth:
+            raise ValueError(f"last_layers={self.last_layers}: the network has {model.depth} weight matrices")
 
 
 def last_layers_of(gradient: Network, k: int) -> Network:

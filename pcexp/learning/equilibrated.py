@@ -1,5 +1,7 @@
 """Learning on the equilibrated energy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
@@ -35,8 +37,9 @@ class Equilibrated(AbstractLearning):
     def forward_passes(self) -> float:
         return 4.0
 
-    def check(self, network: Network) -> None:
-        if not network.is_linear:
+    def check(self, model: Any) -> None:
+        super().check(model)
+        if not model.is_linear:
             raise ValueError(
                 "learning=equilibrated descends the equilibrated energy of linear networks, and this network is not linear. "
                 "Choose network.activation=linear and a linear output, or learning=pc with inference=error_descent, "

@@ -1,10 +1,11 @@
 """Architectures: what a configuration says of a network, and how a network is built from it."""
 
 import abc
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,10 +13,12 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import PRNGKeyArray
 
+from pcexp.data import Arrangement
 from pcexp.model.activation import Activation
 from pcexp.model.convolution import Convolution
 from pcexp.model.network import Network
 from pcexp.model.output import AbstractOutput, Squared
+from pcexp.model.pair import Pair
 from pcexp.model.parameterisation import AbstractParameterisation, LayerPosition, default_bias
 from pcexp.model.segments import AbstractSegment, Dense
 
@@ -36,7 +39,10 @@ def default_segment_size(n_layers: int) -> int:
 class AbstractArchitecture(eqx.Module):
     """The shape of a network; `build` draws its weights."""
 
-    flat_inputs: eqx.AbstractClassVar[bool]
+    @property
+    @abc.abstractmethod
+    def arrangement(self) -> Arrangement:
+        """What of the data stands below it and what above."""
 
     @abc.abstractmethod
     def build(
@@ -46,12 +52,16 @@ class AbstractArchitecture(eqx.Module):
         d_out: int,
         *,
         key: PRNGKeyArray,
-    ) -> Network:
-        """A network with freshly drawn weights. Raises ValueError for an input that the architecture cannot take."""
+    ) -> Any:
+        """A model (a network, or a pair of them) with freshly drawn weights. Raises ValueError for an input that the architecture cannot take."""
 
 
 class FullyConnected(AbstractArchitecture):
-    """D - H x N - K, fully connected; width 1 is a chain. Skips sit on weight matrices 2..L-1."""
+    """D - H x N - K, fully connected; width 1 is a chain. Skips sit on weight matrices 2..L-1.
+
+    A `generative` network is K - H x N - D, from targets to inputs, or from so many free `latents`. `precisions` weigh the L
+    layers' errors in the energy.
+    """
 
     width: int
     n_hidden: int
@@ -62,7 +72,9 @@ class FullyConnected(AbstractArchitecture):
     segment_size: int | None = None
     output: AbstractOutput = Squared()
     premultipliers: Premultipliers = "everywhere"
-    flat_inputs = True
+    precisions: Sequence[float] | None = None
+    generative: bool = False
+    latents: int | None = None
 
     def __check_init__(self) -> None:
         for name in ("width", "n_hidden"):
@@ -70,6 +82,12 @@ class FullyConnected(AbstractArchitecture):
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.segment_size is not None and self.segment_size < 1:
             raise ValueError(f"segment_size must be at least 1, not {self.segment_size}")
+        if self.latents is not None and (self.latents < 1 or not self.generative):
+            raise ValueError(f"latents={self.latents}: valid are null, and 1 or more with generative=true")
+
+    @property
+    def arrangement(self) -> Arrangement:
+        return Arrangement(generative=self.generative, latents=self.latents)
 
     def build(
         self,
@@ -87,7 +105,9 @@ class FullyConnected(AbstractArchitecture):
             for layers in _cut(range(2, depth), self.segment_size or default_segment_size(depth - 2))
         ]
         first = draw.segment(range(1, 2), math.prod(input_shape), self.width)
-        return Network((first, *hidden, draw.segment(range(depth, depth + 1), self.width, d_out)), self.output)
+        last = draw.segment(range(depth, depth + 1), self.width, d_out)
+        precisions = None if self.precisions is None else tuple(self.precisions)
+        return Network((first, *hidden, last), self.output, precisions)
 
 
 class Convolutional(AbstractArchitecture):
@@ -102,7 +122,10 @@ class Convolutional(AbstractArchitecture):
     kernel_size: int = 3
     pool: int = 2
     output: AbstractOutput = Squared()
-    flat_inputs = False
+
+    @property
+    def arrangement(self) -> Arrangement:
+        return Arrangement(flat=False)
 
     def build(
         self,
@@ -131,6 +154,34 @@ class Convolutional(AbstractArchitecture):
         for index, (d_in, d) in enumerate(itertools.pairwise(sizes), start=len(self.channels) + 1):
             segments.append(draw.segment(range(index, index + 1), d_in, d))
         return Network(tuple(segments), self.output)
+
+
+class Hybrid(AbstractArchitecture):
+    """A generative network and its amortiser: the same layers in reverse, which guess what is below from what is above."""
+
+    generator: FullyConnected
+
+    def __check_init__(self) -> None:
+        if not self.generator.generative:
+            raise ValueError("generator.generative=false: the amortiser guesses what is below a generative network")
+
+    @property
+    def arrangement(self) -> Arrangement:
+        return self.generator.arrangement
+
+    def build(
+        self,
+        parameterisation: AbstractParameterisation,
+        input_shape: tuple[int, ...],
+        d_out: int,
+        *,
+        key: PRNGKeyArray,
+    ) -> Pair:
+        down = dataclasses.replace(self.generator, output=Squared(), precisions=None)
+        return Pair(
+            self.generator.build(parameterisation, input_shape, d_out, key=key),
+            down.build(parameterisation, (d_out,), math.prod(input_shape), key=jr.fold_in(key, 0)),
+        )
 
 
 class _Draw(NamedTuple):

@@ -3,6 +3,7 @@
 Everything here is written for one example; batches enter by `jax.vmap` over the axes that `Network.batch_axes` names.
 """
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Iterable
@@ -21,7 +22,25 @@ Activities = tuple[Float[Array, "_ ..."], ...]
 """One array a segment, layers along the first axis; the last entry is the output z_L."""
 
 
-class Network(eqx.Module):
+class AbstractModel(eqx.Module):
+    """What learns: a network, or several that learn together."""
+
+    @property
+    @abc.abstractmethod
+    def stacks(self) -> tuple[AbstractSegment, ...]:
+        """Segments of all of its networks."""
+
+    @property
+    @abc.abstractmethod
+    def input_batch_axis(self) -> int:
+        """Position of the batch axis in the inputs x."""
+
+    @abc.abstractmethod
+    def forward(self, x: Float[Array, "..."], *, batched: bool = False) -> tuple[Activities, tuple[Reference, ...]]:
+        """Forward pass of all of its layers from x, and the references that deviations from it need."""
+
+
+class Network(AbstractModel):
     """A feedforward network as a tuple of segments; the last segment is the output layer, whose linear map `output` ends in."""
 
     segments: tuple[AbstractSegment, ...]
@@ -80,8 +99,11 @@ class Network(eqx.Module):
         return tuple(segment.batch_axis for segment in self.segments)
 
     @property
+    def stacks(self) -> tuple[AbstractSegment, ...]:
+        return self.segments
+
+    @property
     def input_batch_axis(self) -> int:
-        """Position of the batch axis in the inputs x."""
         return self.segments[0].batch_axis
 
     @property

@@ -10,7 +10,7 @@ import jax.random as jr
 
 from pcexp.config.identity import flat
 from pcexp.config.spec import Spec
-from pcexp.model.network import Network
+from pcexp.model.network import AbstractModel
 from pcexp.run.progress import duration
 from pcexp.run.session import Datasets
 from pcexp.train import iterations
@@ -27,12 +27,12 @@ class Cost(NamedTuple):
     lanes: int
 
 
-def forward_flops(network: Network, input_shape: tuple[int, ...]) -> float:
+def forward_flops(network: AbstractModel, input_shape: tuple[int, ...]) -> float:
     """Floating point operations of one forward pass of one example: two a weight and position it is applied at."""
     x = jax.ShapeDtypeStruct(input_shape, "float32")
     _, references = jax.eval_shape(lambda n, x: n.forward(x), network, x)
     total = 0.0
-    for segment, reference in zip(network.segments, references, strict=True):
+    for segment, reference in zip(network.stacks, references, strict=True):
         positions = reference.linear.size / (segment.depth * reference.linear.shape[-1])
         total += 2.0 * segment.weight.size * positions
     return total

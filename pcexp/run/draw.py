@@ -15,7 +15,6 @@ from pcexp.config.spec import Spec
 from pcexp.data import Dataset
 from pcexp.evaluation import batch_layout
 from pcexp.learning import AbstractLearning
-from pcexp.model.network import Network
 from pcexp.model.segments import Precision
 from pcexp.train import AbstractEvents, TrainingSet, TrainState, initial_state
 
@@ -59,8 +58,8 @@ def training_set(dataset: Dataset, model: Any, probe_size: int) -> TrainingSet:
     """The training split on the device, its first examples as the probe, in the type of floats that holds here."""
     floats = jnp.result_type(float)
     x, y = jnp.asarray(dataset.train.x, floats), jnp.asarray(dataset.train.y, floats)
-    mask = None if dataset.train.mask is None else jnp.asarray(dataset.train.mask, floats)
-    return TrainingSet(x, y, batch_layout(model, x[:probe_size]), y[:probe_size].T, dataset.augment, mask)
+    masks = (None if m is None else jnp.asarray(m, floats) for m in (dataset.train.mask, dataset.train.x_mask))
+    return TrainingSet(x, y, batch_layout(model, x[:probe_size]), y[:probe_size].T, dataset.augment, *masks)
 
 
 def components(spec: Spec, lane: Lane) -> tuple[Any, Any, Any]:
@@ -94,7 +93,7 @@ def lane_key(spec: Spec, lane: Lane, purpose: int) -> jax.Array:
     return jr.fold_in(jr.fold_in(jr.key(spec.root_seed), int(lane.values["seed"])), purpose)
 
 
-def initial_network(spec: Spec, lane: Lane, dataset: Dataset) -> Network:
+def initial_network(spec: Spec, lane: Lane, dataset: Dataset) -> Any:
     """The network that a lane starts from: the same draw in every precision."""
     with jax.enable_x64(False):
         parameterisation, _, _ = components(spec, lane)
@@ -110,8 +109,8 @@ def network_size(spec: Spec, dataset: Dataset, *, inputs: int | None = None, out
     return sum(leaf.size for leaf in jax.tree.leaves(network))
 
 
-def in_floats(network: Network) -> Network:
-    """The network in the type of floats that holds here."""
+def in_floats(network: Any) -> Any:
+    """A model in the type of floats that holds here."""
     floats = jnp.result_type(float)
     return jax.tree.map(lambda leaf: leaf.astype(floats) if eqx.is_inexact_array(leaf) else leaf, network)
 

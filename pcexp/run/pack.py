@@ -12,7 +12,6 @@ import numpy as np
 
 from pcexp.config.identity import Lane
 from pcexp.data import Split
-from pcexp.evaluation import evaluate
 from pcexp.model.segments import Precision
 from pcexp.run.draw import Drawn, Start, arithmetic, on_device
 from pcexp.train import Measure, MeasureAfter, Rows, Training, TrainingSet, TrainState, advance, advance_pack
@@ -113,8 +112,9 @@ class Pack:
                     yield {"lane": lane.name} | {name: values[at].tolist() for name, values in columns.items()}
 
     def evaluate(self, test: Split) -> list[dict[str, float]]:
-        """Test loss and accuracy of each lane where it stands."""
-        found = evaluate(self.state.network, test, stacked=not self.single)
+        """What the learning rule says of the test split, of each lane where it stands."""
+        held = self.begin()
+        found = held.learning.evaluate(held.state.network, test, stacked=not self.single)
         return [
             {f"test_{name}": float(np.atleast_1d(value)[i]) for name, value in found.items()}
             for i in range(len(self.lanes))

@@ -45,12 +45,11 @@ class Datasets:
         self._loading = threading.Lock()
 
     def __call__(self, spec: Spec) -> Dataset:
-        """The data of a cell, flattened where its network wants vectors. Raises DataError."""
-        name = f"{spec.science['data']} {spec.network.flat_inputs}"
+        """The data of a cell, arranged as its network takes them. Raises DataError, or ValueError where it takes none such."""
+        name = f"{spec.science['data']} {spec.network.arrangement}"
         with self._loading:
             if name not in self._loaded:
-                dataset = spec.data.load()
-                self._loaded[name] = dataset.flattened() if spec.network.flat_inputs else dataset
+                self._loaded[name] = spec.data.load().arranged(spec.network.arrangement)
             return self._loaded[name]
 
 

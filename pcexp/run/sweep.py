@@ -19,7 +19,7 @@ from pcexp.config.identity import Identity
 from pcexp.config.spec import Spec, identity, spec
 from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build
 from pcexp.data import DataError
-from pcexp.model.network import Network
+from pcexp.model.pair import Pair
 from pcexp.records import manifest
 from pcexp.records.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error
 from pcexp.records.manifest import Blocks
@@ -119,11 +119,7 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
         ]
         tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
         for cell in specs:
-            network = _shapes(cell)
-            if network.output.name not in cell.study.outputs:
-                raise SpecError(f"output={network.output.name}: this study takes {', '.join(cell.study.outputs)}")
-            if cell.learns:
-                cell.learning.check(network)
+            _check(cell)
     except (SpecError, ValueError) as error:
         raise Refused(str(error)) from error
     blocks = {data: {block.name: list(block.figures) for block in there} for data, there in asked.blocks.items()}
@@ -215,10 +211,20 @@ def _about(cell: Spec) -> dict[str, Any]:
     }
 
 
-def _shapes(cell: Spec) -> Network:
-    """Shapes of a network for the checks before anything is compiled; sizes of data do not matter to them."""
-    shape = (8,) if cell.network.flat_inputs else (64, 64, 3)
-    return jax.eval_shape(lambda: cell.network.build(cell.parameterisation, shape, 2, key=jr.key(0)))
+def _check(cell: Spec) -> None:
+    """Raise SpecError or ValueError where parts of a cell do not go together: before anything is compiled."""
+    arrangement = cell.network.arrangement
+    shape = (8,) if arrangement.flat else (64, 64, 3)  # sizes of data do not matter here
+    model = jax.eval_shape(lambda: cell.network.build(cell.parameterisation, shape, 2, key=jr.key(0)))
+    output = (model.generator if isinstance(model, Pair) else model).output.name
+    if output not in cell.study.outputs:
+        raise SpecError(f"output={output}: this study takes {', '.join(cell.study.outputs)}")
+    if not cell.learns:
+        return
+    cell.learning.check(model)
+    if arrangement.latents is not None and not cell.learning.infers_inputs:
+        raise SpecError("network.latents are free inputs, and this rule infers none: choose learning=pc")
+    cell.learning.evaluation.check(model, generative=arrangement.generative)
 
 
 def _report(study: str, scale: str, outputs: str) -> None:

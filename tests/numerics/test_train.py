@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from pcexp.data import epoch_permutation
+from pcexp.evaluation import batch_layout
 from pcexp.inference import GradientDescent
 from pcexp.learning import BP, PC, AbstractLearning, WeightGradient
 from pcexp.model.architecture import Convolutional, FullyConnected
@@ -21,7 +22,6 @@ from pcexp.train import (
     TrainingSet,
     advance,
     advance_pack,
-    batch_layout,
     initial_state,
     iterations,
     weight_norms,

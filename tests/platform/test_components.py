@@ -104,12 +104,13 @@ def test_making_a_data_source_reads_nothing(option: str, monkeypatch: pytest.Mon
 def test_every_network_builds_and_runs_forward(option: str, scale: str) -> None:
     config = quick.composed(f"network={option}", f"scale={scale}", base=())
     architecture = build(config["network"], "network", ALLOWED_TARGETS)
-    shape = (8,) if architecture.flat_inputs else (32, 32, 3)
+    shape = (8,) if architecture.arrangement.flat else (32, 32, 3)
     shapes = jax.eval_shape(
         lambda: architecture.build(component("parameterisation", "standard"), shape, 4, key=jr.key(0))
     )
-    out = jax.eval_shape(lambda n, x: n(x), shapes, jax.ShapeDtypeStruct(shape, "float32"))
-    assert out.shape == (4,)
+    activities, _ = jax.eval_shape(lambda n, x: n.forward(x), shapes, jax.ShapeDtypeStruct(shape, "float32"))
+    assert (1, 4) in {z.shape for z in activities}
+    assert sum(z.shape[0] for z in activities) == sum(segment.depth for segment in shapes.stacks)
 
 
 @pytest.mark.parametrize("option", options("parameterisation"))

@@ -176,7 +176,7 @@ def test_a_residual_that_is_not_small_is_reported_as_not_converged():
     ids=["tanh", "max pooling"],
 )
 def test_the_closed_form_refuses_what_is_not_linear_and_names_a_solver_that_works(network):
-    built = network.build(Standard(), (4,) if network.flat_inputs else (4, 4, 1), 2, key=jax.random.key(0))
+    built = network.build(Standard(), (4,) if network.arrangement.flat else (4, 4, 1), 2, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"inference=closed_form.*inference=gradient_descent"):
         ClosedForm().check(built)
     with pytest.raises(ValueError, match="linear networks only"):
