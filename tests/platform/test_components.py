@@ -27,6 +27,7 @@ from pcexp.data import AbstractData
 from pcexp.energy import Batch
 from pcexp.inference import AbstractInference, InferenceProblem
 from pcexp.learning import AbstractLearning
+from pcexp.model import FullyConnected, Pair, Standard
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import AbstractParameterisation
 from pcexp.run.session import Execution
@@ -186,9 +187,12 @@ def test_a_solver_says_how_far_it_got(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", options("learning"))
-def test_a_learning_rule_gives_a_finite_gradient_of_the_networks_shape(option: str) -> None:
+def test_a_learning_rule_gives_a_finite_gradient_of_the_models_shape(option: str) -> None:
     rule = component("learning", option)
-    network = small_net(component("parameterisation", "standard"), n_hidden=5)
+    network: Any = small_net(component("parameterisation", "standard"), n_hidden=5)
+    if option == "hybrid":  # the one rule of a pair
+        down = FullyConnected(6, 5, "tanh").build(Standard(), (4,), 5, key=jr.key(1))
+        network = Pair(network, down)
     rule.check(network)
     out = rule.gradient(network, Batch(jr.normal(jr.key(1), (5, 7)), jr.normal(jr.key(2), (4, 7))), key=jr.key(3))
     shapes = [leaf.shape for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_inexact_array))]
