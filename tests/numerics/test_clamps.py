@@ -48,7 +48,12 @@ def clamps(case):
     of_x, of_y, precisions = CASES[case]
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(D_IN, BATCH)), rng.normal(size=(D_OUT, BATCH))
-    part = {"all": lambda shape: None, "ones": np.ones, "none": np.zeros, "part": lambda shape: (rng.random(shape) > 0.5) * 1.0}
+    part = {
+        "all": lambda shape: None,
+        "ones": np.ones,
+        "none": np.zeros,
+        "part": lambda shape: (rng.random(shape) > 0.5) * 1.0,
+    }
     return x, y, part[of_x]((D_IN, BATCH)), part[of_y]((D_OUT, BATCH)), precisions
 
 

@@ -76,7 +76,9 @@ def test_backpropagation_of_masked_targets_is_the_derivative_of_the_written_out_
     out = eqx.filter_jit(BP("batch_mean").gradient)(network, Batch(x, y, mask))
     for found, wanted in zip(weights(out.gradient), jax.grad(objective)(weights(network)), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose([out.loss, eqx.filter_jit(loss)(network, x, y, mask)], objective(weights(network)), rtol=1e-12)
+    np.testing.assert_allclose(
+        [out.loss, eqx.filter_jit(loss)(network, x, y, mask)], objective(weights(network)), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("inference_form", ["activities", "deviations"])
@@ -154,7 +156,9 @@ def test_the_equilibrated_energy_of_masked_targets_is_the_least_energy_over_free
     examples = zip(*(np.asarray(array).T for array in (x, y, mask)), strict=True)
     wanted = np.mean([least_energy(ws, *example) for example in examples])
     np.testing.assert_allclose(eqx.filter_jit(equilibrated_energy)(network, x, y, mask=mask), wanted, rtol=1e-10)
-    np.testing.assert_allclose(eqx.filter_jit(energy)(network, solved(ClosedForm(), network, x, y, mask).errors), wanted, rtol=1e-10)
+    np.testing.assert_allclose(
+        eqx.filter_jit(energy)(network, solved(ClosedForm(), network, x, y, mask).errors), wanted, rtol=1e-10
+    )
     out = eqx.filter_jit(Equilibrated("batch_mean").gradient)(network, Batch(x, y, mask))
     np.testing.assert_allclose(out.diagnostics["equilibrated_energy"], wanted, rtol=1e-10)
 

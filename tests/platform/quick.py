@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from pcexp.__main__ import main
 from pcexp.command_line import CONF
 from pcexp.config.composition import Asked, Composed, Composer
 from pcexp.config.spec import Spec
@@ -159,6 +161,17 @@ def command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProc
         [sys.executable, "-m", "pcexp", *arguments],
         cwd=cwd, env=environment(cwd, **more), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+
+
+def refused(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `python -m pcexp ARGUMENTS` says on its end with status 1, in this process."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["pcexp", *arguments])
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert isinstance(ended.value.code, str)  # printed by Python, with status 1 and no traceback
+    return ended.value.code
 
 
 def started(*arguments: str, cwd: Path, pause: float) -> subprocess.Popen[str]:
