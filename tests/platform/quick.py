@@ -92,7 +92,7 @@ def composer(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None =
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         loader = hydra.config_loader
-        loader.load_configuration = _remembering(loader.load_configuration)  # type: ignore[method-assign]
+        loader.load_configuration = _remembering(loader.load_configuration)
         return Composer(loader, [*search, *base, *overrides])
 
 
