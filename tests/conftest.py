@@ -1,7 +1,9 @@
 """Settings that every test runs under: no silent broadcasting, annotations of pcexp enforced, a seeded Hypothesis."""
 
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,17 @@ from pathlib import Path
 # Before jax is imported, and inherited by the processes that tests start.
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Tests spend most of their time in compiling tiny programs, and half of that in making them fast. What is compared to the bit
+# is compiled alike on both sides; `XLA_FLAGS= make test` tests the code of a real run.
+os.environ["XLA_FLAGS"] = os.environ.get(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+# What several tests, or the processes that they start, compile alike is compiled once in a run of the tests.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(
+    prefix=f"pcexp-tests-{os.getpid()}-"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 sys.path.append(str(Path(__file__).parent / "numerics"))  # by_hand and typechecker, shared with the tests of the theory
 
 import jax
@@ -27,6 +40,12 @@ with warnings.catch_warnings():
 # Deadlines would measure compilation; a derandomised run fails on every machine or on none.
 settings.register_profile("pcexp", deadline=None, derandomize=True, database=None)
 settings.load_profile("pcexp")
+
+
+def pytest_unconfigure() -> None:
+    """The process that made the folder of compiled programs removes it; its workers found it in their environment."""
+    if f"pcexp-tests-{os.getpid()}-" in os.environ["JAX_COMPILATION_CACHE_DIR"]:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture

@@ -67,18 +67,21 @@ def energy(
     return sum(jnp.sum(e**2) for e in errors) / 2
 
 
+slope = jax.jit(jax.grad(energy), static_argnums=4)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("form", ["activities", "deviations"])
 @pytest.mark.parametrize("activation", ["tanh", "relu", "linear"])
 def test_inference_and_learning_descend_with_the_derivatives_of_a_custom_vjp(activation: str, form: Form) -> None:
     net, (x, y) = network(activation), batch()
     weights = weights_of(net)
-    hidden = forward(weights, x, activation)[:-1]
+    hidden = jax.jit(forward, static_argnums=2)(weights, x, activation)[:-1]
     for _ in range(T):
-        pulls = jax.grad(energy)(hidden, weights, x, y, activation)
+        pulls = slope(hidden, weights, x, y, activation)
         hidden = [z - BETA * g for z, g in zip(hidden, pulls, strict=True)]
-    expected = jax.grad(energy, argnums=1)(hidden, weights, x, y, activation)
-    found = PC(GradientDescent(BETA, T, form), "batch_sum").gradient(net, Batch(x, y)).gradient
+    expected = jax.jit(jax.grad(energy, argnums=1), static_argnums=4)(hidden, weights, x, y, activation)
+    found = eqx.filter_jit(PC(GradientDescent(BETA, T, form), "batch_sum").gradient)(net, Batch(x, y)).gradient
     for g, e in zip(weights_of(found), expected, strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-9, atol=1e-12 * float(jnp.max(jnp.abs(e))))
 
@@ -88,10 +91,11 @@ def test_inference_and_learning_descend_with_the_derivatives_of_a_custom_vjp(act
 def test_backpropagation_takes_the_premultipliers_as_1(activation: str) -> None:
     net, (x, y) = network(activation), batch()
 
+    @jax.jit
     def loss(weights: list[jax.Array]) -> jax.Array:
         return jnp.sum((y - forward(weights, x, activation)[-1]) ** 2) / 2
 
-    found = BP("batch_sum").gradient(net, Batch(x, y))
+    found = eqx.filter_jit(BP("batch_sum").gradient)(net, Batch(x, y))
     for g, e in zip(weights_of(found.gradient), jax.grad(loss)(weights_of(net)), strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-9)
     assert float(found.loss) == pytest.approx(float(loss(weights_of(net))) / B)
@@ -100,11 +104,11 @@ def test_backpropagation_takes_the_premultipliers_as_1(activation: str) -> None:
 @pytest.mark.usefixtures("x64")
 def test_what_jax_differentiates_has_the_same_derivatives() -> None:
     net, (x, _) = network("tanh"), batch()
-    activities, _ = net.forward(x, batched=True)
+    activities, _ = eqx.filter_jit(net.forward)(x, batched=True)
     moved = jax.tree.map(lambda z: z + 0.1, activities)
-    found = jax.grad(lambda z: summed_energy(net, prediction_errors(net, x, z)))(moved)
+    found = jax.jit(jax.grad(lambda z: summed_energy(net, prediction_errors(net, x, z))))(moved)
     flat = [z for segment in moved for z in segment]
-    expected = jax.grad(energy)(flat[:-1], weights_of(net), x, flat[-1], "tanh")
+    expected = slope(flat[:-1], weights_of(net), x, flat[-1], "tanh")
     for g, e in zip([z for segment in found for z in segment][:-1], expected, strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-9)
 

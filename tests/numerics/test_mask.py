@@ -63,16 +63,22 @@ def written_energy(ws, hidden, x, y, mask, form):
     return 0.5 * (count + jnp.sum(jnp.where(mask == 1, y - mus[2], 0) ** 2))
 
 
+slopes = {argnum: jax.jit(jax.grad(written_energy, argnums=argnum), static_argnums=5) for argnum in (0, 1)}
+
+
 def test_backpropagation_of_masked_targets_is_the_derivative_of_the_written_out_loss():
     network, (x, y, mask) = build(), batch()
 
+    @jax.jit
     def objective(ws):
         return jnp.sum(jnp.where(mask == 1, y - output(ws, x), 0) ** 2) / (2 * BATCH)
 
     out = eqx.filter_jit(BP("batch_mean").gradient)(network, Batch(x, y, mask))
     for found, wanted in zip(weights(out.gradient), jax.grad(objective)(weights(network)), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose([out.loss, loss(network, x, y, mask)], objective(weights(network)), rtol=1e-12)
+    np.testing.assert_allclose(
+        [out.loss, eqx.filter_jit(loss)(network, x, y, mask)], objective(weights(network)), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("inference_form", ["activities", "deviations"])
@@ -85,14 +91,14 @@ def test_inference_and_learning_descend_the_energy_of_the_observed_entries(form,
     second = ws[1] @ (hidden[0] if form == "post" else jnp.tanh(hidden[0]))
     hidden = [hidden[0], jnp.tanh(second) if form == "post" else second]
     for _ in range(steps):
-        slope = jax.grad(written_energy, argnums=1)(ws, hidden, x, y, mask, form)
+        slope = slopes[1](ws, hidden, x, y, mask, form)
         hidden = [z - beta * g for z, g in zip(hidden, slope, strict=True)]
-    wanted = jax.grad(written_energy)(ws, hidden, x, y, mask, form)
+    wanted = slopes[0](ws, hidden, x, y, mask, form)
     rule = PC(GradientDescent(beta, steps, inference_form), "batch_sum")
     out = eqx.filter_jit(rule.gradient)(network, Batch(x, y, mask))
     for found, expected in zip(weights(out.gradient), wanted, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-13)
-    slope = jax.grad(written_energy, argnums=1)(ws, hidden, x, y, mask, form)
+    slope = slopes[1](ws, hidden, x, y, mask, form)
     rms = np.sqrt(np.mean(np.square(np.concatenate([np.ravel(g) for g in slope]))))
     np.testing.assert_allclose(out.diagnostics["inference_residual"], rms, rtol=1e-8)
 
@@ -149,16 +155,18 @@ def test_the_equilibrated_energy_of_masked_targets_is_the_least_energy_over_free
     ws = [np.asarray(w) for w in weights(network)]
     examples = zip(*(np.asarray(array).T for array in (x, y, mask)), strict=True)
     wanted = np.mean([least_energy(ws, *example) for example in examples])
-    np.testing.assert_allclose(equilibrated_energy(network, x, y, mask=mask), wanted, rtol=1e-10)
-    np.testing.assert_allclose(energy(network, solved(ClosedForm(), network, x, y, mask).errors), wanted, rtol=1e-10)
-    out = Equilibrated("batch_mean").gradient(network, Batch(x, y, mask))
+    np.testing.assert_allclose(eqx.filter_jit(equilibrated_energy)(network, x, y, mask=mask), wanted, rtol=1e-10)
+    np.testing.assert_allclose(
+        eqx.filter_jit(energy)(network, solved(ClosedForm(), network, x, y, mask).errors), wanted, rtol=1e-10
+    )
+    out = eqx.filter_jit(Equilibrated("batch_mean").gradient)(network, Batch(x, y, mask))
     np.testing.assert_allclose(out.diagnostics["equilibrated_energy"], wanted, rtol=1e-10)
 
 
 def test_the_gradient_of_the_masked_equilibrated_energy_is_its_derivative():
     network, (x, y, mask) = build("linear", biases=True), batch()
-    wanted = eqx.filter_grad(lambda n: equilibrated_energy(n, x, y, mask=mask))(network)
-    found = equilibrated_gradient(network, x, y, mask=mask)
+    wanted = eqx.filter_jit(eqx.filter_grad(lambda n: equilibrated_energy(n, x, y, mask=mask)))(network)
+    found = eqx.filter_jit(equilibrated_gradient)(network, x, y, mask=mask)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-13)
 
@@ -179,7 +187,7 @@ def test_training_and_evaluation_count_what_the_mask_of_a_split_counts():
         state, BP("batch_sum"), eqx.Partial(optax.sgd, learning_rate=0.1), data, training,
         lambda seen: {"loss": seen.loss}, 4, jnp.asarray(1, jnp.int32),
     )  # fmt: skip
-    out = BP("batch_sum").gradient(network, Batch(x, y, mask))
+    out = eqx.filter_jit(BP("batch_sum").gradient)(network, Batch(x, y, mask))
     np.testing.assert_allclose(rows.values["loss"][0], out.loss, rtol=1e-12)
     for new, old, g in zip(*map(weights, (after.network, network, out.gradient)), strict=True):
         np.testing.assert_allclose(new, old - 0.1 * g, rtol=1e-9, atol=1e-14)

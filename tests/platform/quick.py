@@ -3,15 +3,19 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
 
+from pcexp.__main__ import main
 from pcexp.command_line import CONF
 from pcexp.config.composition import Asked, Composed, Composer
 from pcexp.config.spec import Spec
@@ -60,13 +64,36 @@ main()
 """The command, less its figures (tested elsewhere), in short calls with a pause after each: signals meet it half way."""
 
 
+PLAIN = re.compile(r"scale=\w+|execution\.outputs=/[\w./-]+")
+"""Overrides that choose no option: what they say is set in what Hydra has composed without them."""
+_loaded: dict[tuple[str, ...], DictConfig] = {}
+
+
+def _remembering(load: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """Hydra's `load_configuration`, which composes equal overrides once in a process: a third of a second each time."""
+
+    def load_configuration(name: str, overrides: list[str], **settings: Any) -> DictConfig:
+        if any(override.startswith("hydra.searchpath") for override in overrides):
+            return load(name, overrides, **settings)  # a folder of the test's own, whose files may change
+        rest = tuple(override for override in overrides if not PLAIN.fullmatch(override))
+        if rest not in _loaded:
+            _loaded[rest] = load(name, list(rest), **settings)
+        for override in filter(PLAIN.fullmatch, overrides):
+            OmegaConf.update(_loaded[rest], *override.split("=", 1))
+        return _loaded[rest]
+
+    return load_configuration
+
+
 def composer(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None = None) -> Composer:
     """What `python -m pcexp` composes of these overrides; `folder` is its --config-dir."""
     search = [] if folder is None else [f"hydra.searchpath=[file://{folder}]"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        return Composer(hydra.config_loader, [*search, *base, *overrides])
+        loader = hydra.config_loader
+        loader.load_configuration = _remembering(loader.load_configuration)
+        return Composer(loader, [*search, *base, *overrides])
 
 
 def composed(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None = None) -> dict[str, Any]:
@@ -134,6 +161,17 @@ def command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProc
         [sys.executable, "-m", "pcexp", *arguments],
         cwd=cwd, env=environment(cwd, **more), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
+
+
+def refused(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `python -m pcexp ARGUMENTS` says on its end with status 1, in this process."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["pcexp", *arguments])
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # the command sets it
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert isinstance(ended.value.code, str)  # printed by Python, with status 1 and no traceback
+    return ended.value.code
 
 
 def started(*arguments: str, cwd: Path, pause: float) -> subprocess.Popen[str]:

@@ -56,12 +56,10 @@ def suggests(message: str, word: str) -> bool:
     ],
 )
 def test_a_mistyped_key_on_the_command_line_is_named_with_what_was_meant_and_what_is_valid(
-    tmp_path: Path, override: str, typo: str, meant: str, another: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, typo: str, meant: str, another: str
 ) -> None:
-    done = quick.command(*quick.QUICK, "execution.outputs=out", override, cwd=tmp_path)
-    assert done.returncode == 1
-    assert typo in done.stderr and suggests(done.stderr, meant) and another in done.stderr
-    assert "Traceback" not in done.stderr
+    said = quick.refused(*quick.QUICK, "execution.outputs=out", override, monkeypatch=monkeypatch)
+    assert typo in said and suggests(said, meant) and another in said
     assert not (tmp_path / "out").exists() and not (tmp_path / "outputs").exists()
 
 
@@ -136,13 +134,14 @@ def test_a_mistyped_key_of_any_component_is_refused_with_a_suggestion(
         ("+experiment=saddle_escap", "saddle_escape"),
     ],
 )
-def test_an_unknown_option_is_refused_with_the_valid_ones(tmp_path: Path, override: str, listed: str) -> None:
+def test_an_unknown_option_is_refused_with_the_valid_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, listed: str
+) -> None:
     base = quick.QUICK[1:] if "experiment" in override else quick.QUICK
-    done = quick.command(*base, override, "execution.outputs=out", cwd=tmp_path)
-    assert done.returncode == 1
-    assert override.partition("=")[2] in done.stderr
-    assert re.search(rf"(?m)^\s+{listed}$|\b{listed}\b[,.]", done.stderr)
-    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
+    said = quick.refused(*base, override, "execution.outputs=out", monkeypatch=monkeypatch)
+    assert override.partition("=")[2] in said
+    assert re.search(rf"(?m)^\s+{listed}$|\b{listed}\b[,.]", said)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_study_that_reads_energies_refuses_an_output_whose_energy_is_no_function_of_its_error(

@@ -13,7 +13,7 @@ Run = Callable[..., int]
 SEVERAL_DEVICES = """
 import os, sys
 os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "0"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 import jax
 import pcexp.run.lanes, pcexp.run.sweep
 if sys.argv.pop(1) == "as GPUs":
