@@ -22,7 +22,7 @@ import jax.random as jr
 import optax
 from jax import lax
 from jaxtyping import Array
-from run import about_here, medians, observe, product_rate
+from run import about_here, observe, product_rate
 
 from pcexp.inference import GradientDescent
 from pcexp.learning import PC
@@ -31,6 +31,7 @@ from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import MuPC
 from pcexp.model.segments import Precision
+from pcexp.run.timing import medians
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
 SIZES = ((128, 8), (128, 32), (128, 128), (512, 8), (512, 32))

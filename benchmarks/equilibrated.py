@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 # First, before JAX is imported.
-from timing import about_here, medians, product_rate, remember  # isort: split
+from timing import about_here, product_rate, remember  # isort: split
 
 import jax
 import jax.random as jr
@@ -20,6 +20,7 @@ from pcexp.inference import ClosedForm
 from pcexp.learning import BP, PC, Equilibrated
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.parameterisation import Standard
+from pcexp.run.timing import medians
 
 WIDTH, N_HIDDEN, D_OUT, BATCH = 300, 10, 10, 64
 RULES = {

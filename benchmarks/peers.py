@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 # First, before JAX is imported.
-from timing import about_here, alternating, observe, product_rate, remember  # isort: split
+from timing import about_here, observe, product_rate, remember  # isort: split
 
 import equinox as eqx
 import jax
@@ -47,6 +47,7 @@ from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import MuPC, Standard
 from pcexp.model.segments import Precision
+from pcexp.run.timing import alternating
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
 SIZES = ((128, 8), (128, 32), (512, 8), (512, 32))

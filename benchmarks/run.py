@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 # First, before JAX is imported.
-from timing import about_here, medians, observe, product_rate, remember, seconds  # isort: split
+from timing import about_here, observe, product_rate, remember  # isort: split
 
 import equinox as eqx
 import jax
@@ -27,6 +27,7 @@ from pcexp.inference import GradientDescent
 from pcexp.learning import BP, PC, AbstractLearning
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.parameterisation import NearOrigin
+from pcexp.run.timing import medians, seconds
 from pcexp.train import Training, TrainingSet, advance, initial_state
 
 WIDTH, N_HIDDEN, D_IN, D_OUT, BATCH, STEPS = 100, 4, 64, 10, 64, 20  # the digits job

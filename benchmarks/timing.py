@@ -1,4 +1,4 @@
-"""What all benchmarks share: medians of alternating runs, the machine's rate, what a number was measured with, the history.
+"""What all benchmarks share: the machine's rate, what a number was measured with, the history.
 
 Imported first: it keeps JAX's CPU calls synchronous, which has to be said before JAX is imported.
 """
@@ -8,10 +8,7 @@ import os
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
 
 import json
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +17,13 @@ import jax.random as jr
 from jaxtyping import Array
 
 from pcexp.run.provenance import provenance
+from pcexp.run.timing import medians
 from pcexp.train import Observation
-
-REPEATS = 7
 
 
 def observe(seen: Observation) -> dict[str, Array]:
     """The batch's loss: what every run records at the least."""
     return {"loss": seen.loss}
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def alternating(measures: Mapping[str, Callable[[], float]], repeats: int = REPEATS) -> dict[str, list[float]]:
-    """What each measures, `repeats` times, all of them in turns: a busy moment of the machine falls on all alike."""
-    found: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(repeats):
-        for name, measure in measures.items():
-            found[name].append(measure())
-    return found
-
-
-def medians(
-    candidates: Mapping[str, Callable[[], None]], repeats: int = REPEATS
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of the first call (compile and run) and of the median later call, candidates alternating."""
-    first = {name: seconds(call) for name, call in candidates.items()}
-    later = alternating({name: partial(seconds, call) for name, call in candidates.items()}, repeats)
-    return first, {name: statistics.median(times) for name, times in later.items()}
 
 
 def product_rate() -> float:

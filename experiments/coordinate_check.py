@@ -38,13 +38,15 @@ import optax
 from jaxtyping import Array, Float
 
 from pcexp.config.identity import Lane
-from pcexp.config.study import AbstractStudy
+from pcexp.config.spec import Spec
+from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.energy import forward_pass
 from pcexp.learning import Beside, Networks
 from pcexp.model.network import Network
 from pcexp.report import plotting
 from pcexp.report.claims import Case, Claim, Run, Verdict, ended, verdict
+from pcexp.run.cost import training
 from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms
@@ -71,6 +73,9 @@ class CoordinateCheck(AbstractStudy):
 
     probe_size: int
     reference: int
+
+    def cost(self, spec: Spec, dataset: Dataset) -> Work:
+        return training(spec, dataset, networks=2, probe=4)
 
     def run(self, job: Job) -> None:
         job.train(measure, self.probe_size, at=lambda lane, data: self.beside_control(job, lane, data), tested=False)

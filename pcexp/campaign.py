@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import difflib
 import importlib
-import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -38,14 +37,14 @@ from pcexp.config.spec import Spec
 from pcexp.data import DataError
 from pcexp.records import manifest
 from pcexp.records.cell import Cell
-from pcexp.run.cost import ASSUMED_FLOPS_A_SECOND, Cost, describe, estimate
+from pcexp.run.cost import Cost, describe, estimate, too_large, units
 from pcexp.run.progress import duration
 from pcexp.run.session import Datasets
 from pcexp.run.sweep import Sweep, refusing, sweep
 
 
 class Piece(NamedTuple):
-    """An unfinished cell: the group that it belongs to, its name, its cost, and whether it was begun."""
+    """An unfinished cell: the group that it belongs to, its name, its cost in seconds, and whether it was begun."""
 
     study: str
     data: str
@@ -124,14 +123,16 @@ class Campaign:
                 if spec.cell in self._owner or not (lanes := len(handle.missing)):
                     continue
                 try:
-                    self.costs[spec.cell] = cost = estimate(spec, self.datasets, lanes)
+                    cost = estimate(spec, self.datasets, lanes, asked.execution.workers)
+                    if excess := too_large([spec], {spec.cell: cost}):
+                        raise ValueError(excess)
                 except (DataError, ValueError) as error:
                     missing[f"{asked.name}: {error}"] = missing.get(f"{asked.name}: {error}", 0) + 1
                     continue
-                self._owner[spec.cell] = asked, spec
+                self.costs[spec.cell], self._owner[spec.cell] = cost, (asked, spec)
                 begun = any(handle.checkpoint("*").parent.glob("*.npz"))
                 variant = next((lane.variant for lane in spec.lanes if lane.name in handle.missing), "")
-                pieces.append(Piece(asked.name, spec.labels["data"], variant, spec.cell, cost.flops, begun))
+                pieces.append(Piece(asked.name, spec.labels["data"], variant, spec.cell, cost.seconds, begun))
         self.skipped = [*skipped, *(f"{reason} ({n} cells)" for reason, n in missing.items())]
         self.claims, self.groups = claims, order(pieces, claims, evidence)
 
@@ -145,7 +146,7 @@ class Campaign:
         lanes = sum(self.costs[piece.cell].lanes for piece in pieces)
         scale, studies = self.sweeps[0].scale, len({piece.study for piece in pieces})
         about = (
-            f"about {_duration(pieces)} on {_units()} {jax.default_backend()} unit(s)" if pieces else "nothing to run"
+            f"about {_duration(pieces)} on {units()} {jax.default_backend()} unit(s)" if pieces else "nothing to run"
         )
         lines = [f"campaign at scale {scale}: {len(pieces)} cells of {studies} studies, {lanes} lanes to run; {about}"]
         for number, group in enumerate(self.groups, start=1):
@@ -196,12 +197,8 @@ def _evidence(asked: Sweep) -> bool:
     return any(groups.values())
 
 
-def _units() -> int:
-    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else len(jax.devices())
-
-
 def _seconds(pieces: Iterable[Piece]) -> float:
-    return sum(piece.cost for piece in pieces) / ASSUMED_FLOPS_A_SECOND[jax.default_backend()] / _units()
+    return sum(piece.cost for piece in pieces)
 
 
 def _duration(pieces: Iterable[Piece]) -> str:

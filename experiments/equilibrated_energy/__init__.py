@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
@@ -29,9 +30,12 @@ from experiments.equilibrated_energy.claims import CLAIMS
 from experiments.equilibrated_energy.figures import FIGURES
 from experiments.equilibrated_energy.rules import PCBesideTheory, distance, length
 from pcexp.config.identity import Lane
-from pcexp.config.study import AbstractStudy
+from pcexp.config.spec import Spec
+from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
+from pcexp.inference import ErrorDescent
 from pcexp.learning import Beside, Equilibrated, Networks
+from pcexp.run.cost import training
 from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
 from pcexp.train import Observation
@@ -45,6 +49,14 @@ class EquilibratedEnergy(AbstractStudy):
     precisions = ("float32", "float64")
 
     arm: Literal["energy", "beside"]
+
+    def cost(self, spec: Spec, dataset: Dataset) -> Work:
+        rule = spec.learning
+        if isinstance(rule, PCBesideTheory) and isinstance(rule.inference, ErrorDescent):
+            # Conjugate gradients end after as many steps as the Hessian in the errors, I + G^T G, has eigenvalues: K + 1 at most.
+            n = min(rule.inference.max_steps, dataset.d_out + 1)
+            spec = eqx.tree_at(lambda s: s.learner.learning.inference.max_steps, spec, n)
+        return training(spec, dataset, networks=1 if self.arm == "energy" else 2, programs=2)
 
     def run(self, job: Job) -> None:
         if self.arm == "energy":

@@ -34,7 +34,8 @@ from experiments.learning_depth.claims import CLAIMS
 from experiments.learning_depth.figures import FIGURES
 from experiments.learning_depth.runs import ROUND_OFF
 from pcexp.config.composition import Refused
-from pcexp.config.study import AbstractStudy
+from pcexp.config.spec import Spec
+from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.energy import Batch, energy, energy_gradient, loss
 from pcexp.evaluation import batch_layout, evaluate
@@ -42,8 +43,9 @@ from pcexp.inference import AbstractInference, GradientDescent
 from pcexp.inference.base import InferenceProblem
 from pcexp.learning.layerwise import cosines, norms, relative_errors
 from pcexp.model.network import Network
+from pcexp.run.cost import training
 from pcexp.run.job import Job
-from pcexp.train import Observation
+from pcexp.train import Observation, iterations
 
 __all__ = ["CLAIMS", "FIGURES", "LearningDepth"]
 
@@ -63,6 +65,14 @@ class LearningDepth(AbstractStudy):
     equilibrium: AbstractInference
     horizons: Sequence[float] = ()
     activity_lrs: Sequence[float] = ()
+
+    def cost(self, spec: Spec, dataset: Dataset) -> Work:
+        # A row looks at the gradients of BP and of three inferences; the grid of T and beta is two inferences a point.
+        probe = 4 * (self.max_steps + 1) + self.equilibrium.forward_passes() + 12
+        points = sum(4 * self.max_steps * multiple for multiple in self.horizons) * len(self.activity_lrs)
+        rows = iterations(spec.training, len(dataset.train.x)) / spec.training.record_every
+        grids = 3 + len(self.horizons)
+        return training(spec, dataset, probe=probe + points / max(rows, 1), programs=grids)
 
     def run(self, job: Job) -> None:
         dataset = job.session.datasets(job.spec)

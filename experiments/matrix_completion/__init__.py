@@ -41,14 +41,21 @@ from experiments.matrix_completion.descent import Levels, WholeTargets, levels_a
 from experiments.matrix_completion.figures import FIGURES
 from pcexp.config.composition import Refused
 from pcexp.config.identity import Lane
-from pcexp.config.study import AbstractStudy
+from pcexp.config.spec import Spec
+from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
-from pcexp.learning import AbstractLearning
+from pcexp.learning import BP, AbstractLearning
 from pcexp.model.network import Network
+from pcexp.run.cost import training
 from pcexp.run.draw import Start, arithmetic, components, initial_network
 from pcexp.run.job import Job
+from pcexp.train import iterations
 
 __all__ = ["CLAIMS", "FIGURES", "MatrixCompletion"]
+
+
+ENDS = {True: 0.2, False: 0.05}
+"""Share of the iterations allowed after which a run of BP, or of another rule, is expected to end at its error: for the estimate alone."""
 
 
 class MatrixCompletion(AbstractStudy):
@@ -72,6 +79,15 @@ class MatrixCompletion(AbstractStudy):
             )
         if any(a <= b for a, b in zip(self.levels, self.levels[1:], strict=False)):
             raise ValueError(f"levels={list(self.levels)}: each must be below the one before")
+
+    def cost(self, spec: Spec, dataset: Dataset) -> Work:
+        n = iterations(spec.training, len(dataset.train.x))
+        work = training(spec, dataset, n_iterations=ENDS[isinstance(spec.learning, BP)] * n)
+        if self.start:  # a run of BP leads there
+            learns = eqx.tree_at(lambda s: s.learner.learning, spec, self.bp)
+            before = training(learns, dataset, n_iterations=ENDS[True] * self.bp_iterations)
+            work = Work(*(a + b for a, b in zip(work, before, strict=True)))
+        return work
 
     def run(self, job: Job) -> None:
         training, dataset = job.spec.training, job.session.datasets(job.spec)

@@ -51,9 +51,10 @@ from experiments.origin_hessian.runs import in_rows
 from pcexp.config.composition import Refused
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
-from pcexp.config.study import AbstractStudy
+from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.model.network import Network
+from pcexp.run.cost import EIGENVALUES
 from pcexp.run.draw import initial_network, lane_key, network_size
 from pcexp.run.job import Job
 from pcexp.theory.hessian import origin_spectra, vectorised, zero_rank_spectrum
@@ -78,11 +79,13 @@ class OriginHessian(AbstractStudy):
     activity_lr: float
     horizons: Sequence[int]
 
-    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float]:
+    def cost(self, spec: Spec, dataset: Dataset) -> Work:
         # In a basis of the batch's inputs: as many columns of W_1 as examples, at most.
         size = float(network_size(spec, dataset, inputs=min(math.prod(dataset.input_shape), self.batch_size)))
         steps = 4 + 4 * sum(self.horizons)
-        return size * steps * 4 * size * self.batch_size + 30 * size**3, 8 * 6 * size**2
+        flops = size * steps * 4 * size * self.batch_size + 6 * EIGENVALUES * size**3
+        # Hessians of several functions, most of them through an unrolled inference, are several times a training step.
+        return Work(flops, 8 * 6 * size**2, programs=7)
 
     def run(self, job: Job) -> None:
         dataset, batch = job.session.datasets(job.spec), self.batch_size

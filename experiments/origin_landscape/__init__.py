@@ -39,9 +39,10 @@ from experiments.origin_landscape.figures import FIGURES
 from experiments.origin_landscape.landscape import generic_plane, landscape, plane
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
-from pcexp.config.study import AbstractStudy
+from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.energy import loss
+from pcexp.run.cost import training
 from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
 from pcexp.theory.equilibrated import equilibrated_energy
@@ -61,10 +62,12 @@ class OriginLandscape(AbstractStudy):
     grid: int
     extent: float
 
-    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float] | None:
+    def cost(self, spec: Spec, dataset: Dataset) -> Work:
         if self.arm == "training":
-            return None
-        return 2.0 * self.grid**2 * 1000 * network_size(spec, dataset), 8.0 * self.grid**2
+            probe = (self.probe_size + len(dataset.test.x)) / spec.training.batch_size
+            return training(spec, dataset, probe=probe, programs=2)
+        points = 2.0 * self.grid**2
+        return Work(points * 1000 * network_size(spec, dataset), 8.0 * points, programs=2)
 
     def run(self, job: Job) -> None:
         dataset = job.session.datasets(job.spec)

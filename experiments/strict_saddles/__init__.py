@@ -53,9 +53,10 @@ from experiments.strict_saddles.search import with_maps, with_matrices
 from experiments.strict_saddles.starts import Start, near, random_weights, saddle
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
-from pcexp.config.study import AbstractStudy
+from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.model.network import Network
+from pcexp.run.cost import EIGENVALUES
 from pcexp.run.draw import in_floats, lane_key, network_size
 from pcexp.run.job import Job
 
@@ -79,10 +80,11 @@ class StrictSaddles(AbstractStudy):
     max_steps: int
     data_seed: int = 0
 
-    def cost(self, spec: Spec, dataset: Dataset) -> tuple[float, float]:
-        size = float(network_size(spec, dataset, outputs=D_OUT))
-        step = 10 * size**3 + 40 * size**2 * self.n_inputs
-        return len(SOUGHT) * self.n_starts * self.max_steps * step, 8 * 4 * size**2 * len(SOUGHT) * self.n_starts
+    def cost(self, spec: Spec, dataset: Dataset) -> Work:
+        size, n_points = float(network_size(spec, dataset, outputs=D_OUT)), len(SOUGHT) * self.n_starts
+        step = EIGENVALUES * size**3 + 40 * size**2 * self.n_inputs
+        # Cells that differ in their kind of data share their programs, which are large.
+        return Work(n_points * self.max_steps * step, 8 * 4 * size**2 * n_points)
 
     def run(self, job: Job) -> None:
         def rows(lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:

@@ -2,12 +2,25 @@
 
 import abc
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import numpy as np
 
 from pcexp.model.segments import Precision
+
+
+class Work(NamedTuple):
+    """What a cell computes. Of each lane: operations of matrix products, entries that anything else reads or writes, and
+    array operations that wait for one another; where arrays are small, the last take the time. `bytes` are those that a
+    lane holds at the most, `programs` those that are compiled for all lanes, in units of one training step's.
+    """
+
+    flops: float
+    bytes: float
+    entries: float = 0.0
+    operations: float = 0.0
+    programs: float = 1.0
 
 
 class AbstractStudy(eqx.Module):
@@ -27,10 +40,10 @@ class AbstractStudy(eqx.Module):
     def run(self, job: Any) -> None:
         """Run the lanes of the job's cell that are not finished, appending rows and outcomes as they come; `job` is a pcexp.run.job.Job."""
 
-    def cost(self, spec: Any, dataset: Any) -> tuple[float, float] | None:
-        """Floating point operations of a lane, and bytes held at the most, of a cell (a Spec) on a Dataset.
+    def cost(self, spec: Any, dataset: Any) -> Work | None:
+        """Work of a cell (a Spec) on a Dataset, from shapes alone.
 
-        None, of a study that trains: from the shapes of its network, its rule and its training.
+        None, of a study that trains and does little else: `pcexp.run.cost.training`, which others add theirs to.
         """
         return None
 

@@ -23,7 +23,7 @@ from pcexp.model.pair import Pair
 from pcexp.records import manifest
 from pcexp.records.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error
 from pcexp.records.manifest import Blocks
-from pcexp.run.cost import Cost, describe, estimate
+from pcexp.run.cost import Cost, describe, estimate, too_large
 from pcexp.run.job import Job
 from pcexp.run.progress import Progress
 from pcexp.run.session import Datasets, Execution, Session, Stopped
@@ -96,7 +96,7 @@ class Sweep:
 
     def run(self, specs: Sequence[Spec], costs: Mapping[str, Cost], datasets: Datasets) -> int:
         """Run what is missing of these cells, in this order, and report the study if that ends; the status."""
-        progress = Progress({spec.cell: costs[spec.cell].flops for spec in specs if spec.cell in costs})
+        progress = Progress({spec.cell: costs[spec.cell].seconds for spec in specs if spec.cell in costs})
         session = Session(self.execution, self.tracker, progress, datasets)
         code = _run_cells(specs, {spec.cell: self.handle(spec) for spec in specs}, session)
         if code == 0:
@@ -154,8 +154,11 @@ def run_all(composed: Asked, settings: Mapping[str, Any]) -> int:
         # Data are loaded before anything is written: a missing copy is an error of the command, not of a cell.
         datasets = Datasets()
         missing = {spec.cell: len(asked.handle(spec).missing) for spec in asked.specs}
-        costs = {s.cell: estimate(s, datasets, missing[s.cell]) for s in asked.specs if missing[s.cell]}
+        workers = asked.execution.workers
+        costs = {s.cell: estimate(s, datasets, missing[s.cell], workers) for s in asked.specs if missing[s.cell]}
         print(describe(asked.specs, costs, asked.folder, asked.scale, listed=asked.dry_run), flush=True)
+        if excess := too_large(asked.specs, costs):
+            raise Refused(excess)
         if asked.dry_run:
             return 0
         asked.ask(asked.specs)
