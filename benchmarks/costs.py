@@ -45,7 +45,7 @@ class Sizes(Datasets):
         if not isinstance(spec.data, Tfds):
             return super().__call__(spec)
         shape = IMAGES[spec.data.name]
-        shape = (math.prod(shape),) if spec.network.flat_inputs else shape
+        shape = (math.prod(shape),) if spec.network.arrangement.flat else shape
         n = spec.data.published.n_train
         held_out = round(spec.data.validation_fraction * n)
         train, validation, test = (
