@@ -23,13 +23,11 @@ Claims on hidden activities are on the last hidden layer, where what all layers 
 n_hidden steps an error k layers below the output is of order beta^k, so its lower layers hardly move.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -44,15 +42,11 @@ from pcexp.energy import forward_pass
 from pcexp.learning import Beside, Networks
 from pcexp.model.network import Network
 from pcexp.report import plotting
-from pcexp.report.claims import Case, Claim, Run, Verdict, ended, verdict
+from pcexp.report.claims import Case, Claim, Records, Run, Verdict, ended, verdict
+from pcexp.report.plotting import Figure
 from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
 
 FLAT_SLOPE = 0.15
 GROWING_SLOPE = 0.3

@@ -23,11 +23,9 @@ Memory. One network at a time: 2 GB of weights at L = 512, N = 1024. The estimat
 of all lanes, which this study does not have.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -43,15 +41,11 @@ from pcexp.energy import forward_pass
 from pcexp.model.network import Network
 from pcexp.model.segments import AbstractSegment
 from pcexp.report import plotting
-from pcexp.report.claims import Case, Claim, Verdict, verdict
+from pcexp.report.claims import Case, Claim, Records, Verdict, verdict
+from pcexp.report.plotting import Figure
 from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
 from pcexp.train import batch_layout
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
 
 AWAY_FACTOR = 10
 """Exploding, vanishing: the growth of the deepest network is beyond this factor."""

@@ -16,26 +16,20 @@ Per size and (eta, beta) the geometric mean over seeds; ratio: its value at the 
 size's own best. The published claim is by eye; that the ratio stays within 1.1 is ours.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array
 
 from pcexp.config.study import AbstractStudy
 from pcexp.report import plotting
-from pcexp.report.claims import Case, Claim, Verdict, ended, insufficient, verdict
+from pcexp.report.claims import Case, Claim, Records, Verdict, ended, insufficient, verdict
+from pcexp.report.plotting import Figure
 from pcexp.run.job import Job
 from pcexp.train import Observation
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
 
 WITHIN = 1.1
 ETA, BETA = "optimiser.learning_rate", "learning.inference.activity_lr"

@@ -19,11 +19,9 @@ probe loss below 0.97 of the best constant map's, lies after the second. Where b
 constant map is a short way from the start, and the saddle that is hard to leave is the second plateau. map_rank: singular values of the probe outputs above a tenth of the largest.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +33,7 @@ from pcexp.report import plotting
 from pcexp.report.claims import (
     Claim,
     Ratio,
+    Records,
     Rule,
     Run,
     Verdict,
@@ -45,13 +44,9 @@ from pcexp.report.claims import (
     pairs,
     spread,
 )
+from pcexp.report.plotting import Figure
 from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
 
 ESCAPE_FRACTION = 0.9
 DEPARTURE_FRACTION = 0.95

@@ -17,8 +17,6 @@ weights; difference of two trainings: ||W - W'|| over the movement of the one on
 are of all test examples, in per cent; points are hundredths.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

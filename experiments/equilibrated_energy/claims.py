@@ -1,20 +1,14 @@
 """What is claimed, with thresholds that were set before the runs, and the rules that judge it."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.equilibrated_energy.runs import at_the_longest, depth_of, missing, runs_of, several_horizons
-from pcexp.report.claims import Case, Claim, Run, Verdict, insufficient, verdict
-
-if TYPE_CHECKING:
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Case, Claim, Records, Run, Verdict, insufficient, verdict
 
 EXACT = 1e-6
 CONVERGED = 1e-8
@@ -23,7 +17,7 @@ APART = 1e-2
 POINTS = 0.5
 OPTIMISERS = ("adam", "sgd")
 
-Rule = Callable[["Records"], Verdict]
+Rule = Callable[[Records], Verdict]
 
 
 def _each(

@@ -1,9 +1,7 @@
 """Energies where inference stopped against F*, the gap by horizon, and two trainings side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +17,8 @@ from experiments.equilibrated_energy.runs import (
     several_horizons,
 )
 from pcexp.report import plotting
-from pcexp.report.claims import Run
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run
+from pcexp.report.plotting import Figure
 
 COLOURS = {"published": "#c1272d", "corrected": "#b35806"}
 """Inference to the published horizon is in PC's own colour."""

@@ -1,17 +1,11 @@
 """Runs of the study: by optimiser and depth, their horizons, and test accuracies on the way."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pcexp.report.claims import Run, ended
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run, ended
 
 HORIZON, ARM = "learning.inference.horizon", "config.study.arm"
 PROTOCOLS = ("published", "corrected")

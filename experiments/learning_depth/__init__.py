@@ -19,8 +19,6 @@ Best rate: the highest mean accuracy over seeds on the validation split. Accurac
 means over seeds, in points (hundredths).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,11 +1,9 @@
 """What is claimed, with thresholds that were set before the runs, and the rules that judge it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.learning_depth.runs import (
     BEST_BP,
@@ -28,10 +26,7 @@ from experiments.learning_depth.runs import (
     moved,
     published,
 )
-from pcexp.report.claims import Case, Claim, Run, Verdict, insufficient, verdict
-
-if TYPE_CHECKING:
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Case, Claim, Records, Run, Verdict, insufficient, verdict
 
 
 def _each(rule: str, choice: Choice, expected: str, value: Callable[[Run], float], holds: Callable[..., bool]) -> Any:

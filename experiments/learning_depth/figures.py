@@ -1,11 +1,9 @@
 """Figures of the study: columns are networks, seeds are shown one by one."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,12 +26,8 @@ from experiments.learning_depth.runs import (
     published,
 )
 from pcexp.report import plotting
-from pcexp.report.claims import Run
-
-if TYPE_CHECKING:  # figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run
+from pcexp.report.plotting import Figure
 
 COLOURS = {
     "bp": "#3b6ea5",

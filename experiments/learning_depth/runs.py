@@ -1,18 +1,13 @@
 """Runs of the study: by network and rates, the arms that are compared, and what layers did."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcexp.report.claims import Run, ended
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run, ended
 
 ROUND_OFF = 0.1
 MOVED = 0.05

@@ -25,8 +25,6 @@ Thresholds were set before the runs. Changed after trials with one seed: what "r
 over the whole way to the next level), and the one rate.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

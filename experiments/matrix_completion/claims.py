@@ -1,9 +1,6 @@
 """Claims of the study: PC against BP at each saddle, at the published scales, at one scale and at the best rates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from experiments.matrix_completion.runs import (
     ACTIVATIONS,
@@ -19,10 +16,7 @@ from experiments.matrix_completion.runs import (
     published_eta,
     seeds,
 )
-from pcexp.report.claims import Case, Claim, Rule, Run, Verdict, censored_ratio, median_ratio, paired, verdict
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Case, Claim, Records, Rule, Run, Verdict, censored_ratio, median_ratio, paired, verdict
 
 FAR = 10
 """Far fewer iterations: less than a tenth."""
@@ -31,7 +25,7 @@ PUBLISHED_BP, PUBLISHED_PC = 20_000, 2_000
 ADVANTAGE = (6.0, 28.0)
 """About 12 to 14 times, within a factor of two: seen in a rerun of the figure at one scale."""
 
-Rate = Callable[["Records", str, str], float | None]
+Rate = Callable[[Records, str, str], float | None]
 Cases = Iterator[tuple[str, Case | None]]
 """Cases one by one with their kind; None for one that is missing."""
 

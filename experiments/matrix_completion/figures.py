@@ -1,10 +1,8 @@
 """Figures of the study: losses, gradients and singular values over iterations, and iterations to leave each saddle."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from experiments.matrix_completion.runs import (
     ACTIVATIONS,
@@ -22,12 +20,8 @@ from experiments.matrix_completion.runs import (
     seeds,
 )
 from pcexp.report import plotting
-from pcexp.report.claims import Run, ended
-
-if TYPE_CHECKING:  # figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run, ended
+from pcexp.report.plotting import Figure
 
 STARTS = {0: "-", 1: "--", 2: ":"}
 """Line of PC from each saddle."""

@@ -1,16 +1,11 @@
 """Runs of the study: what is compared with what, and the rates that are chosen."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcexp.report.claims import Ratio, Run, censored_ratio, done
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Ratio, Records, Run, censored_ratio, done
 
 ACTIVATIONS = ("linear", "tanh", "relu")
 PROTOCOLS = ("published", "corrected")

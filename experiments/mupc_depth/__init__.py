@@ -26,8 +26,6 @@ layers_reached: layers whose weight gradient is above 1e-6 of the largest layer'
 little" 5, "does not fall" within 0.5.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax.numpy as jnp

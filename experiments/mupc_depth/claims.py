@@ -1,7 +1,5 @@
 """What is claimed, protocol by protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from experiments.mupc_depth.rules import (

@@ -1,11 +1,9 @@
 """Figures of the study: test accuracy over iterations, one line a seed."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,16 +26,12 @@ from experiments.mupc_depth.runs import (
     width_of,
 )
 from pcexp.report import plotting
-from pcexp.report.claims import Run
-
-if TYPE_CHECKING:  # figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run
+from pcexp.report.plotting import Figure
 
 CLOSE_UP = 60
 Curves = Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
-Drawing = Callable[["Records"], "Figure"]
+Drawing = Callable[[Records], Figure]
 
 
 def _where_asked(arm: str, *activations: str) -> Callable[[Drawing], Callable[[Records], Figure | None]]:

@@ -1,12 +1,9 @@
 """Rules that judge: what holds of the runs of an arm, against thresholds that were set before them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,15 +27,12 @@ from experiments.mupc_depth.runs import (
     tests,
     width_of,
 )
-from pcexp.report.claims import Case, Rule, Run, Verdict, insufficient, pairs, spread, verdict
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Case, Records, Rule, Run, Verdict, insufficient, pairs, spread, verdict
 
 TRAINS = 50.0
 FEW_POINTS, NO_FALL = 3.0, 0.5
 Kinds = dict[str, list[Case]]
-Find = Callable[["Records", Kinds], Iterable["Records"]]
+Find = Callable[[Records, Kinds], Iterable[Records]]
 """Fills in cases, in per cent, by kind; and says on which records they rest."""
 
 

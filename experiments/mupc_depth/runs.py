@@ -1,18 +1,12 @@
 """Runs of the study: those that ended, by model and arm, the rates that are chosen, accuracies by iteration and by size."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pcexp.report.claims import Run, ended
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run, ended
 
 NO_LEARNING = 15.0
 ETA, BETA = "optimiser.learning_rate", "learning.inference.activity_lr"

@@ -24,8 +24,6 @@ Definitions. Null: every eigenvalue is within 1e-10 of zero; negative: lambda_mi
 |change| against log distance, distances 1e-4 to 1e-3 along a direction with normal entries.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

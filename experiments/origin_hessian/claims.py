@@ -2,17 +2,11 @@
 before the runs.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from experiments.origin_hessian.runs import SADDLE, blocks, depth, done
-from pcexp.report.claims import Case, Claim, Run, Verdict, insufficient, verdict
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Case, Claim, Records, Run, Verdict, insufficient, verdict
 
 EXACT = 1e-10
 FACTOR = 1e-6
@@ -21,7 +15,7 @@ NEGATIVE = -1e-6
 ORDER = 0.05
 ORIGIN = ("origin", "chain")
 
-Rule = Callable[["Records"], Verdict]
+Rule = Callable[[Records], Verdict]
 
 
 def rule(

@@ -1,22 +1,15 @@
 """Figures of the study: heat maps, spectra with theory as lines, and changes along rays."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from experiments.origin_hessian.measured import DISTANCES
 from experiments.origin_hessian.runs import SADDLE, depth, described, done, found
 from pcexp.report import plotting
-from pcexp.report.claims import Run
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run
+from pcexp.report.plotting import Axes, Figure
 
 NUMERIC, UNROLLED, OF_LOSS = "#c1272d", "#e08214", "#3b6ea5"
 HEAT = (("loss", r"loss (Eq. 4.6)"), ("theory", r"$F^*$, theory (Eq. 4.8)"), ("numeric", r"$F^*$, numeric"))

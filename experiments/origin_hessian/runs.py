@@ -1,16 +1,11 @@
 """Runs of the study, and how spectra and matrices lie in rows: a few of their entries or rows in each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcexp.report.claims import Run
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run
 
 MOST_ROWS = 60
 """Rows of a lane that are kept where records are committed."""

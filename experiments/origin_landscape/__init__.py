@@ -23,8 +23,6 @@ Flat: the loss varies over the grid by less than 0.01 of its value at the origin
 gradient of F, all weights together, its scale taken out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 

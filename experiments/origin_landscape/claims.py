@@ -1,9 +1,6 @@
 """What is claimed of landscapes and escapes. Thresholds were set before the runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +8,7 @@ from pcexp.report.claims import (
     Case,
     Claim,
     Ratio,
+    Records,
     Rule,
     Run,
     Verdict,
@@ -23,9 +21,6 @@ from pcexp.report.claims import (
     ratios_shown,
     verdict,
 )
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
 
 ESCAPE_FRACTION = 0.9
 FLAT = 0.01

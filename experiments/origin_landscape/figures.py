@@ -1,20 +1,13 @@
 """Figures of the study: surfaces and contours with the paths of SGD, curves of training, and ratios of escape iterations."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from experiments.origin_landscape.claims import CHAINS, NAMES, escape_ratio, pc_and_bp, training
 from pcexp.report import plotting
-from pcexp.report.claims import done
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, done
+from pcexp.report.plotting import Axes, Figure
 
 DRAWN = ("chain_1", "chain_2", "chain_3", "wide")
 ENERGIES = (("loss", "loss", "bp", "probe_loss"), ("equilibrated", "$F^*$", "pc", "probe_equilibrated"))

@@ -32,8 +32,6 @@ between those and strict saddles, where lambda_min is zero and F* is lowered fro
 `tests/test_strict_saddles.py` has one in closed form.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -96,7 +94,7 @@ class StrictSaddles(AbstractStudy):
 
         job.record(rows)
 
-    def starts(self, like: Network, at: Batch, generator: np.random.Generator) -> list[Begun]:
+    def starts(self, like: Network, at: Batch, generator: np.random.Generator) -> list["Begun"]:
         """`n_starts` of every sort."""
         layers = [segment for segment in like.segments for _ in range(segment.depth)]
         width, begun = layers[-1].weight.shape[-1], []

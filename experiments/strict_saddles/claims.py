@@ -1,18 +1,12 @@
 """Claims of the study: the conjecture by group of data and widths, and what theory says of every critical point."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.strict_saddles.batches import KINDS
 from experiments.strict_saddles.points import FOUND, GROUPS, Points, points_of
-from pcexp.report.claims import Claim, Verdict, insufficient
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Claim, Records, Verdict, insufficient
 
 ASKED = 1000
 """Critical points that the question asks for."""

@@ -1,8 +1,6 @@
 """Figures of the study: curvature against F*, how many points of each class and rank, and how well all are known."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +9,8 @@ from experiments.strict_saddles.points import FOUND, GROUPS, RANK, TOLERANCE, Po
 from experiments.strict_saddles.search import REACH
 from experiments.strict_saddles.starts import Start
 from pcexp.report import plotting
-
-if TYPE_CHECKING:  # figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records
+from pcexp.report.plotting import Figure
 
 SORTS = {
     Start.RANDOM: ("random weights", "#3b6ea5", "o"),

@@ -1,17 +1,13 @@
 """Points of the records: which count as found, of what class each is, and which are alike."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from experiments.strict_saddles.batches import D_OUT, FULL_RANK
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records
 
 FOUND = 1e-10
 """A point is found if the norm of the gradient of F* is below this, times the largest weight too where that is above 1.
@@ -92,7 +88,7 @@ class Points(NamedTuple):
         cells = np.unique(np.asarray(self.cell), return_inverse=True)[1] if self.n else np.zeros(0)
         return len(np.unique(np.column_stack([cells, table])[self.found], axis=0))
 
-    def among(self, chosen: Bool[np.ndarray, " n"]) -> Points:
+    def among(self, chosen: Bool[np.ndarray, " n"]) -> "Points":
         """Some of the points."""
         return Points(
             [k for k, here in zip(self.kind, chosen, strict=True) if here],
@@ -101,7 +97,7 @@ class Points(NamedTuple):
             {name: values[chosen] for name, values in self.columns.items()},
         )
 
-    def group(self, name: str) -> Points:
+    def group(self, name: str) -> "Points":
         """Points of one of the groups."""
         inside = GROUPS[name]
         return self.among(np.array([inside(k, w) for k, w in zip(self.kind, self.width, strict=True)], bool))

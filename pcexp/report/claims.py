@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
+if (
+    TYPE_CHECKING
+):  # polars takes a third of a second to import, and a study is imported where nothing is to be judged yet
     from pcexp.records.tables import Records
+else:
+    Records = Any
 
 Run = Mapping[str, Any]
 """One row of the table of runs."""
@@ -32,7 +36,7 @@ class Verdict:
     scale: str
 
 
-Rule = Callable[["Records"], Verdict]
+Rule = Callable[[Records], Verdict]
 
 
 @dataclass(frozen=True)
@@ -92,12 +96,12 @@ def spread(values: Sequence[float | Ratio]) -> str:
     return ", ".join(known) if len(known) <= 3 else f"{known[0]} to {known[-1]}"
 
 
-def ended(records: "Records") -> list[Run]:
+def ended(records: Records) -> list[Run]:
     """Runs that ended, with numbers or diverged; not those that failed."""
     return [run for run in records.runs.iter_rows(named=True) if run["outcome"] in ("done", "diverged")]
 
 
-def done(records: "Records") -> list[Run]:
+def done(records: Records) -> list[Run]:
     """Runs that ended with numbers, by seed."""
     return sorted((run for run in ended(records) if run["outcome"] == "done"), key=lambda run: run["seed"])
 
@@ -109,7 +113,7 @@ def pairs(runs: Iterable[Run], others: Iterable[Run], *same: str) -> list[tuple[
     return [(run, of[name]) for run, name in named if name in of]
 
 
-def insufficient(records: "Records", expected: str, why: str, *, scale: str | None = None) -> Verdict:
+def insufficient(records: Records, expected: str, why: str, *, scale: str | None = None) -> Verdict:
     """The verdict where records cannot decide, with the command that would settle it: at another scale, perhaps."""
     command = records.command
     if scale is not None:
@@ -125,7 +129,7 @@ class Case(NamedTuple):
 
 
 def verdict(
-    records: "Records",
+    records: Records,
     expected: str,
     cases: Mapping[str, Sequence[Case]] | Iterable[tuple[str, Case | None]],
     *,
@@ -158,7 +162,7 @@ def verdict(
 
 
 def paired(
-    records: "Records",
+    records: Records,
     expected: str,
     ratios: Mapping[str, Sequence[Ratio]],
     holds: Callable[[float], bool] = lambda ratio: ratio > 1,
@@ -181,7 +185,7 @@ def paired(
 
 
 def ratios_shown(
-    records: "Records", expected: str, ratios: Mapping[str, Sequence[Ratio]], *, reproduced: bool
+    records: Records, expected: str, ratios: Mapping[str, Sequence[Ratio]], *, reproduced: bool
 ) -> Verdict:
     """A verdict that shows the median ratio of each kind, and those of all pairs."""
     there = {kind: found for kind, found in ratios.items() if found}

@@ -3,8 +3,6 @@
 matplotlib is imported when the first figure is drawn: a run needs none, and studies import this module.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Iterable
@@ -14,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+else:
+    Axes = Figure = Line2D = Any
 
 COLOURS = {
     "pc": "#c1272d",
