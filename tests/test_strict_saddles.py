@@ -43,7 +43,7 @@ def stacked(*networks: Network) -> Network:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
 
 
-def at(point: search.Point, i: int = 0) -> search.Point:
+def at(point: search.Measured, i: int = 0) -> search.Measured:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[i], point)
 
 

@@ -23,8 +23,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Array
 
-from experiments.equilibrated_energy.claims import CLAIMS
-from experiments.equilibrated_energy.figures import FIGURES
+from experiments.equilibrated_energy.claims import CLAIMS as CLAIMS
+from experiments.equilibrated_energy.figures import FIGURES as FIGURES
 from experiments.equilibrated_energy.rules import PCBesideTheory, distance, length
 from pcexp.config.identity import Lane
 from pcexp.config.study import AbstractStudy
@@ -33,8 +33,6 @@ from pcexp.learning import Beside, Equilibrated, Networks
 from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
 from pcexp.train import Observation
-
-__all__ = ["CLAIMS", "FIGURES", "EquilibratedEnergy", "PCBesideTheory"]
 
 
 class EquilibratedEnergy(AbstractStudy):

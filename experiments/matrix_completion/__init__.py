@@ -34,9 +34,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.matrix_completion.claims import CLAIMS
+from experiments.matrix_completion.claims import CLAIMS as CLAIMS
 from experiments.matrix_completion.descent import Levels, WholeTargets, levels_above, measure
-from experiments.matrix_completion.figures import FIGURES
+from experiments.matrix_completion.figures import FIGURES as FIGURES
 from pcexp.config.composition import Refused
 from pcexp.config.identity import Lane
 from pcexp.config.study import AbstractStudy
@@ -45,8 +45,6 @@ from pcexp.learning import AbstractLearning
 from pcexp.model.network import Network
 from pcexp.run.draw import Start, arithmetic, components, initial_network
 from pcexp.run.job import Job
-
-__all__ = ["CLAIMS", "FIGURES", "MatrixCompletion"]
 
 
 class MatrixCompletion(AbstractStudy):

@@ -4,21 +4,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from experiments.matrix_completion.runs import (
-    ACTIVATIONS,
-    ETA,
-    PROTOCOLS,
-    RATES,
-    SADDLES,
-    START,
-    Name,
-    best_eta,
-    name,
-    named,
-    one_scale_eta,
-    published_eta,
-    seeds,
-)
+from experiments.matrix_completion import claims as of
+from experiments.matrix_completion.claims import ACTIVATIONS, ETA, PROTOCOLS, RATES, SADDLES, Name, name, named, seeds
 from pcexp.report import plotting
 from pcexp.report.claims import Records, Run, ended
 from pcexp.report.plotting import Figure
@@ -26,9 +13,9 @@ from pcexp.report.plotting import Figure
 STARTS = {0: "-", 1: "--", 2: ":"}
 """Line of PC from each saddle."""
 SETTINGS = {
-    "published": ("published", published_eta, "s"),
-    "one scale": ("corrected", one_scale_eta, "o"),
-    "best rates": ("corrected", best_eta, "^"),
+    "published": ("published", of.published_eta, "s"),
+    "one scale": ("corrected", of.one_scale_eta, "o"),
+    "best rates": ("corrected", of.best_eta, "^"),
 }
 """Protocol, choice of learning rates and mark."""
 
@@ -86,7 +73,7 @@ def figure_ranks(records: Records) -> Figure:
     """Singular values of the map over iterations at one scale, and the threshold above which they count for its rank."""
     figure, axes = plotting.panels(2, len(ACTIVATIONS), "Singular values of the map, corrected, one line a seed")
     for axis, (learning, activation) in zip(axes.flat, itertools.product(("bp", "pc"), ACTIVATIONS), strict=True):
-        runs = _at_one_rate(records, {START: 0}, protocol="corrected", activation=activation, learning=learning)
+        runs = _at_one_rate(records, {of.START: 0}, protocol="corrected", activation=activation, learning=learning)
         for run in runs:
             rows = records.lane(run["cell"], run["lane"])
             columns = sorted(column for column in rows.columns if column.startswith("singular_value_"))
@@ -141,7 +128,7 @@ def figure_iterations(records: Records) -> Figure:
 
 def figure_rates(records: Records) -> Figure:
     """Iterations from the origin to the end at one scale over the learning rate; crosses: the end was not reached."""
-    part = records.select({START: 0}, protocol="corrected")
+    part = records.select({of.START: 0}, protocol="corrected")
     figure, axes = plotting.panels(1, len(ACTIVATIONS), "Iterations to a loss of 0.01, corrected", height=3.0)
     for axis, activation in zip(axes[0], ACTIVATIONS, strict=True):
         runs = list(part.select(activation=activation).runs.iter_rows(named=True))

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.origin_landscape.claims import CHAINS, NAMES, escape_ratio, pc_and_bp, training
+from experiments.origin_landscape.claims import CHAINS, NAMES, escape_ratio, training
 from pcexp.report import plotting
-from pcexp.report.claims import Records, done
+from pcexp.report.claims import Records, done, pc_and_bp
 from pcexp.report.plotting import Axes, Figure
 
 DRAWN = ("chain_1", "chain_2", "chain_3", "wide")
@@ -25,7 +25,7 @@ def _matrix(rows: Any, name: str) -> np.ndarray:
 
 def _path(records: Records, net: str, learning: str, height: str) -> np.ndarray | None:
     """Coordinates and height of the first seed's path at one scale, one row a recorded iteration."""
-    part = training(records, net, "corrected", learning)
+    part = training(records, net, "corrected").select(learning=learning)
     for run in done(part):
         rows = part.lane(run["cell"], run["lane"])
         return np.column_stack([_matrix(rows, "path"), rows[height].to_numpy()])
@@ -115,7 +115,7 @@ def figure_b_1(records: Records) -> Figure:
         for i, (name, _) in enumerate(CURVES):
             axis, n = axes[i, j], 0
             for learning in ("bp", "pc"):
-                part = training(records, net, protocol, learning)
+                part = training(records, net, protocol).select(learning=learning)
                 lanes = [part.lane(run["cell"], run["lane"]) for run in done(part)]
                 if not lanes:
                     continue
@@ -150,7 +150,7 @@ def figure_escape(records: Records) -> Figure:
     )
     axis, n = axes[0, 0], 0
     for place, (net, protocol) in enumerate(columns):
-        both, _ = pc_and_bp(records, net, protocol)
+        both, _ = pc_and_bp(training(records, net, protocol))
         colour = "#333333" if protocol == "corrected" else "#999999"
         ratios = [ratio for pc, bp in both if np.isfinite((ratio := escape_ratio(pc, bp)).value)]
         for k, ratio in enumerate(ratios):

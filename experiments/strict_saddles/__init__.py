@@ -44,8 +44,8 @@ import numpy as np
 
 from experiments.strict_saddles import search
 from experiments.strict_saddles.batches import D_OUT, Batch, KindName, batch
-from experiments.strict_saddles.claims import CLAIMS
-from experiments.strict_saddles.figures import FIGURES
+from experiments.strict_saddles.claims import CLAIMS as CLAIMS
+from experiments.strict_saddles.figures import FIGURES as FIGURES
 from experiments.strict_saddles.points import FOUND, LOWEST, TOLERANCE
 from experiments.strict_saddles.search import with_maps, with_matrices
 from experiments.strict_saddles.starts import Start, near, random_weights, saddle
@@ -56,8 +56,6 @@ from pcexp.data import Dataset
 from pcexp.model.network import Network
 from pcexp.run.draw import in_floats, lane_key, network_size
 from pcexp.run.job import Job
-
-__all__ = ["CLAIMS", "FIGURES", "StrictSaddles"]
 
 SOUGHT = tuple(sort for sort in Start if sort is not Start.EDGE)
 TOGETHER = 4

@@ -29,8 +29,8 @@ LANES = "lanes."
 BLOCK = ("block", "figures", "data", "also", "cells", "lanes")
 
 Keys = tuple[str, ...]
-Rows = tuple[tuple[Any, ...], ...]
-Axes = dict[Keys, Rows]
+Table = tuple[tuple[Any, ...], ...]
+Axes = dict[Keys, Table]
 """Of keys that vary together the rows of their values; most keys vary alone."""
 
 

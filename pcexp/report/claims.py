@@ -4,11 +4,12 @@ A rule is total: it answers on any records. Runs that were asked for and are mis
 left out silently, and a verdict at less than thesis scale never closes a thesis-scale claim (its scale is printed with it).
 """
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -37,6 +38,18 @@ class Verdict:
 
 
 Rule = Callable[[Records], Verdict]
+Judged = ParamSpec("Judged")
+T = TypeVar("T")
+
+
+def rule(judge: Callable[Concatenate[Records, Judged], Verdict]) -> Callable[Judged, Rule]:
+    """Rules by what they judge: `judge` without its records, which come when the claim is judged."""
+
+    @functools.wraps(judge)
+    def of(*arguments: Judged.args, **options: Judged.kwargs) -> Rule:
+        return lambda records: judge(records, *arguments, **options)
+
+    return of
 
 
 @dataclass(frozen=True)
@@ -106,11 +119,49 @@ def done(records: Records) -> list[Run]:
     return sorted((run for run in ended(records) if run["outcome"] == "done"), key=lambda run: run["seed"])
 
 
+def missing(*parts: Records) -> int:
+    """Runs that were asked for and did not end."""
+    return sum(len(part.asked) - len(ended(part)) for part in parts)
+
+
+def n_hidden_of(run: Run) -> int:
+    """Hidden layers H of a run's network."""
+    return int(run["config.network.n_hidden"])
+
+
+def width_of(run: Run) -> int:
+    """Width N of a run's network."""
+    return int(run["config.network.width"])
+
+
+def arm_of_an_l(found: Sequence[T], along: Callable[[T], int], across: Callable[[T], int]) -> list[T]:
+    """One arm of an L-shaped grid, smallest first: what has the size `across` at which there are most sizes `along`."""
+    sizes = defaultdict(set)
+    for one in found:
+        sizes[across(one)].add(along(one))
+    fixed = max(sorted(sizes), key=lambda size: len(sizes[size]), default=None)
+    return sorted((one for one in found if across(one) == fixed), key=along)
+
+
 def pairs(runs: Iterable[Run], others: Iterable[Run], *same: str) -> list[tuple[Run, Run]]:
     """Each run with the one of the others that has its seed (and the `same` values in these columns), where there is one."""
     of = {tuple(other[name] for name in ("seed", *same)): other for other in others}
     named = ((run, tuple(run[name] for name in ("seed", *same))) for run in runs)
     return [(run, of[name]) for run, name in named if name in of]
+
+
+def pc_and_bp(part: Records) -> tuple[list[tuple[Run, Run]], int]:
+    """(PC, BP) runs of the same seed, and how many pairs that were asked for are missing."""
+    pc, bp = (part.select(learning=learning) for learning in ("pc", "bp"))
+    both = pairs(done(pc), done(bp))
+    return both, len(pc.asked) - len(both)
+
+
+def ratios_of(parts: Mapping[str, Records], ratio: Callable[[Run, Run], Ratio]) -> tuple[dict[str, list[Ratio]], int]:
+    """Of each kind the `ratio` of every (PC, BP) pair, and how many pairs are missing."""
+    found = {kind: pc_and_bp(part) for kind, part in parts.items()}
+    ratios = {kind: [ratio(pc, bp) for pc, bp in both] for kind, (both, _) in found.items()}
+    return ratios, sum(missing for _, missing in found.values())
 
 
 def insufficient(records: Records, expected: str, why: str, *, scale: str | None = None) -> Verdict:
@@ -131,21 +182,18 @@ class Case(NamedTuple):
 def verdict(
     records: Records,
     expected: str,
-    cases: Mapping[str, Sequence[Case]] | Iterable[tuple[str, Case | None]],
+    cases: Iterable[tuple[str, Case | None]],
     *,
     n: int | None = None,
     missing: int = 0,
 ) -> Verdict:
     """Reproduced if every case of every kind holds and nothing is missing; one case that does not hold refutes.
 
-    `cases` are by kind (activation, say), or come one by one with their kind, None for one that is missing. `n` counts the runs
-    that they rest on (one a case, if not said), `missing` those asked for without numbers.
+    `cases` come with their kind (activation, say), None for one that is missing. `n` counts the runs that they rest on (one a
+    case, if not said), `missing` those asked for without numbers.
     """
     by_kind: dict[str, list[Case]] = defaultdict(list)
-    one_by_one = (
-        cases if not isinstance(cases, Mapping) else ((kind, c) for kind, found in cases.items() for c in found)
-    )
-    for kind, case in one_by_one:
+    for kind, case in cases:
         if case is None:
             missing += 1
         else:
