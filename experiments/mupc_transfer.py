@@ -76,7 +76,6 @@ class Grid(NamedTuple):
 
     @property
     def best(self) -> Pair:
-        """The pair with the lowest loss."""
         return min(sorted(self.loss), key=lambda pair: self.loss[pair])
 
 

@@ -148,7 +148,9 @@ def _second_plateau(records: Records, protocol: str) -> Verdict:
         a: [r["rank_one_iterations"] / max(r["departure_iteration"], 1) for r in runs if r["activation"] == a]
         for a in ACTIVATIONS
     }
-    interval = "rank-one stretch / departure: " + "; ".join(f"{a} {claims.spread(v)}" for a, v in fractions.items() if v)
+    interval = "rank-one stretch / departure: " + "; ".join(
+        f"{a} {claims.spread(v)}" for a, v in fractions.items() if v
+    )
     status: claims.Status = "reproduced" if all(shown) else "not_reproduced"
     return Verdict(status, f"{sum(shown)} of {len(runs)} runs", interval, expected, len(runs), part.scale)
 

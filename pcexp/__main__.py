@@ -42,7 +42,6 @@ def _verb(word: str) -> str | None:
 
 
 def main() -> None:
-    """Entry point of the console script."""
     verb, code = _verb(next(iter(sys.argv[1:]), "")), None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra's errors come here, to be said in our words
     try:

@@ -209,7 +209,6 @@ def _duration(pieces: Iterable[Piece]) -> str:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Entry point of `python -m pcexp campaign`."""
     start = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="python -m pcexp campaign",

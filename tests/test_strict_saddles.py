@@ -196,7 +196,7 @@ STRICT = "every saddle found is strict (full rank, N >= K)"
 
 def made_up(n: int = 1200, scale: str = "thesis", missing: bool = False, **changed: Any) -> Records:
     """Strict saddles of one cell, no two alike; of the last point some columns are changed."""
-    run = {"data": "gaussian", "variant": "", "cell": "a", "lane": "0", "outcome": "done"}
+    run = {"data": "gaussian", "variant": "", "cell": "a", "lane": "0", "seed": 0, "outcome": "done"}
     about = {"config.study.kind": "realisable", "config.network.width": 4}
     rows = [
         {"cell": "a", "lane": "0", "iteration": i, "start": 0, "gradient": 1e-15, "energy": 1.0, "excess": 1.0, "gap": 0.0,

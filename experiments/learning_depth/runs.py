@@ -69,7 +69,6 @@ def layers(run: Run, name: str, row: Mapping[str, Any]) -> np.ndarray:
 
 
 def moved(run: Run) -> int:
-    """How many layers have moved."""
     return int(np.sum(layers(run, "movement", run) > MOVED))
 
 
@@ -77,7 +76,6 @@ Choice = Callable[[Mapping[Rates, Sequence[Run]]], Sequence[Run]]
 
 
 def published(by_rates: Mapping[Rates, Sequence[Run]]) -> Sequence[Run]:
-    """Runs at the published rates."""
     return by_rates.get(Rates(0.1, 1e-8), ())
 
 

@@ -1,32 +1,20 @@
 """What is compared with what, and claimed: PC against BP at each saddle, at the published scales, at one scale, at the best rates."""
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcexp.report.claims import (
-    Case,
-    Claim,
-    Ratio,
-    Records,
-    Run,
-    Verdict,
-    censored_ratio,
-    done,
-    median_ratio,
-    paired,
-    rule,
-    verdict,
-)
+from pcexp.report import claims
+from pcexp.report.claims import Case, Claim, Ratio, Records, Run, Verdict, done, rule
 
 ACTIVATIONS = ("linear", "tanh", "relu")
 PROTOCOLS = ("published", "corrected")
 SADDLES = (0, 1, 2)
 ETA, START = "optimiser.learning_rate", "config.study.start"
-PUBLISHED_ETA, ONE_SCALE_ETA = 0.01, 0.002
-"""The published learning rate; one of summed gradients at which both rules are stable."""
-RATES = {"published": PUBLISHED_ETA, "corrected": ONE_SCALE_ETA}
+RATES = {"published": 0.01, "corrected": 0.002}
+"""The one learning rate of both rules: the published one; one of summed gradients at which both are stable."""
 
 
 class Name(NamedTuple):
@@ -45,7 +33,6 @@ def named(records: Records) -> dict[Name, Run]:
 
 
 def asked(records: Records) -> list[Name]:
-    """Runs that were asked for."""
     return [name(run) for run in records.asked.iter_rows(named=True)]
 
 
@@ -59,25 +46,20 @@ def seeds(records: Records, activation: str) -> list[int]:
     return sorted({n.seed for n in asked(records) if n.activation == activation and n.learning == "pc"})
 
 
-def best_eta(records: Records, learning: str, activation: str) -> float | None:
-    """The learning rate with the fewest iterations to the end from the origin, of those at which all seeds get there."""
+def eta_of(records: Records, protocol: str, learning: str, activation: str, *, best: bool) -> float:
+    """The learning rate of a protocol, or the best: that with the fewest iterations from the origin to the end.
+
+    Of those at which all seeds get there; NaN where there is none.
+    """
+    if not best:
+        return RATES[protocol]
     found, wanted = named(records), seeds(records, activation)
     means = {}
     for eta in sorted({n.eta for n in asked(records) if n.learning == learning}):
         of_eta = [found.get(Name(learning, activation, 0, eta, seed)) for seed in wanted]
         if of_eta and all(run is not None and run["ended"] for run in of_eta):
             means[eta] = float(np.mean([run["iterations"] for run in of_eta if run is not None]))
-    return min(means, key=lambda eta: means[eta]) if means else None
-
-
-def published_eta(records: Records, learning: str, activation: str) -> float | None:
-    """The published learning rate, of both rules."""
-    return PUBLISHED_ETA
-
-
-def one_scale_eta(records: Records, learning: str, activation: str) -> float | None:
-    """The one learning rate of both rules in summed gradients."""
-    return ONE_SCALE_ETA
+    return min(means, key=lambda eta: means[eta], default=math.nan)
 
 
 def leaving(pc: Run | None, bp: Run | None, saddle: int) -> Ratio | None:
@@ -88,7 +70,7 @@ def leaving(pc: Run | None, bp: Run | None, saddle: int) -> Ratio | None:
     if pc is None or bp is None or pc.get(f"left_{saddle}") is None or bp.get(f"left_{saddle}") is None:
         return None
     iterations, left = f"iterations_{saddle}", f"left_{saddle}"
-    return censored_ratio(bp[iterations], bp[left], pc[iterations], pc[left])
+    return claims.censored_ratio(bp[iterations], bp[left], pc[iterations], pc[left])
 
 
 # Rules
@@ -100,49 +82,48 @@ PUBLISHED_BP, PUBLISHED_PC = 20_000, 2_000
 ADVANTAGE = (6.0, 28.0)
 """About 12 to 14 times, within a factor of two: seen in a rerun of the figure at one scale."""
 
-Rate = Callable[[Records, str, str], float | None]
 
-
-def runs_at(records: Records, rate: Rate, activation: str, start: int, seed: int) -> tuple[Run | None, Run | None]:
-    """PC from a saddle and BP from the origin, each at its rate."""
-    found, rates = named(records), [rate(records, rule, activation) for rule in ("pc", "bp")]
-    if None in rates:
-        return None, None
-    pc, bp = (eta for eta in rates if eta is not None)
-    return found.get(Name("pc", activation, start, pc, seed)), found.get(Name("bp", activation, 0, bp, seed))
+def runs_at(
+    part: Records, protocol: str, activation: str, start: int, *, best: bool = False
+) -> list[tuple[Run | None, Run | None]]:
+    """Of every seed PC from a saddle and BP from the origin, at the rate of the protocol or each at its best."""
+    found, wanted = named(part), seeds(part, activation)
+    pc, bp = (eta_of(part, protocol, learning, activation, best=best) for learning in ("pc", "bp"))
+    return [
+        (found.get(Name("pc", activation, start, pc, seed)), found.get(Name("bp", activation, 0, bp, seed)))
+        for seed in wanted
+    ]
 
 
 @rule
-def escapes(records: Records, protocol: str, saddle: int, rate: Rate, factor: float) -> Verdict:
+def escapes(records: Records, protocol: str, saddle: int, factor: float, best: bool) -> Verdict:
     """PC leaves a saddle in fewer iterations than BP, by more than a factor, for every seed of every activation."""
     part, known, lost = records.select(protocol=protocol), {}, 0
     for activation in ACTIVATIONS:
-        wanted = seeds(part, activation)
-        ratios = [leaving(*runs_at(part, rate, activation, saddle, seed), saddle) for seed in wanted]
+        ratios = [leaving(*both, saddle) for both in runs_at(part, protocol, activation, saddle, best=best)]
         known[activation] = [ratio for ratio in ratios if ratio is not None and ratio.bound != "unknown"]
-        lost += len(wanted) - len(known[activation])
-    return paired(part, f"iterations of BP / PC > {factor:g}", known, lambda value: value > factor, missing=lost)
+        lost += len(ratios) - len(known[activation])
+    return claims.paired(part, f"iterations of BP / PC > {factor:g}", known, lambda value: value > factor, missing=lost)
 
 
 @rule
-def ends(records: Records, protocol: str, rate: Rate, lowest: float, highest: float | None) -> Verdict:
+def ends(records: Records, protocol: str, lowest: float, highest: float | None, *, best: bool = False) -> Verdict:
     """Iterations of BP over those of PC from the origin to the end are in a range; of each activation's median where it ends."""
     part, cases, lost = records.select(protocol=protocol), [], 0
     for activation in ACTIVATIONS:
-        wanted = seeds(part, activation)
-        both = [runs_at(part, rate, activation, 0, seed) for seed in wanted]
+        both = runs_at(part, protocol, activation, 0, best=best)
         known = [
-            censored_ratio(bp["iterations"], bp["ended"], pc["iterations"], pc["ended"])
+            claims.censored_ratio(bp["iterations"], bp["ended"], pc["iterations"], pc["ended"])
             for pc, bp in both
             if pc is not None and bp is not None
         ]
-        median = median_ratio(known)
+        median = claims.median_ratio(known)
         holds = median.value > lowest and (highest is None or median.value < highest)
         shown = [Case(holds, ratio.value) for ratio in known] if median.bound == "exact" else []
         cases += [(activation, case) for case in shown]
-        lost += len(wanted) - len(shown)
+        lost += len(both) - len(shown)
     above = f"> {lowest:g}" if highest is None else f"between {lowest:g} and {highest:g}, median over seeds"
-    return verdict(part, f"iterations of BP / PC to the end {above}", cases, missing=lost)
+    return claims.verdict(part, f"iterations of BP / PC to the end {above}", cases, missing=lost)
 
 
 @rule
@@ -151,14 +132,14 @@ def _lengths(records: Records, protocol: str) -> Verdict:
     part, cases = records.select(protocol=protocol), []
     found = named(part)
     for learning, activation, seed in _one_by_one(part):
-        run, case = found.get(Name(learning, activation, 0, PUBLISHED_ETA, seed)), None
+        run, case = found.get(Name(learning, activation, 0, RATES[protocol], seed)), None
         if run is not None:
             # A run that did not get to the end took longer than it was given.
             short, long = run["ended"] and run["iterations"] < PUBLISHED_PC, run["iterations"] > PUBLISHED_BP
             case = Case(bool(long if learning == "bp" else short), run["iterations"])
         cases.append((f"{learning.upper()} {activation}", case))
     expected = f"BP more than {PUBLISHED_BP:,} iterations to the end, PC fewer than {PUBLISHED_PC:,}"
-    return verdict(part, expected, cases)
+    return claims.verdict(part, expected, cases)
 
 
 def _one_by_one(records: Records) -> Iterator[tuple[str, str, int]]:
@@ -166,24 +147,19 @@ def _one_by_one(records: Records) -> Iterator[tuple[str, str, int]]:
     return ((r, a, seed) for a in ACTIVATIONS for r in ("bp", "pc") for seed in seeds(records, a))
 
 
-def one_of(protocol: str) -> Rate:
-    """The one learning rate of both rules in a protocol."""
-    return published_eta if protocol == "published" else one_scale_eta
-
-
 @rule
 def gradients_stay(records: Records, protocol: str, saddle: int) -> Verdict:
     """The smallest gradient norm on the plateau of a saddle, PC's over BP's."""
     part, cases, norm = records.select(protocol=protocol), [], f"norm_{saddle}"
     for activation in ACTIVATIONS:
-        for seed in seeds(part, activation):
-            (pc, bp), case = runs_at(part, one_of(protocol), activation, saddle, seed), None
+        for pc, bp in runs_at(part, protocol, activation, saddle):
+            case = None
             # A plateau of PC that was not seen to its end has no smallest norm.
             if pc is not None and bp is not None and pc.get(f"norm_seen_{saddle}") and bp.get(norm) is not None:
                 ratio = pc[norm] / max(bp[norm], 1e-38)
                 case = Case(ratio > 1, ratio)
             cases.append((activation, case))
-    return verdict(part, "smallest gradient norm on the plateau, PC / BP > 1", cases)
+    return claims.verdict(part, "smallest gradient norm on the plateau, PC / BP > 1", cases)
 
 
 @rule
@@ -200,7 +176,7 @@ def rank_grows(records: Records, protocol: str) -> Verdict:
                 case = Case((before, after) == (saddle, saddle + 1), float(after - before))
             cases.append((f"{learning.upper()} {activation}", case))
     expected = "singular values above the threshold: k at saddle k, k + 1 when it is left (shown: growth)"
-    return verdict(part, expected, cases)
+    return claims.verdict(part, expected, cases)
 
 
 PLACES = {0: "the origin", 1: "the saddle of rank one", 2: "the saddle of rank two"}
@@ -208,24 +184,24 @@ ONE_SCALE, BEST = "corrected, one scale", "corrected, each at its best learning 
 FEWER = "in fewer iterations than BP"
 
 
-def _escapes(how: str, protocol: str, rate: Rate, factor: float, than: str = FEWER) -> Iterator[Claim]:
+def _escapes(how: str, protocol: str, factor: float, than: str = FEWER, *, best: bool = False) -> Iterator[Claim]:
     for saddle, place in PLACES.items():
-        yield Claim("4.6 iterations", f"{how}: PC leaves {place} {than}", escapes(protocol, saddle, rate, factor))
+        yield Claim("4.6 iterations", f"{how}: PC leaves {place} {than}", escapes(protocol, saddle, factor, best))
 
 
 CLAIMS = (
     Claim(
         "4.6", "published: BP needs tens of thousands of iterations to the end, PC under 2,000", _lengths("published")
     ),
-    *_escapes("published", "published", published_eta, FAR, "in less than a tenth of BP's iterations"),
-    *_escapes(ONE_SCALE, "corrected", one_scale_eta, 1),
+    *_escapes("published", "published", FAR, "in less than a tenth of BP's iterations"),
+    *_escapes(ONE_SCALE, "corrected", 1),
     Claim(
         "4.6",
         f"{ONE_SCALE}: PC is about 12 to 14 times faster to the end, within a factor of two",
-        ends("corrected", one_scale_eta, *ADVANTAGE),
+        ends("corrected", *ADVANTAGE),
     ),
-    *_escapes(BEST, "corrected", best_eta, 1),
-    Claim("4.6 rates", f"{BEST}: PC gets to the end {FEWER}", ends("corrected", best_eta, 1, None)),
+    *_escapes(BEST, "corrected", 1, best=True),
+    Claim("4.6 rates", f"{BEST}: PC gets to the end {FEWER}", ends("corrected", 1, None, best=True)),
     *(
         Claim("4.6 gradients", f"{p}: PC's gradient does not vanish at {place} as BP's does", gradients_stay(p, saddle))
         for p in PROTOCOLS

@@ -13,11 +13,11 @@ from pcexp.report.plotting import Figure
 STARTS = {0: "-", 1: "--", 2: ":"}
 """Line of PC from each saddle."""
 SETTINGS = {
-    "published": ("published", of.published_eta, "s"),
-    "one scale": ("corrected", of.one_scale_eta, "o"),
-    "best rates": ("corrected", of.best_eta, "^"),
+    "published": ("published", False, "s"),
+    "one scale": ("corrected", False, "o"),
+    "best rates": ("corrected", True, "^"),
 }
-"""Protocol, choice of learning rates and mark."""
+"""Protocol, whether rates are the best ones, and mark."""
 
 
 def _at_one_rate(records: Records, where: Mapping[str, Any] | None = None, **labels: str) -> list[Run]:
@@ -92,14 +92,13 @@ def figure_ranks(records: Records) -> Figure:
 
 def _passages(records: Records, activation: str, setting: str) -> Iterator[tuple[str, int, int, bool]]:
     """Of each rule and saddle, seed by seed, the iterations to leave it, and whether it was left."""
-    protocol, rate, _ = SETTINGS[setting]
+    protocol, best, _ = SETTINGS[setting]
     part = records.select(protocol=protocol)
     found = named(part)
     for learning in ("bp", "pc"):
-        eta = rate(part, learning, activation)
-        for saddle in SADDLES if eta is not None else ():
+        eta = of.eta_of(part, protocol, learning, activation, best=best)
+        for saddle in SADDLES:
             for seed in seeds(part, activation):
-                assert eta is not None
                 run = found.get(Name(learning, activation, saddle if learning == "pc" else 0, eta, seed))
                 if run is not None and run.get(f"left_{saddle}") is not None:
                     yield learning, saddle, run[f"iterations_{saddle}"], run[f"left_{saddle}"]

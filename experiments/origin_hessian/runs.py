@@ -65,7 +65,6 @@ SADDLE = "config.study.saddle"
 
 
 def blocks(*arms: str) -> list[str]:
-    """Blocks of these arms."""
     return [block for arm in arms for block in ARMS[arm]]
 
 

@@ -67,7 +67,6 @@ class Points(NamedTuple):
 
     @property
     def rank(self) -> Int[np.ndarray, " n"]:
-        """Rank of the map."""
         return np.sum([self.at(f"map_{i}") > RANK for i in range(1, D_OUT + 1)], axis=0)
 
     def classes(self) -> dict[str, Bool[np.ndarray, " n"]]:
@@ -89,7 +88,6 @@ class Points(NamedTuple):
         return len(np.unique(np.column_stack([cells, table])[self.found], axis=0))
 
     def among(self, chosen: Bool[np.ndarray, " n"]) -> "Points":
-        """Some of the points."""
         return Points(
             [k for k, here in zip(self.kind, chosen, strict=True) if here],
             [c for c, here in zip(self.cell, chosen, strict=True) if here],

@@ -72,7 +72,6 @@ def saddle(batch: Batch, width: int, n_hidden: int, n_zero: int, generator: np.r
 
 
 def near(maps: Weights, generator: np.random.Generator) -> Weights:
-    """The maps with noise."""
     return [j + NEARBY * generator.standard_normal(j.shape) for j in maps]
 
 

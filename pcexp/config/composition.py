@@ -130,12 +130,10 @@ class Composer:
 
     @property
     def scale(self) -> str:
-        """The scale that is asked for."""
         return str(self.settings["scale"])
 
     @property
     def data(self) -> str:
-        """The data set that is asked for."""
         return str(self.settings["choices"].get("data", ""))
 
     def asked(self) -> Asked:

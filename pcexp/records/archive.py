@@ -48,8 +48,6 @@ class Lanes(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """What an archive holds."""
-
     study: str
     manifests: dict[str, tuple[manifest.Cells, manifest.Blocks]]
     cells: dict[str, Lanes]

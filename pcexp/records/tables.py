@@ -40,7 +40,6 @@ class Records:
 
     @property
     def command(self) -> str:
-        """The command that makes these records."""
         return status.command(self.study, self.scale, {name: self.asked[name] for name in self.asked.columns})
 
     def select(

@@ -63,7 +63,6 @@ def figures(study: Any, records: Records, folder: Path, again: bool = True, suff
 
 
 def claims_csv(judged: Sequence[Judged]) -> str:
-    """Verdicts as a table."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["figure", "data", "claim", *Verdict.__dataclass_fields__])
@@ -73,7 +72,6 @@ def claims_csv(judged: Sequence[Judged]) -> str:
 
 
 def print_claims(judged: Sequence[Judged], console: Console) -> None:
-    """The claims table on a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "figure", "data", "claim", "observed (all seeds)", "n", "scale"):
         table.add_column(column, overflow="fold")
