@@ -16,7 +16,6 @@ cells that were begun come first and then the cheapest, so that a slot leaves as
 
 import argparse
 import dataclasses
-import difflib
 import importlib
 import os
 import sys
@@ -34,6 +33,7 @@ from hydra.errors import HydraException
 
 from pcexp.config.composition import Refused, refusal
 from pcexp.config.composition import composed as compose
+from pcexp.config.plain import suggestion
 from pcexp.config.spec import Spec
 from pcexp.data import DataError
 from pcexp.records import manifest
@@ -90,9 +90,7 @@ def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[dict[str, 
             raise Refused(refusal(error)) from error
         for name in names:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                meant = f" (did you mean {close[0]}?)" if close else ""
-                raise Refused(f"there is no experiment {name}{meant}; there are {', '.join(known)}")
+                raise Refused(f"there is no experiment {name}{suggestion(name, known)}; there are {', '.join(known)}")
         for name in names or known:
             try:
                 for asked, settings in compose(loader, [f"+experiment={name}", *overrides]):

@@ -45,7 +45,6 @@ def records(arguments: Iterable[str] | None = None) -> None:
 
 
 def _collect(outputs: Path, results: Path, study: str) -> None:
-
     for scale in manifest.scales(outputs / study):
         if scale == "smoke":
             continue  # seconds of a test: not a result

@@ -37,9 +37,13 @@ def unknown(key: str, node: Iterable[Any]) -> str:
     """What to say of a key that is not there: the close one, and the valid ones."""
     hidden = ("_target_", "hydra", "choices", "grid", "common")
     valid = [str(k) for k in node if k not in hidden]
-    close = difflib.get_close_matches(key.rpartition(".")[2], valid, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    return f"{key} is no key{meant}; valid there are {', '.join(valid)}"
+    return f"{key} is no key{suggestion(key.rpartition('.')[2], valid)}; valid there are {', '.join(valid)}"
+
+
+def suggestion(word: str, words: Iterable[str]) -> str:
+    """What to ask of a word that is not known, where one that is known is close."""
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def copied(node: Any) -> Any:
