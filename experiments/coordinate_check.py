@@ -23,13 +23,11 @@ Claims on hidden activities are on the last hidden layer, where what all layers 
 n_hidden steps an error k layers below the output is of order beta^k, so its lower layers hardly move.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -44,17 +42,13 @@ from pcexp.data import Dataset
 from pcexp.energy import forward_pass
 from pcexp.learning import Beside, Networks
 from pcexp.model.network import Network
-from pcexp.report import plotting
-from pcexp.report.claims import Case, Claim, Run, Verdict, ended, verdict
+from pcexp.report import claims, plotting
+from pcexp.report.claims import Case, Claim, Records, Run, Verdict, ended, missing, rule
+from pcexp.report.plotting import Figure
 from pcexp.run.cost import training
 from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
 
 FLAT_SLOPE = 0.15
 GROWING_SLOPE = 0.3
@@ -145,18 +139,13 @@ ACTIVATIONS = ("linear", "tanh", "relu")
 
 def size_of(run: Run, axis: str) -> int:
     """Width N, or depth L."""
-    return run["config.network.width"] if axis == "width" else run["config.network.n_hidden"] + 1
+    return claims.width_of(run) if axis == "width" else claims.n_hidden_of(run) + 1
 
 
 def arm(records: Records, axis: str) -> list[Run]:
-    """Runs that ended on one arm of the grid, smallest first: those whose other size is the one run at most sizes of this one."""
+    """Runs that ended on one arm of the grid, smallest first."""
     other = "depth" if axis == "width" else "width"
-    runs = ended(records)
-    sizes = defaultdict(set)
-    for run in runs:
-        sizes[size_of(run, other)].add(size_of(run, axis))
-    fixed = max(sorted(sizes), key=lambda size: len(sizes[size]), default=None)
-    return sorted((run for run in runs if size_of(run, other) == fixed), key=lambda run: size_of(run, axis))
+    return claims.arm_of_an_l(ended(records), lambda run: size_of(run, axis), lambda run: size_of(run, other))
 
 
 def slope(runs: Sequence[Run], axis: str, column: str) -> float:
@@ -168,33 +157,27 @@ def slope(runs: Sequence[Run], axis: str, column: str) -> float:
     return float(np.polyfit(size, value, 1)[0])
 
 
-def _judge(records: Records, axis: str, column: str, flat: bool) -> Verdict:
+@rule
+def _slopes(records: Records, labels: Mapping[str, str], axis: str, column: str, flat: bool) -> Verdict:
     """One case a seed and activation. A run that diverged refutes flatness; growth is judged on the sizes that ended."""
+    records = records.select(labels)
     expected = f"|slope in {axis}| < {FLAT_SLOPE}" if flat else f"slope in {axis} > {GROWING_SLOPE}"
     lines: dict[tuple[str, int], list[Run]] = defaultdict(list)
     for run in arm(records, axis):
         lines[run["activation"], run["seed"]].append(run)
-    cases: dict[str, list[Case]] = {activation: [] for activation in ACTIVATIONS}
     # Sizes are not among the labels of what was asked for: any run that is missing may be one of this arm.
-    n, missing = 0, len(records.asked) - len(ended(records))
-    for (activation, _), runs in sorted(lines.items()):
+    cases, n, lost = [], 0, missing(records)
+    for (activation, _), runs in sorted(lines.items(), key=lambda line: (ACTIVATIONS.index(line[0][0]), line[0][1])):
         value, beyond = slope(runs, axis, column), any(run["outcome"] == "diverged" for run in runs)
         if math.isnan(value) and not (flat and beyond):
-            missing += len(runs)
+            lost += len(runs)
             continue
         holds = abs(value) < FLAT_SLOPE and not beyond if flat else value > GROWING_SLOPE
-        cases[activation].append(Case(holds, value))
+        cases.append((activation, Case(holds, value)))
         n += len(runs)
-    found = verdict(records, expected, cases, n=n, missing=missing)
+    found = claims.verdict(records, expected, cases, n=n, missing=lost)
     diverged = sum(run["outcome"] == "diverged" for runs in lines.values() for run in runs)
     return dataclasses.replace(found, observed=f"{found.observed}; {diverged} runs diverged") if diverged else found
-
-
-def _rule(parameterisation: str, learning: str, axis: str, column: str, flat: bool) -> Callable[[Records], Verdict]:
-    def rule(records: Records) -> Verdict:
-        return _judge(records.select(parameterisation=parameterisation, learning=learning), axis, column, flat)
-
-    return rule
 
 
 STATEMENTS = (
@@ -205,8 +188,12 @@ STATEMENTS = (
     ("NTK: the change of the output grows with {}", "ntk", "output_change", False, ("width",)),
 )
 CLAIMS = tuple(
-    Claim(f"{axis}.{rule}", f"{rule.upper()}, {statement.format(axis)}", _rule(model, rule, axis, column, flat))
-    for rule in ("pc", "bp")
+    Claim(
+        f"{axis}.{learning}",
+        f"{learning.upper()}, {statement.format(axis)}",
+        _slopes({"parameterisation": model, "learning": learning}, axis, column, flat),
+    )
+    for learning in ("pc", "bp")
     for statement, model, column, flat, axes in STATEMENTS
     for axis in axes
 )

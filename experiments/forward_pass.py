@@ -22,11 +22,9 @@ bounded: it grows with skips like sqrt(l), and decays without like 1/sqrt(l) whe
 Memory. One network at a time: 2 GB of weights at L = 512, N = 1024.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -43,14 +41,10 @@ from pcexp.evaluation import batch_layout
 from pcexp.model.network import Network
 from pcexp.model.segments import AbstractSegment
 from pcexp.report import plotting
-from pcexp.report.claims import Case, Claim, Verdict, verdict
+from pcexp.report.claims import Case, Claim, Records, Run, Verdict, done, n_hidden_of, rule, verdict
+from pcexp.report.plotting import Figure
 from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
 
 AWAY_FACTOR = 10
 """Exploding, vanishing: the growth of the deepest network is beyond this factor."""
@@ -115,27 +109,31 @@ def _through(segment: AbstractSegment, z: Float[Array, "d_in batch"]) -> tuple[A
 
 # Claims
 
+ACTIVATIONS = ("linear", "tanh", "relu")
 
-def _judge(
-    records: Records, expected: str, case: Callable[[Sequence[Mapping[str, Any]]], Case], activations: Sequence[str]
+
+@rule
+def _over_depth(
+    records: Records,
+    expected: str,
+    case: Callable[[Sequence[Run]], Case],
+    labels: Mapping[str, str],
+    activations: Sequence[str] = ACTIVATIONS,
 ) -> Verdict:
     """One case a seed and activation: its runs at all depths that were asked for, from the shallowest."""
+    records = records.select(labels)
     runs = defaultdict(list)
-    for run in records.runs.iter_rows(named=True):
-        if run["outcome"] == "done":
-            runs[run["activation"], run["seed"]].append(run)
+    for run in sorted(done(records), key=n_hidden_of):
+        runs[run["activation"], run["seed"]].append(run)
     asked = Counter((a["activation"], a["seed"]) for a in records.asked.iter_rows(named=True))
-    asked = Counter({key: n for key, n in asked.items() if key[0] in activations})
-    cases: dict[str, list[Case]] = {activation: [] for activation in activations}
-    for key, n in sorted(asked.items()):
-        if len(runs[key]) == n:
-            cases[key[0]].append(case(sorted(runs[key], key=lambda run: run["config.network.n_hidden"])))
-    n_runs = sum(asked[key] for key in asked if len(runs[key]) == asked[key])
-    return verdict(records, expected, cases, n=n_runs, missing=sum(asked.values()) - n_runs)
+    wanted = [(activation, key) for activation in activations for key in sorted(asked) if key[0] == activation]
+    cases = [(activation, case(runs[key])) for activation, key in wanted if len(runs[key]) == asked[key]]
+    n = sum(asked[key] for _, key in wanted if len(runs[key]) == asked[key])
+    return verdict(records, expected, cases, n=n, missing=sum(asked[key] for _, key in wanted) - n)
 
 
-def _away(sign: int) -> Callable[[Sequence[Mapping[str, Any]]], Case]:
-    def case(runs: Sequence[Mapping[str, Any]]) -> Case:
+def _away(sign: int) -> Callable[[Sequence[Run]], Case]:
+    def case(runs: Sequence[Run]) -> Case:
         growth = np.array([run["log10_growth"] for run in runs])
         holds = len(runs) > 1 and sign * growth[-1] > np.log10(AWAY_FACTOR) and bool(np.all(np.diff(sign * growth) > 0))
         return Case(holds, 10 ** growth[-1])
@@ -143,31 +141,21 @@ def _away(sign: int) -> Callable[[Sequence[Mapping[str, Any]]], Case]:
     return case
 
 
-def _flat(runs: Sequence[Mapping[str, Any]]) -> Case:
+def _flat(runs: Sequence[Run]) -> Case:
     worst = 10 ** max(max(run["log10_highest"], -run["log10_lowest"]) for run in runs)
     return Case(worst <= FLAT_FACTOR, worst)
 
 
-def _output(runs: Sequence[Mapping[str, Any]]) -> Case:
+def _output(runs: Sequence[Run]) -> Case:
     found = [run["log10_output"] for run in runs]
     factor = 10 ** (max(found) - min(found))
     return Case(len(runs) > 1 and factor <= FLAT_FACTOR, factor)
 
 
-ACTIVATIONS = ("linear", "tanh", "relu")
 EXPLODES = f"growth > {AWAY_FACTOR} at the greatest depth, and larger at each greater depth"
 VANISHES = f"growth < 1/{AWAY_FACTOR} at the greatest depth, and smaller at each greater depth"
 FLAT = f"every hidden layer within a factor {FLAT_FACTOR} of the first, at every depth"
 DRAWS = {"standard_uniform": "U, as the code drew it", "standard": "N(0, 1/fan_in), Table 5.1"}
-
-
-def _rule(
-    expected: str,
-    case: Callable[[Sequence[Mapping[str, Any]]], Case],
-    labels: Mapping[str, str],
-    activations: Sequence[str] = ACTIVATIONS,
-) -> Callable[[Records], Verdict]:
-    return lambda records: _judge(records.select(labels), expected, case, activations)
 
 
 def _model(parameterisation: str, skips: bool) -> dict[str, str]:
@@ -179,25 +167,25 @@ CLAIMS = (
         claim
         for name, draw in DRAWS.items()
         for claim in (
-            Claim("C.30", f"SP with skips explodes ({draw})", _rule(EXPLODES, _away(1), _model(name, True))),
-            Claim("C.30", f"SP without skips vanishes ({draw})", _rule(VANISHES, _away(-1), _model(name, False))),
+            Claim("C.30", f"SP with skips explodes ({draw})", _over_depth(EXPLODES, _away(1), _model(name, True))),
+            Claim("C.30", f"SP without skips vanishes ({draw})", _over_depth(VANISHES, _away(-1), _model(name, False))),
         )
     ),
-    Claim("C.30", "Depth-muP is flat over layers, at every depth", _rule(FLAT, _flat, _model("mupc", True))),
+    Claim("C.30", "Depth-muP is flat over layers, at every depth", _over_depth(FLAT, _flat, _model("mupc", True))),
     Claim(
         "C.30",
         "Depth-muP: the size of the output does not depend on depth",
-        _rule(f"outputs of all depths within a factor {FLAT_FACTOR}", _output, _model("mupc", True)),
+        _over_depth(f"outputs of all depths within a factor {FLAT_FACTOR}", _output, _model("mupc", True)),
     ),
     Claim(
         "C.30",
         "orthogonal is flat for linear and tanh networks",
-        _rule(FLAT, _flat, _model("orthogonal", False), ("linear", "tanh")),
+        _over_depth(FLAT, _flat, _model("orthogonal", False), ("linear", "tanh")),
     ),
     Claim(
         "C.30",
         "orthogonal vanishes for ReLU networks",
-        _rule(VANISHES, _away(-1), _model("orthogonal", False), ("relu",)),
+        _over_depth(VANISHES, _away(-1), _model("orthogonal", False), ("relu",)),
     ),
 )
 
@@ -207,11 +195,7 @@ CLAIMS = (
 
 def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str) -> Figure:
     """Rows are activations, columns models; one thin line a seed, a colour a depth, a ring for the output layer."""
-
-    def depth_of(run: Mapping[str, Any]) -> int:
-        return run["config.network.n_hidden"] + 1
-
-    depths = sorted({depth_of(run) for run in records.runs.iter_rows(named=True)})
+    depths = sorted({n_hidden_of(run) + 1 for run in records.runs.iter_rows(named=True)})
     colours = plotting.shades(depths)
     figure, axes = plotting.panels(len(ACTIVATIONS), len(models), title)
     for i, activation in enumerate(ACTIVATIONS):
@@ -221,7 +205,7 @@ def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str
                 rows = part.lane(run["cell"], run["lane"])
                 if not len(rows):
                     continue
-                depth = depth_of(run)
+                depth = n_hidden_of(run) + 1
                 shown = np.array([rows[f"layer_{k}"][0] for k in range(1, 7)]) / depth
                 size = 10.0 ** np.array([rows[f"log10_size_{k}"][0] for k in range(1, 7)])
                 axis.plot(shown[:-1], size[:-1], color=colours[depth], lw=0.8, alpha=0.8)

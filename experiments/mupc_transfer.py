@@ -16,26 +16,20 @@ Per size and (eta, beta) the geometric mean over seeds; ratio: its value at the 
 size's own best. The published claim is by eye; that the ratio stays within 1.1 is ours.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array
 
 from pcexp.config.study import AbstractStudy
-from pcexp.report import plotting
-from pcexp.report.claims import Case, Claim, Verdict, ended, insufficient, verdict
+from pcexp.report import claims, plotting
+from pcexp.report.claims import Case, Claim, Records, Verdict, ended, insufficient, missing, rule
+from pcexp.report.plotting import Figure
 from pcexp.run.job import Job
 from pcexp.train import Observation
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
 
 WITHIN = 1.1
 ETA, BETA = "optimiser.learning_rate", "learning.inference.activity_lr"
@@ -82,7 +76,6 @@ class Grid(NamedTuple):
 
     @property
     def best(self) -> Pair:
-        """The pair with the lowest loss."""
         return min(sorted(self.loss), key=lambda pair: self.loss[pair])
 
 
@@ -90,7 +83,7 @@ def grids(records: Records) -> list[Grid]:
     """One grid a size, from the runs that ended or diverged; a pair whose seeds are not all there is left out."""
     seeds: dict[Size, dict[Pair, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in ended(records):
-        size = Size(run["config.network.width"], run["config.network.n_hidden"])
+        size = Size(claims.width_of(run), claims.n_hidden_of(run))
         seeds[size][run[ETA], run[BETA]].append(run["lowest_loss"] if run["outcome"] == "done" else math.inf)
     found = []
     for size, pairs in sorted(seeds.items()):
@@ -101,13 +94,9 @@ def grids(records: Records) -> list[Grid]:
 
 
 def arm(found: list[Grid], axis: str) -> list[Grid]:
-    """Grids along one arm of the L, the smallest first: those that share the other size with most others."""
+    """Grids along one arm of the L, the smallest first."""
     this, other = (0, 1) if axis == "width" else (1, 0)
-    values = defaultdict(set)
-    for grid in found:
-        values[grid.size[other]].add(grid.size[this])
-    fixed = max(sorted(values), key=lambda size: len(values[size]), default=None)
-    return sorted((grid for grid in found if grid.size[other] == fixed), key=lambda grid: grid.size[this])
+    return claims.arm_of_an_l(found, lambda grid: grid.size[this], lambda grid: grid.size[other])
 
 
 def transfer_ratio(small: Grid, large: Grid) -> float:
@@ -120,35 +109,28 @@ def transfer_ratio(small: Grid, large: Grid) -> float:
 
 PROTOCOLS = ("published", "corrected")
 FIGURE_OF = {"tanh": "5.5", "linear": "C.31", "relu": "C.32"}
+LEARNING_RATES = "the best learning rates transfer"
 
 
-def _transfer_rule(protocol: str, activation: str, axis: str) -> Callable[[Records], Verdict]:
+@rule
+def _transfers(records: Records, protocol: str, activation: str, axis: str) -> Verdict:
     expected = f"loss at the smallest net's best (eta, beta), over the best loss of each larger net <= {WITHIN}"
-
-    def rule(records: Records) -> Verdict:
-        part = records.select(protocol=protocol, activation=activation)
-        if not len(part.asked):
-            return insufficient(records, expected, f"no {activation} runs were asked for")
-        found = grids(part)
-        line, missing = arm(found, axis), len(part.asked) - sum(grid.n for grid in found)
-        if missing:  # any pair that is not there may be the best one
-            return insufficient(part, expected, f"{missing} of {len(part.asked)} runs missing")
-        if len(line) < 2 or not math.isfinite(line[0].loss[line[0].best]):
-            return insufficient(part, expected, f"{len(line)} sizes with numbers")
-        ratios = {grid.size[0 if axis == "width" else 1]: transfer_ratio(line[0], grid) for grid in line[1:]}
-        letter = "N" if axis == "width" else "H"
-        cases = {f"{letter}={size}": [Case(ratio <= WITHIN, ratio)] for size, ratio in ratios.items()}
-        return verdict(part, expected, cases, n=sum(grid.n for grid in line), missing=0)
-
-    return rule
+    part = records.select(protocol=protocol, activation=activation)
+    if not len(part.asked):
+        return insufficient(records, expected, f"no {activation} runs were asked for")
+    if lost := missing(part):  # any pair that is not there may be the best one
+        return insufficient(part, expected, f"{lost} of {len(part.asked)} runs missing")
+    line = arm(grids(part), axis)
+    if len(line) < 2 or not math.isfinite(line[0].loss[line[0].best]):
+        return insufficient(part, expected, f"{len(line)} sizes with numbers")
+    ratios = [(grid, transfer_ratio(line[0], grid)) for grid in line[1:]]
+    name = "N={0.width}" if axis == "width" else "H={0.n_hidden}"
+    cases = [(name.format(grid.size), Case(ratio <= WITHIN, ratio)) for grid, ratio in ratios]
+    return claims.verdict(part, expected, cases, n=sum(grid.n for grid in line))
 
 
 CLAIMS = tuple(
-    Claim(
-        figure,
-        f"{protocol}, {activation}: the best learning rates transfer over {axis}",
-        _transfer_rule(protocol, activation, axis),
-    )
+    Claim(figure, f"{protocol}, {activation}: {LEARNING_RATES} over {axis}", _transfers(protocol, activation, axis))
     for activation, figure in FIGURE_OF.items()
     for protocol in PROTOCOLS
     for axis in ("width", "depth")

@@ -11,10 +11,8 @@ that the amortiser's forward pass names. Generated image: the forward pass from 
 The claims are ours: the floor of 80 % of the test images was set before the first run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,14 +22,10 @@ from pcexp.config.study import AbstractStudy
 from pcexp.energy import outputs
 from pcexp.model import Pair
 from pcexp.report import plotting
-from pcexp.report.claims import Case, Claim, Rule, Verdict, done, verdict
+from pcexp.report.claims import Case, Claim, Records, Verdict, done, missing, rule, verdict
+from pcexp.report.plotting import Figure
 from pcexp.run.job import Job
 from pcexp.train import Observation
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
 
 FLOOR = 0.8
 CLASSES = 10
@@ -63,15 +57,12 @@ ARMS = {
 }
 
 
-def _above_floor(column: str, **labels: str) -> Rule:
+@rule
+def _above_floor(records: Records, column: str, **labels: str) -> Verdict:
+    part = records.select(**labels)
+    cases = [(column, Case(run[column] >= FLOOR, run[column])) for run in done(part)]
     expected = f"{column.replace('_', ' ')} >= {FLOOR} for every seed"
-
-    def rule(records: Records) -> Verdict:
-        part = records.select(**labels)
-        cases = [Case(run[column] >= FLOOR, run[column]) for run in done(part)]
-        return verdict(part, expected, {column: cases}, missing=len(part.asked) - len(cases))
-
-    return rule
+    return verdict(part, expected, cases, missing=missing(part))
 
 
 CLAIMS = (

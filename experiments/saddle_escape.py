@@ -19,11 +19,9 @@ probe loss below 0.97 of the best constant map's, lies after the second. Where b
 constant map is a short way from the start, and the saddle that is hard to leave is the second plateau. map_rank: singular values of the probe outputs above a tenth of the largest.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,27 +29,11 @@ from jaxtyping import Array, Float
 
 from pcexp.config.study import AbstractStudy
 from pcexp.energy import outputs
-from pcexp.report import plotting
-from pcexp.report.claims import (
-    Claim,
-    Ratio,
-    Rule,
-    Run,
-    Verdict,
-    censored_ratio,
-    done,
-    insufficient,
-    paired,
-    pairs,
-    spread,
-)
+from pcexp.report import claims, plotting
+from pcexp.report.claims import Claim, Ratio, Records, Rule, Run, Verdict, done, rule
+from pcexp.report.plotting import Figure
 from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
 
 ESCAPE_FRACTION = 0.9
 DEPARTURE_FRACTION = 0.95
@@ -131,77 +113,63 @@ ACTIVATIONS = ("linear", "tanh", "relu")
 def passage_ratio(pc: Run, bp: Run, event: str) -> Ratio:
     """Iterations of BP to an event (escape, departure, beyond_constant) over those of PC; a bound where one did not get there."""
     seen = {"escape": "escaped", "departure": "departed"}.get(event, event)
-    return censored_ratio(bp[f"{event}_iteration"], bp[seen], pc[f"{event}_iteration"], pc[seen])
+    return claims.censored_ratio(bp[f"{event}_iteration"], bp[seen], pc[f"{event}_iteration"], pc[seen])
 
 
-def _pairs_rule(protocol: str, start: str, expected: str, ratio: Callable[[Run, Run], Ratio]) -> Rule:
+@rule
+def _exceeds_one(
+    records: Records, protocol: str, start: str, expected: str, ratio: Callable[[Run, Run], Ratio]
+) -> Verdict:
     """The ratio of (PC, BP) runs of the same seed exceeds one, for every seed of every activation."""
-
-    def rule(records: Records) -> Verdict:
-        ratios, missing = {}, 0
-        for activation in ACTIVATIONS:
-            part = records.select(protocol=protocol, parameterisation=start, activation=activation)
-            pc, bp = (part.select(learning=learning) for learning in ("pc", "bp"))
-            ratios[activation] = [ratio(*pair) for pair in pairs(done(pc), done(bp))]
-            missing += len(pc.asked) - len(ratios[activation])
-        return paired(records.select(protocol=protocol, parameterisation=start), expected, ratios, missing=missing)
-
-    return rule
+    records = records.select(protocol=protocol, parameterisation=start)
+    ratios, lost = claims.ratios_of({a: records.select(activation=a) for a in ACTIVATIONS}, ratio)
+    return claims.paired(records, expected, ratios, missing=lost)
 
 
-def _escape_rule(protocol: str, start: str, event: str = "escape") -> Rule:
-    return _pairs_rule(protocol, start, "iterations of BP / PC > 1", lambda pc, bp: passage_ratio(pc, bp, event))
+def _escapes(protocol: str, start: str, event: str = "escape") -> Rule:
+    return _exceeds_one(protocol, start, "iterations of BP / PC > 1", lambda pc, bp: passage_ratio(pc, bp, event))
 
 
-def _gradient_rule(protocol: str) -> Rule:
-    def ratio(pc: Run, bp: Run) -> Ratio:
-        if not pc["departed"]:  # then the plateau was not seen to its end
-            return Ratio(float("nan"), "unknown")
-        return Ratio(pc["plateau_gradient_norm"] / max(bp["plateau_gradient_norm"], 1e-38), "exact")
-
-    return _pairs_rule(protocol, "near_origin", "smallest gradient norm on the plateau, PC / BP > 1", ratio)
+def _norm_ratio(pc: Run, bp: Run) -> Ratio:
+    if not pc["departed"]:  # then the plateau was not seen to its end
+        return Ratio(float("nan"), "unknown")
+    return Ratio(pc["plateau_gradient_norm"] / max(bp["plateau_gradient_norm"], 1e-38), "exact")
 
 
-def _second_plateau_rule(protocol: str) -> Rule:
+@rule
+def _second_plateau(records: Records, protocol: str) -> Verdict:
     expected = "PC departs with a map of rank one, and stays there for over a tenth of its time to depart"
-
-    def rule(records: Records) -> Verdict:
-        part = records.select(protocol=protocol, parameterisation="near_origin", learning="pc")
-        runs = [run for run in done(part) if run["departed"]]
-        if len(runs) < len(part.asked) or not runs:
-            return insufficient(part, expected, f"{len(runs)} of {len(part.asked)} runs departed")
-        shown = [r["rank_at_departure"] == 1 and r["rank_one_iterations"] > r["departure_iteration"] / 10 for r in runs]
-        fractions = {
-            a: [r["rank_one_iterations"] / max(r["departure_iteration"], 1) for r in runs if r["activation"] == a]
-            for a in ACTIVATIONS
-        }
-        observed = f"{sum(shown)} of {len(runs)} runs"
-        interval = "rank-one stretch / departure: " + "; ".join(f"{a} {spread(v)}" for a, v in fractions.items() if v)
-        return Verdict(
-            "reproduced" if all(shown) else "not_reproduced", observed, interval, expected, len(runs), part.scale
-        )
-
-    return rule
+    part = records.select(protocol=protocol, parameterisation="near_origin", learning="pc")
+    runs = [run for run in done(part) if run["departed"]]
+    if len(runs) < len(part.asked) or not runs:
+        return claims.insufficient(part, expected, f"{len(runs)} of {len(part.asked)} runs departed")
+    shown = [r["rank_at_departure"] == 1 and r["rank_one_iterations"] > r["departure_iteration"] / 10 for r in runs]
+    fractions = {
+        a: [r["rank_one_iterations"] / max(r["departure_iteration"], 1) for r in runs if r["activation"] == a]
+        for a in ACTIVATIONS
+    }
+    interval = "rank-one stretch / departure: " + "; ".join(
+        f"{a} {claims.spread(v)}" for a, v in fractions.items() if v
+    )
+    status: claims.Status = "reproduced" if all(shown) else "not_reproduced"
+    return Verdict(status, f"{sum(shown)} of {len(runs)} runs", interval, expected, len(runs), part.scale)
 
 
+FEWER = "in fewer iterations than BP"
 CLAIMS = tuple(
     Claim(figure, f"{protocol}: {statement}", rule)
     for protocol in PROTOCOLS
     for figure, statement, rule in (
+        ("4.5", f"PC leaves the plateau near the origin {FEWER}", _escapes(protocol, "near_origin")),
+        ("4.5", "the same at 0.95, between the plateaus", _escapes(protocol, "near_origin", "departure")),
+        ("4.5", f"PC gets beyond the best constant map {FEWER}", _escapes(protocol, "near_origin", "beyond_constant")),
+        ("B.6", "the same near the zero-rank saddle", _escapes(protocol, "near_zero_rank")),
         (
-            "4.5",
-            "PC leaves the plateau near the origin in fewer iterations than BP",
-            _escape_rule(protocol, "near_origin"),
+            "B.5",
+            "PC's gradient does not vanish on the plateau as BP's does",
+            _exceeds_one(protocol, "near_origin", "smallest gradient norm on the plateau, PC / BP > 1", _norm_ratio),
         ),
-        ("4.5", "the same at 0.95, between the plateaus", _escape_rule(protocol, "near_origin", "departure")),
-        (
-            "4.5",
-            "PC gets beyond the best constant map in fewer iterations than BP",
-            _escape_rule(protocol, "near_origin", "beyond_constant"),
-        ),
-        ("B.6", "the same near the zero-rank saddle", _escape_rule(protocol, "near_zero_rank")),
-        ("B.5", "PC's gradient does not vanish on the plateau as BP's does", _gradient_rule(protocol)),
-        ("4.5", "PC passes a second plateau at rank one", _second_plateau_rule(protocol)),
+        ("4.5", "PC passes a second plateau at rank one", _second_plateau(protocol)),
     )
 )
 
@@ -217,8 +185,7 @@ def _curves(
     """Rows are protocols, columns activations; one thin line a seed, a mark at each event."""
     figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
     for axis, (protocol, activation) in zip(axes.flat, itertools.product(PROTOCOLS, ACTIVATIONS), strict=True):
-        part = records.select(protocol=protocol, activation=activation, parameterisation=start)
-        n = 0
+        part, n = records.select(protocol=protocol, activation=activation, parameterisation=start), 0
         for run in part.runs.iter_rows(named=True):
             rows = part.lane(run["cell"], run["lane"])
             if not len(rows):

@@ -3,7 +3,6 @@
 report, records, campaign, data and status are the verbs; each says more after --help.
 """
 
-import difflib
 import os
 import pkgutil
 import sys
@@ -16,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from pcexp.config.composition import refusal
+from pcexp.config.plain import suggestion
 
 # Names, because each verb imports what it needs (tables, figures, JAX), and the others must not wait for it.
 VERBS = {
@@ -36,13 +36,11 @@ def _verb(word: str) -> str | None:
     """Where the verb is that `word` names; None of a word that Hydra reads. Any other word ends the command."""
     if word in VERBS or not word or "=" in word or not word[0].isalpha():
         return VERBS.get(word)
-    close = difflib.get_close_matches(word, VERBS, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    sys.exit(f"pcexp: there is no verb {word}{meant}: valid are {', '.join(VERBS)}; +experiment=NAME runs without one")
+    meant, valid = suggestion(word, VERBS), ", ".join(VERBS)
+    sys.exit(f"pcexp: there is no verb {word}{meant}: valid are {valid}; +experiment=NAME runs without one")
 
 
 def main() -> None:
-    """Entry point of the console script."""
     verb, code = _verb(next(iter(sys.argv[1:]), "")), None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra's errors come here, to be said in our words
     try:

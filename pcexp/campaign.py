@@ -5,18 +5,17 @@ the command line of `python -m pcexp`. Each study runs on its own default data u
 missing is named and skipped. `dry_run=true` lists the order and the remaining cost, and stops. When the budget is used, what
 is left is said, and the same command continues; without a budget it runs to the end.
 
-The order. A *group* is what claims are judged on: the cells of one study, data set and variant. Its value is the number of
-claims that it decides (one at least), its cost that of its unfinished lanes, and
+The order. Cells of one study, data set and variant run together: claims are judged on them. Their value is the number of
+claims that they decide (one at least), their cost that of their unfinished lanes, and
 
     largest value / cost first, but a study without evidence at this scale goes before one with evidence;
 
-a study has evidence once a group of it is finished or stands earlier in the order. In a group, cells that were begun come
-first and then the cheapest, so that a slot leaves as many finished packs as it can.
+a study has evidence once all cells of it on some data set are finished or stand earlier in the order. Of those that run together,
+cells that were begun come first and then the cheapest, so that a slot leaves as many finished packs as it can.
 """
 
 import argparse
 import dataclasses
-import difflib
 import importlib
 import sys
 import time
@@ -33,6 +32,7 @@ from hydra.errors import HydraException
 
 from pcexp.config.composition import Refused, refusal
 from pcexp.config.composition import composed as compose
+from pcexp.config.plain import suggestion
 from pcexp.config.spec import Spec
 from pcexp.data import DataError
 from pcexp.records import manifest
@@ -44,7 +44,7 @@ from pcexp.run.sweep import Sweep, refusing, sweep
 
 
 class Piece(NamedTuple):
-    """An unfinished cell: the group that it belongs to, its name, its cost in seconds, and whether it was begun."""
+    """An unfinished cell: what it is judged with, its name, its cost in seconds, and whether it was begun."""
 
     study: str
     data: str
@@ -54,25 +54,25 @@ class Piece(NamedTuple):
     begun: bool
 
     @property
-    def group(self) -> tuple[str, str, str]:
-        """What claims are judged on."""
+    def labels(self) -> tuple[str, str, str]:
+        """Those of the cells that it is judged with."""
         return self.study, self.data, self.variant
 
 
 def order(pieces: Iterable[Piece], claims: Mapping[str, int], evidence: Collection[str]) -> list[list[Piece]]:
-    """Groups in the order in which they run, their cells in order too, by the rule above.
+    """Cells that run together, in the order in which they do, by the rule above.
 
     `claims` counts those of each study; `evidence` names the studies that have some.
     """
-    groups: dict[tuple[str, str, str], list[Piece]] = {}
+    waiting: dict[tuple[str, str, str], list[Piece]] = {}
     for piece in pieces:
-        groups.setdefault(piece.group, []).append(piece)
-    value = {group: max(claims[group[0]], 1) / max(sum(p.cost for p in cells), 1e-9) for group, cells in groups.items()}
+        waiting.setdefault(piece.labels, []).append(piece)
+    value = {at: max(claims[at[0]], 1) / max(sum(p.cost for p in cells), 1e-9) for at, cells in waiting.items()}
     seen, ordered = set(evidence), []
-    while groups:
-        best = min(groups, key=lambda group: (group[0] in seen, -value[group], group))
+    while waiting:
+        best = min(waiting, key=lambda at: (at[0] in seen, -value[at], at))
         seen.add(best[0])
-        ordered.append(sorted(groups.pop(best), key=lambda piece: (not piece.begun, piece.cost, piece.cell)))
+        ordered.append(sorted(waiting.pop(best), key=lambda piece: (not piece.begun, piece.cost, piece.cell)))
     return ordered
 
 
@@ -89,9 +89,7 @@ def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[dict[str, 
             raise Refused(refusal(error)) from error
         for name in names:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                meant = f" (did you mean {close[0]}?)" if close else ""
-                raise Refused(f"there is no experiment {name}{meant}; there are {', '.join(known)}")
+                raise Refused(f"there is no experiment {name}{suggestion(name, known)}; there are {', '.join(known)}")
         for name in names or known:
             try:
                 for asked, settings in compose(loader, [f"+experiment={name}", *overrides]):
@@ -134,32 +132,32 @@ class Campaign:
                 variant = next((lane.variant for lane in spec.lanes if lane.name in handle.missing), "")
                 pieces.append(Piece(asked.name, spec.labels["data"], variant, spec.cell, cost.seconds, begun))
         self.skipped = [*skipped, *(f"{reason} ({n} cells)" for reason, n in missing.items())]
-        self.claims, self.groups = claims, order(pieces, claims, evidence)
+        self.claims, self.order = claims, order(pieces, claims, evidence)
 
-    def owner(self, group: Sequence[Piece]) -> tuple[Sweep, list[Spec]]:
-        """The sweep that a group belongs to, and its cells."""
-        return self._owner[group[0].cell][0], [self._owner[piece.cell][1] for piece in group]
+    def owner(self, together: Sequence[Piece]) -> tuple[Sweep, list[Spec]]:
+        """The sweep of cells that run together, and what they are."""
+        return self._owner[together[0].cell][0], [self._owner[piece.cell][1] for piece in together]
 
     def listing(self, minutes: float | None, listed: bool) -> str:
         """Order and remaining cost, as text; with `listed`, a line a cell."""
-        pieces = [piece for group in self.groups for piece in group]
+        pieces = [piece for together in self.order for piece in together]
         lanes = sum(self.costs[piece.cell].lanes for piece in pieces)
         scale, studies = self.sweeps[0].scale, len({piece.study for piece in pieces})
         about = (
             f"about {_duration(pieces)} on {units()} {jax.default_backend()} unit(s)" if pieces else "nothing to run"
         )
         lines = [f"campaign at scale {scale}: {len(pieces)} cells of {studies} studies, {lanes} lanes to run; {about}"]
-        for number, group in enumerate(self.groups, start=1):
-            asked, specs = self.owner(group)
-            lanes = sum(self.costs[piece.cell].lanes for piece in group)
-            name = " ".join(part for part in group[0].group if part)
+        for number, together in enumerate(self.order, start=1):
+            asked, specs = self.owner(together)
+            lanes = sum(self.costs[piece.cell].lanes for piece in together)
+            name = " ".join(part for part in together[0].labels if part)
             lines.append(
-                f"{number:3} {name}: {len(group)} cells, {lanes} lanes, about {_duration(group)}; "
+                f"{number:3} {name}: {len(together)} cells, {lanes} lanes, about {_duration(together)}; "
                 f"{self.claims[asked.name]} claims"
             )
-            large = [minutes is not None and _seconds([piece]) > 30 * minutes for piece in group]
+            large = [minutes is not None and _seconds([piece]) > 30 * minutes for piece in together]
             cells = describe(specs, self.costs, asked.folder, scale, listed=True).splitlines()[1:] if listed else ()
-            for line, piece, over in zip(cells, group, large, strict=True) if listed else ():
+            for line, piece, over in zip(cells, together, large, strict=True) if listed else ():
                 note = ", more than half of the budget" if over else ""
                 lines.append(f"  {line}, about {_duration([piece])}{note}")
             if any(large) and not listed:
@@ -167,18 +165,18 @@ class Campaign:
         return "\n".join([*lines, *(f"skipped: {reason}" for reason in self.skipped)])
 
     def run(self, minutes: float | None, start: float) -> int:
-        """Run the groups in their order until the budget, which counts from `start`, is used; the status."""
+        """Run the cells in their order until the budget, which counts from `start`, is used; the status."""
         for asked in self.sweeps:
             specs = [spec for spec in asked.specs if spec.cell in self.costs or not asked.handle(spec).missing]
             if specs:
                 with refusing(asked.folder):
                     asked.ask(specs)
         code = 1 if self.skipped else 0
-        for group in self.groups:
-            asked, specs = self.owner(group)
+        for together in self.order:
+            asked, specs = self.owner(together)
             left = None if minutes is None else minutes - (time.monotonic() - start) / 60
             within = dataclasses.replace(asked, execution=dataclasses.replace(asked.execution, max_minutes=left))
-            print(f"{' '.join(part for part in group[0].group if part)}: {len(group)} cells", flush=True)
+            print(f"{' '.join(part for part in together[0].labels if part)}: {len(together)} cells", flush=True)
             status = within.run(specs, self.costs, self.datasets)
             if status == 130:
                 return 130
@@ -187,14 +185,14 @@ class Campaign:
 
 
 def _evidence(asked: Sweep) -> bool:
-    """Whether a group that was asked for at this scale is finished."""
-    groups: dict[tuple[str, str], bool] = {}
+    """Whether all cells of it on some data set are finished, of those asked for at this scale."""
+    finished: dict[tuple[str, str], bool] = {}
     for cell, entry in manifest.asked(asked.folder, asked.scale).items():
         missing = Cell(asked.folder / cell, entry["lanes"]).missing
         for name, lane in entry["lanes"].items():
-            group = entry["labels"]["data"], lane["variant"]
-            groups[group] = groups.get(group, True) and name not in missing
-    return any(groups.values())
+            at = entry["labels"]["data"], lane["variant"]
+            finished[at] = finished.get(at, True) and name not in missing
+    return any(finished.values())
 
 
 def _seconds(pieces: Iterable[Piece]) -> float:
@@ -206,7 +204,6 @@ def _duration(pieces: Iterable[Piece]) -> str:
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Entry point of `python -m pcexp campaign`."""
     start = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="python -m pcexp campaign",

@@ -45,7 +45,6 @@ def records(arguments: Iterable[str] | None = None) -> None:
 
 
 def _collect(outputs: Path, results: Path, study: str) -> None:
-
     for scale in manifest.scales(outputs / study):
         if scale == "smoke":
             continue  # seconds of a test: not a result
@@ -57,7 +56,7 @@ def _collect(outputs: Path, results: Path, study: str) -> None:
 
 
 def _pack(outputs: Path, study: str, folder: Path) -> None:
-    packed = archive.pack(outputs, study, folder)
+    packed = archive.write(outputs, study, folder)
     for path in packed.paths:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     print(f"{packed.lanes} of {packed.asked} lanes asked for are finished and packed")
@@ -76,7 +75,7 @@ def _unpack(files: Iterable[Path], outputs: Path) -> None:
             print(f"refused: {error}")
             refused = True
             continue
-        merged = archive.unpack(content, outputs)
+        merged = archive.merge(content, outputs)
         print(f"{path}: {content.study}, {merged.added} lanes added, {merged.there} were there")
         for reason in merged.refused:
             print(f"refused: {reason}")

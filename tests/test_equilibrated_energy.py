@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 import pytest
 import quick
-from test_experiments import composed, ran
 
 from experiments import equilibrated_energy
 from experiments.equilibrated_energy import PCBesideTheory
@@ -22,7 +21,7 @@ from pcexp.learning import PC, WeightGradient
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import Standard
-from pcexp.records.tables import Records
+from pcexp.records.tables import Records, read_outputs
 from pcexp.report.claims import Verdict
 from pcexp.run import sweep
 
@@ -112,9 +111,9 @@ def test_the_training_that_has_one_beside_it_is_the_training_alone(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "_report", lambda *_: None)
     chosen = ["protocol=corrected", "network.n_hidden=3", "optimiser=adam"]
-    jobs = [[*chosen, f"study.arm={arm}", "training.max_iterations=6"] for arm in ("energy", "beside")]
-    outputs = tmp_path / "outputs"
-    _, records = ran(outputs, composed(outputs, jobs, "+experiment=equilibrated_energy"))
+    chosen.append("training.max_iterations=6")
+    assert quick.run_all([quick.composed(*chosen, f"study.arm={arm}", base=BASE) for arm in ("energy", "beside")]) == 0
+    records = read_outputs(tmp_path / "outputs", "equilibrated_energy", "smoke")
     rows = {
         arm: records.select({"config.study.arm": arm})
         .rows.sort("iteration")
@@ -223,7 +222,7 @@ def test_a_horizon_at_which_accuracy_is_half_a_point_lower_is_within_what_seeds_
 )
 def test_a_run_that_is_missing_leaves_its_claims_open(protocol: str, part: str) -> None:
     def lost(run: dict[str, Any]) -> bool:
-        return (run["protocol"], run["part"], run["seed"], run[DEPTH]) == (protocol, part, 1, 10)
+        return (run["protocol"], run["config.study.arm"], run["seed"], run[DEPTH]) == (protocol, part, 1, 10)
 
     found = verdicts(records(leave_out=lost))
     assert {v.status for v in found.values()} == {"reproduced", "insufficient"}

@@ -57,7 +57,7 @@ def check(study: Any, records: Records, n_runs: int, shown: Collection[str]) -> 
         assert np.isfinite(done["test_loss"].drop_nulls().to_numpy()).all()
 
     judged = report.judge(study, records)
-    spoken_of = [claim for group in records.groups() for claim in study.CLAIMS if claim.data in (None, group["data"])]
+    spoken_of = [claim for group in records.apart() for claim in study.CLAIMS if claim.data in (None, group["data"])]
     assert [claim for _, claim, _ in judged] == spoken_of and spoken_of
     for _, claim, verdict in judged:
         assert verdict.scale == "smoke" and verdict.status in report.STATUS_MARK

@@ -43,7 +43,7 @@ def stacked(*networks: Network) -> Network:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
 
 
-def at(point: search.Point, i: int = 0) -> search.Point:
+def at(point: search.Measured, i: int = 0) -> search.Measured:
     return jax.tree.map(lambda leaf: np.asarray(leaf)[i], point)
 
 
@@ -196,7 +196,7 @@ STRICT = "every saddle found is strict (full rank, N >= K)"
 
 def made_up(n: int = 1200, scale: str = "thesis", missing: bool = False, **changed: Any) -> Records:
     """Strict saddles of one cell, no two alike; of the last point some columns are changed."""
-    run = {"data": "gaussian", "variant": "", "cell": "a", "lane": "0", "outcome": "done"}
+    run = {"data": "gaussian", "variant": "", "cell": "a", "lane": "0", "seed": 0, "outcome": "done"}
     about = {"config.study.kind": "realisable", "config.network.width": 4}
     rows = [
         {"cell": "a", "lane": "0", "iteration": i, "start": 0, "gradient": 1e-15, "energy": 1.0, "excess": 1.0, "gap": 0.0,

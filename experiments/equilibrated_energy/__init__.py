@@ -17,8 +17,6 @@ weights; difference of two trainings: ||W - W'|| over the movement of the one on
 are of all test examples, in per cent; points are hundredths.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -26,8 +24,8 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
-from experiments.equilibrated_energy.claims import CLAIMS
-from experiments.equilibrated_energy.figures import FIGURES
+from experiments.equilibrated_energy.claims import CLAIMS as CLAIMS
+from experiments.equilibrated_energy.figures import FIGURES as FIGURES
 from experiments.equilibrated_energy.rules import PCBesideTheory, distance, length
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
@@ -39,8 +37,6 @@ from pcexp.run.cost import training
 from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
 from pcexp.train import Observation
-
-__all__ = ["CLAIMS", "FIGURES", "EquilibratedEnergy", "PCBesideTheory"]
 
 
 class EquilibratedEnergy(AbstractStudy):

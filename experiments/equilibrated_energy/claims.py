@@ -1,32 +1,94 @@
-"""What is claimed, with thresholds that were set before the runs, and the rules that judge it."""
-
-from __future__ import annotations
+"""Runs by arm, depth and horizon, what is claimed of them, with thresholds that were set before, and the rules that judge it."""
 
 import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.equilibrated_energy.runs import at_the_longest, depth_of, missing, runs_of, several_horizons
-from pcexp.report.claims import Case, Claim, Run, Verdict, insufficient, verdict
+from pcexp.report.claims import (
+    Case,
+    Claim,
+    Records,
+    Run,
+    Verdict,
+    ended,
+    insufficient,
+    missing,
+    n_hidden_of,
+    rule,
+    verdict,
+)
 
-if TYPE_CHECKING:
-    from pcexp.records.tables import Records
+HORIZON = "learning.inference.horizon"
+PROTOCOLS = ("published", "corrected")
 
-EXACT = 1e-6
+
+def select(records: Records, arm: str, protocol: str, optimiser: str = "adam") -> Records:
+    """The records of an arm."""
+    return records.select({"config.study.arm": arm}, protocol=protocol, optimiser=optimiser)
+
+
+def runs_of(part: Records) -> list[Run]:
+    """Runs that ended, with numbers or diverged: the shallowest first, then the longest horizons."""
+    return sorted(ended(part), key=lambda run: (n_hidden_of(run), -(horizon_of(run) or 0), run["seed"]))
+
+
+def at_the_longest(runs: list[Run]) -> list[Run]:
+    """Of each depth the runs to the longest horizon; all, where inference has none."""
+    longest = {n_hidden_of(run): horizon_of(run) for run in reversed(runs)}
+    return [run for run in runs if horizon_of(run) == longest[n_hidden_of(run)]]
+
+
+def horizon_of(run: Run) -> float | None:
+    """Horizon per sample; None of a run that infers to convergence."""
+    value = run.get(HORIZON)
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def published_horizon(run: Run) -> float:
+    """The horizon t that is published for it: B/2 times as long as it is per sample."""
+    return (horizon_of(run) or math.nan) * run["config.training.batch_size"] / 2
+
+
+def several_horizons(records: Records) -> dict[int, dict[float, list[Run]]]:
+    """Runs of Adam by depth and horizon, of depths with more than two horizons; the shortest horizon first."""
+    found: dict[int, dict[float, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in reversed(runs_of(select(records, "energy", "published"))):
+        found[n_hidden_of(run)][horizon_of(run) or math.nan].append(run)
+    return {depth: found[depth] for depth in sorted(found) if len(found[depth]) > 2}
+
+
+def accuracies(records: Records, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations and accuracies (in per cent) of the tests of a run."""
+    rows = records.lane(run["cell"], run["lane"])
+    if "test_accuracy" not in rows.columns:
+        return np.zeros(0), np.zeros(0)
+    rows = rows.select("iteration", "test_accuracy").drop_nulls()
+    return rows["iteration"].to_numpy(), 100 * rows["test_accuracy"].to_numpy()
+
+
+def curve(records: Records, run: Run, *columns: str) -> list[np.ndarray]:
+    """Iterations and these columns of a run, where they were measured."""
+    rows = records.lane(run["cell"], run["lane"])
+    if not set(columns) <= set(rows.columns):
+        return [np.zeros(0)] * (1 + len(columns))
+    rows = rows.select("iteration", *columns).drop_nulls()
+    return [rows[name].to_numpy() for name in rows.columns]
+
+
+# Rules
+
+EXACT, CLOSE, APART = 1e-6, 1e-3, 1e-2
 CONVERGED = 1e-8
-CLOSE = 1e-3
-APART = 1e-2
 POINTS = 0.5
 OPTIMISERS = ("adam", "sgd")
 
-Rule = Callable[["Records"], Verdict]
 
-
+@rule
 def _each(
+    records: Records,
     arm: str,
     protocol: str,
     optimisers: Sequence[str],
@@ -34,59 +96,59 @@ def _each(
     value: Callable[[Run], float],
     holds: Callable[[Run], bool],
     depths: Callable[[int], bool] = lambda _: True,
-) -> Rule:
+) -> Verdict:
     """Every run of an arm at its longest horizon is a case; one that diverged does not hold."""
-
-    def judge(records: Records) -> Verdict:
-        cases, lost = defaultdict(list), 0
-        for optimiser in optimisers:
-            lost += missing(records, arm, protocol, optimiser)
-            for run in at_the_longest(runs_of(records, arm, protocol, optimiser)):
-                if depths(depth_of(run)):
-                    done = run["outcome"] == "done"
-                    kind = f"H={depth_of(run)} {optimiser}"
-                    cases[kind].append(Case(done and holds(run), value(run) if done else math.nan))
-        n = sum(len(found) for found in cases.values())
-        if not n:
-            return insufficient(records, expected, "no runs of these depths", scale="thesis")
-        return verdict(records, expected, cases, n=n, missing=lost)
-
-    return judge
+    cases, lost = [], 0
+    for optimiser in optimisers:
+        part = select(records, arm, protocol, optimiser)
+        lost += missing(part)
+        for run in at_the_longest(runs_of(part)):
+            if depths(n_hidden_of(run)):
+                done = run["outcome"] == "done"
+                case = Case(done and holds(run), value(run) if done else math.nan)
+                cases.append((f"H={n_hidden_of(run)} {optimiser}", case))
+    if not cases:
+        return insufficient(records, expected, "no runs of these depths", scale="thesis")
+    return verdict(records, expected, cases, missing=lost)
 
 
 def gap_falls(records: Records) -> Verdict:
     """A case a seed and depth: the mean gap is smaller at every longer horizon."""
     expected = "mean of F / F* - 1 over iterations smaller at each longer horizon, every seed"
-    cases, lost = defaultdict(list), missing(records, "energy", "published")
-    for depth, by_horizon in several_horizons(records).items():
+    cases, found = [], several_horizons(records)
+    for depth, by_horizon in found.items():
         for seed in sorted({run["seed"] for runs in by_horizon.values() for run in runs}):
             runs = [run for found in by_horizon.values() for run in found if run["seed"] == seed]
             if len(runs) < len(by_horizon):
                 continue
             gaps = [run["mean_gap"] if run["outcome"] == "done" else math.nan for run in runs]
             falls = all(b < a for a, b in itertools.pairwise(gaps))
-            cases[f"H={depth}: longest over shortest"].append(Case(falls, gaps[-1] / gaps[0]))
-    n = sum(len(runs) for by_horizon in several_horizons(records).values() for runs in by_horizon.values())
-    return verdict(records, expected, cases, n=n, missing=lost)
+            cases.append((f"H={depth}: longest over shortest", Case(falls, gaps[-1] / gaps[0])))
+    n = sum(len(runs) for by_horizon in found.values() for runs in by_horizon.values())
+    return verdict(records, expected, cases, n=n, missing=missing(select(records, "energy", "published")))
 
 
 def accuracy_rises(records: Records) -> Verdict:
     """A case a depth: the mean accuracy over seeds rises with the horizon, but for half a point."""
     expected = f"final accuracy at the longest horizon above the shortest's, no step down by more than {POINTS} points"
-    cases, n, lost = {}, 0, missing(records, "energy", "published")
+    cases, n = [], 0
     for depth, by_horizon in several_horizons(records).items():
         means = [
             float(np.mean([100 * run["test_accuracy"] if run["outcome"] == "done" else math.nan for run in runs]))
             for runs in by_horizon.values()
         ]
         rises = means[-1] > means[0] and all(b - a >= -POINTS for a, b in itertools.pairwise(means))
-        cases[f"H={depth}: longest less shortest, in points"] = [Case(rises, means[-1] - means[0])]
+        cases.append((f"H={depth}: longest less shortest, in points", Case(rises, means[-1] - means[0])))
         n += sum(len(runs) for runs in by_horizon.values())
-    return verdict(records, expected, cases, n=n, missing=lost)
+    return verdict(records, expected, cases, n=n, missing=missing(select(records, "energy", "published")))
 
 
-def _same_way(run: Run) -> bool:
-    return run["largest_difference"] < EXACT and run["largest_drift"] < EXACT
+def _gap(run: Run) -> float:
+    return run["largest_gap"]
+
+
+def _deep(n_hidden: int) -> bool:
+    return n_hidden >= 5
 
 
 CLAIMS = (
@@ -94,38 +156,25 @@ CLAIMS = (
         "4.1",
         "corrected: inference that has converged ends at F*",
         _each(
-            "energy",
-            "corrected",
-            OPTIMISERS,
+            "energy", "corrected", OPTIMISERS,
             f"|F / F* - 1| < {EXACT:g} with a residual < {CONVERGED:g} at every iteration",
-            lambda run: run["largest_gap"],
-            lambda run: run["largest_gap"] < EXACT and run["largest_residual"] < CONVERGED,
+            _gap, lambda run: _gap(run) < EXACT and run["largest_residual"] < CONVERGED,
         ),
     ),
     Claim(
         "4.1",
         "published: the horizon of 300 is enough for two hidden layers",
         _each(
-            "energy",
-            "published",
-            OPTIMISERS,
-            f"|F / F* - 1| < {CLOSE:g} at every iteration, H = 2",
-            lambda run: run["largest_gap"],
-            lambda run: run["largest_gap"] < CLOSE,
-            lambda depth: depth == 2,
+            "energy", "published", OPTIMISERS, f"|F / F* - 1| < {CLOSE:g} at every iteration, H = 2",
+            _gap, lambda run: _gap(run) < CLOSE, lambda n_hidden: n_hidden == 2,
         ),
     ),
     Claim(
         "4.1",
         "published: five and ten hidden layers are not at equilibrium at a horizon of 300",
         _each(
-            "energy",
-            "published",
-            OPTIMISERS,
-            f"F / F* - 1 > {CLOSE:g} at some iteration, H = 5 and 10",
-            lambda run: run["largest_gap"],
-            lambda run: run["largest_gap"] > CLOSE,
-            lambda depth: depth >= 5,
+            "energy", "published", OPTIMISERS, f"F / F* - 1 > {CLOSE:g} at some iteration, H = 5 and 10",
+            _gap, lambda run: _gap(run) > CLOSE, _deep,
         ),
     ),
     Claim("6.1", "published: the energy comes nearer to F* with the horizon", gap_falls),
@@ -134,25 +183,18 @@ CLAIMS = (
         "beside",
         "corrected: training by converged inference is training on F*, step by step",
         _each(
-            "beside",
-            "corrected",
-            ("adam",),
+            "beside", "corrected", ("adam",),
             f"weights within {EXACT:g} of the movement, and F* within {EXACT:g}, at every iteration",
             lambda run: run["largest_difference"],
-            _same_way,
+            lambda run: run["largest_difference"] < EXACT and run["largest_drift"] < EXACT,
         ),
     ),
     Claim(
         "beside",
         "published: at a horizon of 300 five and ten hidden layers train another way than on F*",
         _each(
-            "beside",
-            "published",
-            ("adam",),
-            f"weights apart by > {APART:g} of the movement at the end, H = 5 and 10",
-            lambda run: run["last_difference"],
-            lambda run: run["last_difference"] > APART,
-            lambda depth: depth >= 5,
+            "beside", "published", ("adam",), f"weights apart by > {APART:g} of the movement at the end, H = 5 and 10",
+            lambda run: run["last_difference"], lambda run: run["last_difference"] > APART, _deep,
         ),
     ),
-)
+)  # fmt: skip

@@ -1,30 +1,22 @@
 """Energies where inference stopped against F*, the gap by horizon, and two trainings side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from experiments.equilibrated_energy.claims import CLOSE, EXACT
-from experiments.equilibrated_energy.runs import (
+from experiments.equilibrated_energy import claims as of
+from experiments.equilibrated_energy.claims import (
     PROTOCOLS,
-    accuracies,
-    at_the_longest,
     curve,
-    depth_of,
     published_horizon,
     runs_of,
+    select,
     several_horizons,
 )
 from pcexp.report import plotting
-from pcexp.report.claims import Run
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run, n_hidden_of
+from pcexp.report.plotting import Figure
 
 COLOURS = {"published": "#c1272d", "corrected": "#b35806"}
 """Inference to the published horizon is in PC's own colour."""
@@ -45,46 +37,54 @@ def _level(t: np.ndarray, run: Run, name: str) -> np.ndarray:
 
 
 def _depths(*runs: Sequence[Run]) -> list[int]:
-    return sorted({depth_of(run) for found in runs for run in found}) or [2, 5, 10]
+    return sorted({n_hidden_of(run) for found in runs for run in found}) or [2, 5, 10]
+
+
+def _both(panel: Any, protocol: str, t: np.ndarray, energy: np.ndarray, theory: np.ndarray) -> None:
+    """A run's energies, and over them what theory says, dashed; marks of converged inference, which would hide it."""
+    marks: dict[str, Any] = {"marker": "o", "ms": 2.5, "ls": "", "markevery": max(1, len(t) // 12)}
+    panel.plot(t, energy, color=COLOURS[protocol], alpha=0.8, **(marks if protocol == "corrected" else {"lw": 1.4}))
+    panel.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
+
+
+def _legend(figure: Figure, theory: str, levels: str, columns: int) -> None:
+    marks = [
+        plotting.mark(theory, plotting.COLOURS["theory"], lw=0.7, ls="--"),
+        plotting.mark(LABELS["published"], COLOURS["published"], lw=1.4),
+        plotting.mark(LABELS["corrected"] + LARGEST, COLOURS["corrected"], lw=0.8, marker="o", ms=2.5),
+        plotting.mark(levels, "#777777", lw=0.7, ls=":"),
+    ]
+    plotting.legend(figure, marks, columns=4 if columns > 2 else 1)
 
 
 def _energies(records: Records, optimiser: str, title: str) -> Figure:
     """Rows: energies by either inference, and their gap; columns: depths. One line a seed."""
-    runs = {protocol: at_the_longest(runs_of(records, "energy", protocol, optimiser)) for protocol in PROTOCOLS}
+    runs = {p: of.at_the_longest(runs_of(select(records, "energy", p, optimiser))) for p in PROTOCOLS}
     depths = _depths(*runs.values())
     figure, axes = plotting.panels(3, len(depths), title, width=3.0 if len(depths) > 1 else 5.0)
     for j, depth in enumerate(depths):
-        for i, protocol in enumerate(PROTOCOLS):
-            axis, gaps, n = axes[i, j], axes[2, j], 0
-            for run in (run for run in runs[protocol] if depth_of(run) == depth):
+        gaps, total = axes[2, j], 0
+        for axis, protocol in zip(axes[:2, j], PROTOCOLS, strict=True):
+            here = [run for run in runs[protocol] if n_hidden_of(run) == depth]
+            for run in here:
                 t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
-                marks: dict[str, Any] = {"marker": "o", "ms": 2.5, "ls": "", "markevery": max(1, len(t) // 12)}
-                axis.plot(t, energy, color=COLOURS[protocol], alpha=0.8, **(marks if i else {"lw": 1.4}))
-                axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
+                _both(axis, protocol, t, energy, theory)
                 shown = _gap(energy, theory) if protocol == "published" else _level(t, run, "largest_gap")
                 gaps.plot(t, shown, color=COLOURS[protocol], lw=0.8, alpha=0.8)
-                n += 1
-            if n == 0:
+            if not here:
                 plotting.note(axis, "no runs yet")
             axis.set(yscale="log")
             axis.set_title(f"{protocol}, H = {depth}", loc="left")
-            plotting.caption(axis, records.about, n)
-        gaps = axes[2, j]
+            plotting.caption(axis, records.about, len(here))
+            total += len(here)
         gaps.set(yscale="log", ylim=(ROUND_OFF / 3, 30), xlabel="training iteration")
-        for level in (CLOSE, EXACT):
+        for level in (of.CLOSE, of.EXACT):
             gaps.axhline(level, color="#777777", lw=0.7, ls=":")
         gaps.set_title(f"both, H = {depth}", loc="left")
-        plotting.caption(gaps, records.about, sum(depth_of(run) == depth for found in runs.values() for run in found))
-    for i in range(2):
-        axes[i, 0].set_ylabel("energy")
-    axes[2, 0].set_ylabel("|F / F* - 1|")
-    handles = [plotting.mark("theory F*", plotting.COLOURS["theory"], lw=0.7, ls="--")]
-    handles += [
-        plotting.mark(LABELS["published"], COLOURS["published"], lw=1.4),
-        plotting.mark(LABELS["corrected"] + LARGEST, COLOURS["corrected"], lw=0.8, marker="o", ms=2.5),
-        plotting.mark(f"{CLOSE:g} and {EXACT:g}", "#777777", lw=0.7, ls=":"),
-    ]
-    plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 1)
+        plotting.caption(gaps, records.about, total)
+    for axis, label in zip(axes[:, 0], ("energy", "energy", "|F / F* - 1|"), strict=True):
+        axis.set_ylabel(label)
+    _legend(figure, "theory F*", f"{of.CLOSE:g} and {of.EXACT:g}", len(depths))
     return figure
 
 
@@ -111,15 +111,15 @@ def figure_6_1(records: Records) -> Figure:
             for run in found[depth][horizon]:
                 t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
                 gap.plot(t, _gap(energy, theory), color=colour, lw=0.8, alpha=0.8)
-                accuracy.plot(*accuracies(records, run), color=colour, lw=0.9, alpha=0.8)
+                accuracy.plot(*of.accuracies(records, run), color=colour, lw=0.9, alpha=0.8)
                 if run["outcome"] == "done":
                     mean_gap.plot(published_horizon(run), run["mean_gap"], "o", color=colour, ms=3.5)
                     final.plot(published_horizon(run), 100 * run["test_accuracy"], "o", color=colour, ms=3.5)
             label = f"t = {published_horizon(found[depth][horizon][0]):g} ({horizon:.4g} per sample)"
             handles[label] = plotting.mark(label, colour)
-        converged = [run for run in runs_of(records, "energy", "corrected") if depth_of(run) == depth]
+        converged = [run for run in runs_of(select(records, "energy", "corrected")) if n_hidden_of(run) == depth]
         for run in converged:
-            accuracy.plot(*accuracies(records, run), color=COLOURS["corrected"], lw=0.9, ls="--")
+            accuracy.plot(*of.accuracies(records, run), color=COLOURS["corrected"], lw=0.9, ls="--")
             if run["outcome"] == "done":
                 final.axhline(100 * run["test_accuracy"], color=COLOURS["corrected"], lw=0.9, ls="--")
         n = sum(len(runs) for runs in found.get(depth, {}).values())
@@ -147,8 +147,7 @@ def figure_d_5(records: Records) -> Figure:
         runs = found.get(depth, {}).get(horizon, [])
         for run in runs:
             t, energy, theory = curve(records, run, "energy", "equilibrated_energy")
-            axis.plot(t, energy, color=COLOURS["published"], lw=1.4, alpha=0.8)
-            axis.plot(t, theory, color=plotting.COLOURS["theory"], lw=0.7, ls="--")
+            _both(axis, "published", t, energy, theory)
         title = f"H = {depth}, t = {published_horizon(runs[0]):g}" if runs else None
         plotting.dress(axis, records.about, len(runs), title)
         axis.set_yscale("log")
@@ -170,44 +169,32 @@ def figure_d_5(records: Records) -> Figure:
 
 def figure_beside(records: Records) -> Figure:
     """Training by inference beside training on F*: how far F* and the weights are apart. One line a seed."""
-    runs = {protocol: runs_of(records, "beside", protocol) for protocol in PROTOCOLS}
+    runs = {protocol: runs_of(select(records, "beside", protocol)) for protocol in PROTOCOLS}
     depths = _depths(*runs.values())
     title = "Training by inference beside training on F*: same start, same batches (Adam)"
     figure, axes = plotting.panels(3, len(depths), title, width=3.0 if len(depths) > 1 else 5.0)
-    theory = plotting.COLOURS["theory"]
     for j, depth in enumerate(depths):
-        n = 0
-        for protocol in PROTOCOLS:
-            for run in (run for run in runs[protocol] if depth_of(run) == depth):
-                t, mine, theirs, apart = curve(
-                    records, run, "equilibrated_energy", "equilibrated_energy_beside", "difference"
-                )
-                style: dict[str, Any] = {"marker": "o", "ms": 2.5, "ls": "", "markevery": max(1, len(t) // 12)}
-                axes[0, j].plot(
-                    t, mine, color=COLOURS[protocol], alpha=0.8, **(style if protocol == "corrected" else {"lw": 1.4})
-                )
-                axes[0, j].plot(t, theirs, color=theory, lw=0.7, ls="--")
-                shown = _gap(mine, theirs) if protocol == "published" else _level(t, run, "largest_drift")
-                axes[1, j].plot(t, shown, color=COLOURS[protocol], lw=0.8, alpha=0.8)
-                axes[2, j].plot(t + 1, np.maximum(apart, ROUND_OFF), color=COLOURS[protocol], lw=0.8, alpha=0.8)
-                n += 1
+        energies, drifts, differences = axes[:, j]
+        lines = [(p, run) for p in PROTOCOLS for run in runs[p] if n_hidden_of(run) == depth]
+        for protocol, run in lines:
+            colour = COLOURS[protocol]
+            names = ("equilibrated_energy", "equilibrated_energy_beside", "difference")
+            t, mine, theirs, apart = curve(records, run, *names)
+            _both(energies, protocol, t, mine, theirs)
+            shown = _gap(mine, theirs) if protocol == "published" else _level(t, run, "largest_drift")
+            drifts.plot(t, shown, color=colour, lw=0.8, alpha=0.8)
+            differences.plot(t + 1, np.maximum(apart, ROUND_OFF), color=colour, lw=0.8, alpha=0.8)
         for axis in axes[:, j]:
             axis.set_yscale("log")
-            plotting.dress(axis, records.about, n, f"H = {depth}")
-        for axis in axes[1:, j]:
+            plotting.dress(axis, records.about, len(lines), f"H = {depth}")
+        for axis in (drifts, differences):
             axis.set_ylim(ROUND_OFF / 3, 30)
-            axis.axhline(EXACT, color="#777777", lw=0.7, ls=":")
-        axes[2, j].set_xlabel("training iteration")
-    axes[0, 0].set_ylabel("F* at the weights")
-    axes[1, 0].set_ylabel("difference of F*, relative")
-    axes[2, 0].set_ylabel("difference of weights\nover movement")
-    handles = [plotting.mark("trained on F*", theory, lw=0.7, ls="--")]
-    handles += [
-        plotting.mark(LABELS["published"], COLOURS["published"], lw=1.4),
-        plotting.mark(LABELS["corrected"] + LARGEST, COLOURS["corrected"], lw=0.8, marker="o", ms=2.5),
-        plotting.mark(f"{EXACT:g}", "#777777", lw=0.7, ls=":"),
-    ]
-    plotting.legend(figure, handles, columns=4 if len(depths) > 2 else 1)
+            axis.axhline(of.EXACT, color="#777777", lw=0.7, ls=":")
+        differences.set_xlabel("training iteration")
+    labels = ("F* at the weights", "difference of F*, relative", "difference of weights\nover movement")
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label)
+    _legend(figure, "trained on F*", f"{of.EXACT:g}", len(depths))
     return figure
 
 

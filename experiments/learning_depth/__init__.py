@@ -19,8 +19,6 @@ Best rate: the highest mean accuracy over seeds on the validation split. Accurac
 means over seeds, in points (hundredths).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.learning_depth.claims import CLAIMS
-from experiments.learning_depth.figures import FIGURES
+from experiments.learning_depth.claims import CLAIMS as CLAIMS
+from experiments.learning_depth.figures import FIGURES as FIGURES
 from experiments.learning_depth.runs import ROUND_OFF
 from pcexp.config.composition import Refused
 from pcexp.config.spec import Spec
@@ -46,8 +44,6 @@ from pcexp.model.network import Network
 from pcexp.run.cost import training
 from pcexp.run.job import Job
 from pcexp.train import Observation, iterations
-
-__all__ = ["CLAIMS", "FIGURES", "LearningDepth"]
 
 
 class LearningDepth(AbstractStudy):
@@ -104,7 +100,7 @@ class Seen(NamedTuple):
     residual: Float[Array, ""]
 
 
-def seen_by(solver: AbstractInference, network: Network, x: Float[Array, ...], y: Float[Array, "d batch"]) -> Seen:
+def seen_by(solver: AbstractInference, network: Network, x: Float[Array, "..."], y: Float[Array, "d batch"]) -> Seen:
     """Gradient, energy and residual where a solver stops."""
     found = solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
     gradient = energy_gradient(network, x, found.activities, found.errors)
@@ -160,7 +156,7 @@ def movement(initial: Network, final: Network) -> Float[Array, " depth"]:
 
 
 def grid(
-    study: LearningDepth, network: Network, x: Float[Array, ...], y: Float[Array, "d batch"]
+    study: LearningDepth, network: Network, x: Float[Array, "..."], y: Float[Array, "d batch"]
 ) -> dict[str, list[float]]:
     """By T and beta (T outside): layers above round-off and with any gradient, mean cosine, closed fraction."""
     start, bp = eqx.filter_value_and_grad(loss)(network, x, y)

@@ -1,39 +1,17 @@
 """Figures of the study: columns are networks, seeds are shown one by one."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from experiments.learning_depth.runs import (
-    BEST_BP,
-    BEST_EXACT,
-    EPS,
-    EQUILIBRIUM,
-    EXACT,
-    FAR,
-    LAST_K,
-    MOVED,
-    PUBLISHED,
-    ROUND_OFF,
-    Arm,
-    Size,
-    by_network,
-    layers,
-    moved,
-    published,
-)
+from experiments.learning_depth import runs as of
+from experiments.learning_depth.runs import BEST_BP, LAST_K, MOVED, PUBLISHED, Arm, Size, by_network, layers, of_arm
 from pcexp.report import plotting
-from pcexp.report.claims import Run
-
-if TYPE_CHECKING:  # figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run
+from pcexp.report.plotting import Figure
 
 COLOURS = {
     "bp": "#3b6ea5",
@@ -47,21 +25,22 @@ COLOURS = {
 """BP and PC as published in the colours that they have everywhere."""
 
 
-class Shown(NamedTuple):
-    """An arm as a figure draws it."""
-
-    label: str
-    arm: Arm
-
-
+GRADIENTS = {
+    "bp": "BP",
+    "pc_activities": "PC as published (activities)",
+    "pc": "PC, deviations",
+    "pc_far": r"PC, deviations, $\beta$ = 0.25, T = 4 H",
+    "pc_float64": "PC, deviations, float64",
+    "pc_equilibrium": "PC, equilibrium",
+}
 SHOWN = (
-    Shown("BP, best rate", BEST_BP),
-    Shown("BP, last k layers, published rates", LAST_K),
-    Shown("PC as published", PUBLISHED),
-    Shown("PC in deviations, published rates", Arm("pc", published)),
-    Shown(r"PC in deviations, $\beta$ = 0.25, T = 4 H, best rate", FAR),
-    Shown(r"PC in float64, $\epsilon$ near 0, best rate", BEST_EXACT),
-    Shown("PC at equilibrium, best rate", EQUILIBRIUM),
+    ("BP, best rate", BEST_BP),
+    ("BP, last k layers, published rates", LAST_K),
+    ("PC as published", PUBLISHED),
+    ("PC in deviations, published rates", Arm("pc", of.published)),
+    (r"PC in deviations, $\beta$ = 0.25, T = 4 H, best rate", of.FAR),
+    (r"PC in float64, $\epsilon$ near 0, best rate", of.BEST_EXACT),
+    ("PC at equilibrium, best rate", of.EQUILIBRIUM),
 )
 
 
@@ -72,7 +51,7 @@ def sizes_of(records: Records) -> list[Size]:
 
 def done(records: Records, size: Size, arm: Arm) -> list[Run]:
     """Runs of an arm at a size that ended with numbers."""
-    return [run for run in arm.choice(by_network(records, arm.rule).get(size, {})) if run["outcome"] == "done"]
+    return [run for run in of_arm(records, size, arm) if run["outcome"] == "done"]
 
 
 def _line(axis: Any, y: np.ndarray, colour: str, marked: np.ndarray | None = None) -> None:
@@ -95,7 +74,7 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
             for run in done(records, size, arm):
                 row = records.lane(run["cell"], run["lane"]).row(at, named=True)
                 y = layers(run, f"{form}_norm", row)
-                marked = layers(run, "activities_error", row) < ROUND_OFF if form == "activities" else None
+                marked = layers(run, "activities_error", row) < of.ROUND_OFF if form == "activities" else None
                 _line(norm, np.where(y > 0, y, math.nan), COLOURS[colour], marked)
                 if form != "bp":
                     _line(cosine, layers(run, f"{form}_cosine", row), COLOURS[colour], marked)
@@ -106,13 +85,7 @@ def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm
         cosine.set(ylim=(-0.45, 1.05), xlabel="layer (1: input side)")
     panels[0, 0].set_ylabel("norm of the layer's gradient")
     panels[1, 0].set_ylabel("cosine with BP's")
-    names = {"bp": "BP", "pc_activities": "PC as published (activities)", "pc": "PC, deviations"}
-    names |= {
-        "pc_far": r"PC, deviations, $\beta$ = 0.25, T = 4 H",
-        "pc_float64": "PC, deviations, float64",
-        "pc_equilibrium": "PC, equilibrium",
-    }
-    marks = [plotting.mark(names[colour], COLOURS[colour]) for _, colour, _ in lines]
+    marks = [plotting.mark(GRADIENTS[rule], COLOURS[rule]) for _, rule, _ in lines]
     for marker, label in (("o", "above round-off"), ("x", "round-off")):
         marks.append(plotting.dots(label, COLOURS["pc_activities"], marker))
     plotting.legend(figure, marks, columns=2 * len(sizes))
@@ -124,8 +97,8 @@ def figure_start(records: Records) -> Figure:
     lines = [
         ("bp", "bp", PUBLISHED),
         ("equilibrium", "pc_equilibrium", PUBLISHED),
-        ("deviations", "pc_float64", EXACT),
-        ("deviations", "pc_far", FAR),
+        ("deviations", "pc_float64", of.EXACT),
+        ("deviations", "pc_far", of.FAR),
         ("deviations", "pc", PUBLISHED),
         ("activities", "pc_activities", PUBLISHED),
     ]
@@ -134,10 +107,10 @@ def figure_start(records: Records) -> Figure:
 
 def figure_end(records: Records) -> Figure:
     """The same on the weights that each rule ended with (BP's norm on its own); one line a seed."""
-    lines = [("bp", "bp", BEST_BP), ("equilibrium", "pc_equilibrium", EQUILIBRIUM)]
+    lines = [("bp", "bp", BEST_BP), ("equilibrium", "pc_equilibrium", of.EQUILIBRIUM)]
     lines += [
-        ("deviations", "pc_float64", BEST_EXACT),
-        ("deviations", "pc_far", FAR),
+        ("deviations", "pc_float64", of.BEST_EXACT),
+        ("deviations", "pc_far", of.FAR),
         ("activities", "pc_activities", PUBLISHED),
     ]
     return _gradients(records, "Gradients on the weights that each rule ends with", lines, -1)
@@ -190,20 +163,20 @@ def figure_grid(records: Records) -> Figure:
 def figure_movement(records: Records) -> Figure:
     """How far each layer's weights moved in training, by rule; one line a seed."""
     sizes = sizes_of(records)
-    shown = [one for one in SHOWN if one.arm.rule != "pc" or one.arm.choice is not published]
+    shown = [(label, arm) for label, arm in SHOWN if arm != Arm("pc", of.published)]
     figure, panels = plotting.panels(1, len(sizes), "Movement of the weights in training", width=3.6, height=2.8)
     for j, size in enumerate(sizes):
         axis, n = panels[0, j], 0
-        for one in shown:
-            for run in done(records, size, one.arm):
+        for _, arm in shown:
+            for run in done(records, size, arm):
                 y = layers(run, "movement", run)
-                _line(axis, np.where(y > 0, y, math.nan), COLOURS[one.arm.rule])
+                _line(axis, np.where(y > 0, y, math.nan), COLOURS[arm.rule])
                 n += 1
-        axis.axhline(MOVED, color="#555555", lw=0.7, ls=":")
+        axis.axhline(MOVED, color=plotting.GREY, lw=0.7, ls=":")
         axis.set(yscale="log", xlabel="layer (1: input side)")
         plotting.dress(axis, records.about, n, str(size))
     panels[0, 0].set_ylabel(r"$\|W - W_0\| / \|W_0\|$")
-    marks = [plotting.mark(one.label, COLOURS[one.arm.rule]) for one in shown]
+    marks = [plotting.mark(label, COLOURS[arm.rule]) for label, arm in shown]
     marks.append(plotting.mark(f"has moved ({MOVED})", lw=0.7, ls=":"))
     plotting.legend(figure, marks, columns=max(1, 3 * len(sizes) // 2))
     return figure
@@ -215,15 +188,15 @@ def figure_accuracy(records: Records) -> Figure:
     figure, panels = plotting.panels(1, len(sizes), "Test accuracy by rule", width=3.4, height=2.6)
     for j, size in enumerate(sizes):
         axis, n = panels[0, j], 0
-        for i, one in enumerate(SHOWN):
-            runs = one.arm.choice(by_network(records, one.arm.rule).get(size, {}))
+        for i, (_, arm) in enumerate(SHOWN):
+            runs = of_arm(records, size, arm)
             values = [100 * run["test_accuracy"] for run in runs if run["outcome"] == "done"]
-            axis.plot(values, [i] * len(values), "o", color=COLOURS[one.arm.rule], ms=5, alpha=0.7)
+            axis.plot(values, [i] * len(values), "o", color=COLOURS[arm.rule], ms=5, alpha=0.7)
             if len(values) < len(runs):
                 axis.text(0.02, i, "diverged", transform=axis.get_yaxis_transform(), va="center", fontsize=7)
             n += len(runs)
         axis.set_ylim(len(SHOWN) - 0.5, -0.5)
-        axis.set_yticks(range(len(SHOWN)), [one.label for one in SHOWN] if j == 0 else [""] * len(SHOWN))
+        axis.set_yticks(range(len(SHOWN)), [label if j == 0 else "" for label, _ in SHOWN])
         axis.set_xlabel("test accuracy (%)")
         axis.set_title(str(size), loc="left")
         plotting.caption(axis, records.about, n)
@@ -244,14 +217,14 @@ def figure_eps(records: Records) -> Figure:
             for run in runs:
                 style = {"color": COLOURS[rule], "ms": 4, "alpha": 0.7, "mec": "white", "mew": 0.3}
                 if run["outcome"] == "done":
-                    top.plot(run[EPS], 100 * run["test_accuracy"], marker, **style)
-                    bottom.plot(run[EPS], moved(run), marker, **style)
+                    top.plot(run[of.EPS], 100 * run["test_accuracy"], marker, **style)
+                    bottom.plot(run[of.EPS], of.moved(run), marker, **style)
                 else:
-                    top.plot(run[EPS], 0.03, "x", color=COLOURS[rule], transform=top.get_xaxis_transform())
+                    top.plot(run[of.EPS], 0.03, "x", color=COLOURS[rule], transform=top.get_xaxis_transform())
             n += len(runs)
         for run in done(records, size, BEST_BP):
             top.axhline(100 * run["test_accuracy"], color=COLOURS["bp"], lw=0.8)
-        bottom.axhline(size.n_hidden + 1, color="#555555", lw=0.7, ls=":")
+        bottom.axhline(size.n_hidden + 1, color=plotting.GREY, lw=0.7, ls=":")
         for axis in (top, bottom):
             axis.set_xscale("log")
             axis.invert_xaxis()

@@ -1,18 +1,13 @@
 """Runs of the study: by network and rates, the arms that are compared, and what layers did."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcexp.report.claims import Run, ended
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run, ended, missing, n_hidden_of, width_of
 
 ROUND_OFF = 0.1
 MOVED = 0.05
@@ -44,14 +39,14 @@ def by_network(records: Records, rule: str) -> dict[Size, dict[Rates, list[Run]]
     """Runs of a rule that ended or diverged, by network and rates, in the order of seeds."""
     found: dict[Size, dict[Rates, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in sorted(ended(records.select(learning=rule)), key=lambda run: run["seed"]):
-        size = Size(run["activation"], run["config.network.width"], run["config.network.n_hidden"])
+        size = Size(run["activation"], width_of(run), n_hidden_of(run))
         found[size][Rates(run[ETA], run[EPS])].append(run)
     return dict(sorted(found.items()))
 
 
-def missing(records: Records, *rules: str) -> int:
-    """Runs of these rules that were asked for and have no numbers."""
-    return sum(len(part.asked) - len(ended(part)) for part in (records.select(learning=rule) for rule in rules))
+def lost(records: Records, *rules: str) -> int:
+    """Runs of these rules that were asked for and did not end."""
+    return missing(*(records.select(learning=rule) for rule in rules))
 
 
 def mean(runs: Sequence[Run], column: str) -> float:
@@ -69,12 +64,11 @@ def best(by_rates: Mapping[Rates, Sequence[Run]]) -> Sequence[Run]:
 
 def layers(run: Run, name: str, row: Mapping[str, Any]) -> np.ndarray:
     """A vector over the layers of a run, from its summary or from one of its rows; NaN where it is not there."""
-    values = [row.get(f"{name}_{i}") for i in range(1, run["config.network.n_hidden"] + 2)]
+    values = [row.get(f"{name}_{i}") for i in range(1, n_hidden_of(run) + 2)]
     return np.array([math.nan if value is None else value for value in values], float)
 
 
 def moved(run: Run) -> int:
-    """How many layers have moved."""
     return int(np.sum(layers(run, "movement", run) > MOVED))
 
 
@@ -82,7 +76,6 @@ Choice = Callable[[Mapping[Rates, Sequence[Run]]], Sequence[Run]]
 
 
 def published(by_rates: Mapping[Rates, Sequence[Run]]) -> Sequence[Run]:
-    """Runs at the published rates."""
     return by_rates.get(Rates(0.1, 1e-8), ())
 
 
@@ -102,6 +95,11 @@ class Arm(NamedTuple):
 
     rule: str
     choice: Choice
+
+
+def of_arm(records: Records, size: Size, arm: Arm) -> Sequence[Run]:
+    """Runs of an arm at a size, with numbers or diverged."""
+    return arm.choice(by_network(records, arm.rule).get(size, {}))
 
 
 PUBLISHED, LAST_K, BEST_BP = Arm("pc_activities", published), Arm("bp_last_layers", published), Arm("bp", best)

@@ -25,8 +25,6 @@ Thresholds were set before the runs. Changed after trials with one seed: what "r
 over the whole way to the next level), and the one rate.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,9 +34,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.matrix_completion.claims import CLAIMS
+from experiments.matrix_completion.claims import CLAIMS as CLAIMS
 from experiments.matrix_completion.descent import Levels, WholeTargets, levels_above, measure
-from experiments.matrix_completion.figures import FIGURES
+from experiments.matrix_completion.figures import FIGURES as FIGURES
 from pcexp.config.composition import Refused
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
@@ -50,9 +48,6 @@ from pcexp.run.cost import training
 from pcexp.run.draw import Start, arithmetic, components, initial_network
 from pcexp.run.job import Job
 from pcexp.train import iterations
-
-__all__ = ["CLAIMS", "FIGURES", "MatrixCompletion"]
-
 
 ENDS = {True: 0.2, False: 0.05}
 """Share of the iterations allowed after which a run of BP, or of another rule, is expected to end at its error: for the estimate alone."""

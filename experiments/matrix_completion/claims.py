@@ -1,28 +1,79 @@
-"""Claims of the study: PC against BP at each saddle, at the published scales, at one scale and at the best rates."""
+"""What is compared with what, and claimed: PC against BP at each saddle, at the published scales, at one scale, at the best rates."""
 
-from __future__ import annotations
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+import numpy as np
 
-from experiments.matrix_completion.runs import (
-    ACTIVATIONS,
-    PROTOCOLS,
-    PUBLISHED_ETA,
-    RATES,
-    SADDLES,
-    Name,
-    best_eta,
-    leaving,
-    named,
-    one_scale_eta,
-    published_eta,
-    seeds,
-)
-from pcexp.report.claims import Case, Claim, Rule, Run, Verdict, censored_ratio, median_ratio, paired, verdict
+from pcexp.report import claims
+from pcexp.report.claims import Case, Claim, Ratio, Records, Run, Verdict, done, rule
 
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+ACTIVATIONS = ("linear", "tanh", "relu")
+PROTOCOLS = ("published", "corrected")
+SADDLES = (0, 1, 2)
+ETA, START = "optimiser.learning_rate", "config.study.start"
+RATES = {"published": 0.01, "corrected": 0.002}
+"""The one learning rate of both rules: the published one; one of summed gradients at which both are stable."""
+
+
+class Name(NamedTuple):
+    """Which run of a part of the records: rule, activation, saddle that it starts from, learning rate and seed."""
+
+    learning: str
+    activation: str
+    start: int
+    eta: float
+    seed: int
+
+
+def named(records: Records) -> dict[Name, Run]:
+    """Runs that ended with numbers and from where they were to start."""
+    return {name(run): run for run in done(records) if run["visited_at"] >= 0}
+
+
+def asked(records: Records) -> list[Name]:
+    return [name(run) for run in records.asked.iter_rows(named=True)]
+
+
+def name(run: Mapping[str, Any]) -> Name:
+    """The name of a run or of one that was asked for; parts are called after the saddle that they start from."""
+    return Name(run["learning"], run["activation"], int(run[START]), run[ETA], run["seed"])
+
+
+def seeds(records: Records, activation: str) -> list[int]:
+    """Seeds that PC was asked to run."""
+    return sorted({n.seed for n in asked(records) if n.activation == activation and n.learning == "pc"})
+
+
+def eta_of(records: Records, protocol: str, learning: str, activation: str, *, best: bool) -> float:
+    """The learning rate of a protocol, or the best: that with the fewest iterations from the origin to the end.
+
+    Of those at which all seeds get there; NaN where there is none.
+    """
+    if not best:
+        return RATES[protocol]
+    found, wanted = named(records), seeds(records, activation)
+    means = {}
+    for eta in sorted({n.eta for n in asked(records) if n.learning == learning}):
+        of_eta = [found.get(Name(learning, activation, 0, eta, seed)) for seed in wanted]
+        if of_eta and all(run is not None and run["ended"] for run in of_eta):
+            means[eta] = float(np.mean([run["iterations"] for run in of_eta if run is not None]))
+    return min(means, key=lambda eta: means[eta], default=math.nan)
+
+
+def leaving(pc: Run | None, bp: Run | None, saddle: int) -> Ratio | None:
+    """Iterations of BP to leave a saddle that it visits, over those of PC from the weights at which BP visits it.
+
+    A bound where one did not leave; None where BP was not there, or a run is missing.
+    """
+    if pc is None or bp is None or pc.get(f"left_{saddle}") is None or bp.get(f"left_{saddle}") is None:
+        return None
+    iterations, left = f"iterations_{saddle}", f"left_{saddle}"
+    return claims.censored_ratio(bp[iterations], bp[left], pc[iterations], pc[left])
+
+
+# Rules
 
 FAR = 10
 """Far fewer iterations: less than a tenth."""
@@ -31,186 +82,133 @@ PUBLISHED_BP, PUBLISHED_PC = 20_000, 2_000
 ADVANTAGE = (6.0, 28.0)
 """About 12 to 14 times, within a factor of two: seen in a rerun of the figure at one scale."""
 
-Rate = Callable[["Records", str, str], float | None]
-Cases = Iterator[tuple[str, Case | None]]
-"""Cases one by one with their kind; None for one that is missing."""
+
+def runs_at(
+    part: Records, protocol: str, activation: str, start: int, *, best: bool = False
+) -> list[tuple[Run | None, Run | None]]:
+    """Of every seed PC from a saddle and BP from the origin, at the rate of the protocol or each at its best."""
+    found, wanted = named(part), seeds(part, activation)
+    pc, bp = (eta_of(part, protocol, learning, activation, best=best) for learning in ("pc", "bp"))
+    return [
+        (found.get(Name("pc", activation, start, pc, seed)), found.get(Name("bp", activation, 0, bp, seed)))
+        for seed in wanted
+    ]
 
 
-def runs_at(records: Records, rate: Rate, activation: str, start: int, seed: int) -> tuple[Run | None, Run | None]:
-    """PC from a saddle and BP from the origin, each at its rate."""
-    found, rates = named(records), [rate(records, rule, activation) for rule in ("pc", "bp")]
-    if None in rates:
-        return None, None
-    pc, bp = (eta for eta in rates if eta is not None)
-    return found.get(Name("pc", activation, start, pc, seed)), found.get(Name("bp", activation, 0, bp, seed))
-
-
-def escape_rule(protocol: str, saddle: int, rate: Rate, factor: float) -> Rule:
+@rule
+def escapes(records: Records, protocol: str, saddle: int, factor: float, best: bool) -> Verdict:
     """PC leaves a saddle in fewer iterations than BP, by more than a factor, for every seed of every activation."""
-
-    def rule(records: Records) -> Verdict:
-        part = records.select(protocol=protocol)
-        found = {
-            activation: [
-                leaving(*runs_at(part, rate, activation, saddle, seed), saddle) for seed in seeds(part, activation)
-            ]
-            for activation in ACTIVATIONS
-        }
-        known = {kind: [r for r in ratios if r is not None and r.bound != "unknown"] for kind, ratios in found.items()}
-        missing = sum(len(ratios) - len(known[kind]) for kind, ratios in found.items())
-        expected = f"iterations of BP / PC > {factor:g}"
-        return paired(part, expected, known, lambda value: value > factor, missing=missing)
-
-    return rule
-
-
-def _judged(protocol: str, expected: str, cases: Callable[[Records], Cases]) -> Rule:
-    """The verdict on the cases of a protocol."""
-
-    def rule(records: Records) -> Verdict:
-        part = records.select(protocol=protocol)
-        return verdict(part, expected, cases(part))
-
-    return rule
-
-
-def total_rule(protocol: str, rate: Rate, lowest: float, highest: float | None) -> Rule:
-    """Iterations of BP over those of PC from the origin to the end are in a range; of each activation's median where it ends."""
-
-    def cases(records: Records) -> Cases:
-        for activation in ACTIVATIONS:
-            wanted = seeds(records, activation)
-            both = [runs_at(records, rate, activation, 0, seed) for seed in wanted]
-            known = [
-                censored_ratio(bp["iterations"], bp["ended"], pc["iterations"], pc["ended"])
-                for pc, bp in both
-                if pc is not None and bp is not None
-            ]
-            median = median_ratio(known)
-            holds = median.value > lowest and (highest is None or median.value < highest)
-            shown = [Case(holds, r.value) for r in known] if median.bound == "exact" else []
-            yield from ((activation, case) for case in [*shown, *[None] * (len(wanted) - len(shown))])
-
-    above = f"> {lowest:g}" if highest is None else f"between {lowest:g} and {highest:g}, median over seeds"
-    return _judged(protocol, f"iterations of BP / PC to the end {above}", cases)
-
-
-def _lengths(records: Records) -> Cases:
-    """Iterations to the end: BP over 20,000, PC from the origin under 2,000."""
-    found = named(records)
+    part, known, lost = records.select(protocol=protocol), {}, 0
     for activation in ACTIVATIONS:
-        for learning in ("bp", "pc"):
-            for seed in seeds(records, activation):
-                run = found.get(Name(learning, activation, 0, PUBLISHED_ETA, seed))
-                kind = f"{learning.upper()} {activation}"
-                if run is None:
-                    yield kind, None
-                    continue
-                # A run that did not get to the end took longer than it was given.
-                short, long = run["ended"] and run["iterations"] < PUBLISHED_PC, run["iterations"] > PUBLISHED_BP
-                yield kind, Case(bool(long if learning == "bp" else short), run["iterations"])
+        ratios = [leaving(*both, saddle) for both in runs_at(part, protocol, activation, saddle, best=best)]
+        known[activation] = [ratio for ratio in ratios if ratio is not None and ratio.bound != "unknown"]
+        lost += len(ratios) - len(known[activation])
+    return claims.paired(part, f"iterations of BP / PC > {factor:g}", known, lambda value: value > factor, missing=lost)
 
 
-def one_of(protocol: str) -> Rate:
-    """The one learning rate of both rules in a protocol."""
-    return published_eta if protocol == "published" else one_scale_eta
+@rule
+def ends(records: Records, protocol: str, lowest: float, highest: float | None, *, best: bool = False) -> Verdict:
+    """Iterations of BP over those of PC from the origin to the end are in a range; of each activation's median where it ends."""
+    part, cases, lost = records.select(protocol=protocol), [], 0
+    for activation in ACTIVATIONS:
+        both = runs_at(part, protocol, activation, 0, best=best)
+        known = [
+            claims.censored_ratio(bp["iterations"], bp["ended"], pc["iterations"], pc["ended"])
+            for pc, bp in both
+            if pc is not None and bp is not None
+        ]
+        median = claims.median_ratio(known)
+        holds = median.value > lowest and (highest is None or median.value < highest)
+        shown = [Case(holds, ratio.value) for ratio in known] if median.bound == "exact" else []
+        cases += [(activation, case) for case in shown]
+        lost += len(both) - len(shown)
+    above = f"> {lowest:g}" if highest is None else f"between {lowest:g} and {highest:g}, median over seeds"
+    return claims.verdict(part, f"iterations of BP / PC to the end {above}", cases, missing=lost)
 
 
-def gradient_rule(protocol: str, saddle: int) -> Rule:
+@rule
+def _lengths(records: Records, protocol: str) -> Verdict:
+    """Iterations to the end: BP over 20,000, PC from the origin under 2,000."""
+    part, cases = records.select(protocol=protocol), []
+    found = named(part)
+    for learning, activation, seed in _one_by_one(part):
+        run, case = found.get(Name(learning, activation, 0, RATES[protocol], seed)), None
+        if run is not None:
+            # A run that did not get to the end took longer than it was given.
+            short, long = run["ended"] and run["iterations"] < PUBLISHED_PC, run["iterations"] > PUBLISHED_BP
+            case = Case(bool(long if learning == "bp" else short), run["iterations"])
+        cases.append((f"{learning.upper()} {activation}", case))
+    expected = f"BP more than {PUBLISHED_BP:,} iterations to the end, PC fewer than {PUBLISHED_PC:,}"
+    return claims.verdict(part, expected, cases)
+
+
+def _one_by_one(records: Records) -> Iterator[tuple[str, str, int]]:
+    """Rule, activation and seed of what was asked for."""
+    return ((r, a, seed) for a in ACTIVATIONS for r in ("bp", "pc") for seed in seeds(records, a))
+
+
+@rule
+def gradients_stay(records: Records, protocol: str, saddle: int) -> Verdict:
     """The smallest gradient norm on the plateau of a saddle, PC's over BP's."""
-
-    def cases(records: Records) -> Cases:
-        for activation in ACTIVATIONS:
-            for seed in seeds(records, activation):
-                pc, bp = runs_at(records, one_of(protocol), activation, saddle, seed)
-                if pc is None or bp is None or not pc.get(f"norm_seen_{saddle}") or bp.get(f"norm_{saddle}") is None:
-                    yield activation, None  # a plateau of PC that was not seen to its end has no smallest norm
-                    continue
-                ratio = pc[f"norm_{saddle}"] / max(bp[f"norm_{saddle}"], 1e-38)
-                yield activation, Case(ratio > 1, ratio)
-
-    return _judged(protocol, "smallest gradient norm on the plateau, PC / BP > 1", cases)
+    part, cases, norm = records.select(protocol=protocol), [], f"norm_{saddle}"
+    for activation in ACTIVATIONS:
+        for pc, bp in runs_at(part, protocol, activation, saddle):
+            case = None
+            # A plateau of PC that was not seen to its end has no smallest norm.
+            if pc is not None and bp is not None and pc.get(f"norm_seen_{saddle}") and bp.get(norm) is not None:
+                ratio = pc[norm] / max(bp[norm], 1e-38)
+                case = Case(ratio > 1, ratio)
+            cases.append((activation, case))
+    return claims.verdict(part, "smallest gradient norm on the plateau, PC / BP > 1", cases)
 
 
-def rank_rule(protocol: str) -> Rule:
+@rule
+def rank_grows(records: Records, protocol: str) -> Verdict:
     """The map has rank k at saddle k, and one more when it is left."""
-
-    def cases(records: Records) -> Cases:
-        found = named(records)
-        for activation in ACTIVATIONS:
-            for learning in ("bp", "pc"):
-                for saddle in SADDLES:
-                    for seed in seeds(records, activation):
-                        start = saddle if learning == "pc" else 0
-                        run = found.get(Name(learning, activation, start, RATES[protocol], seed))
-                        kind, case = f"{learning.upper()} {activation}", None
-                        if run is not None and run.get(f"left_{saddle}"):
-                            before, after = run[f"rank_at_{saddle}"], run[f"rank_after_{saddle}"]
-                            case = Case((before, after) == (saddle, saddle + 1), float(after - before))
-                        yield kind, case
-
+    part, cases = records.select(protocol=protocol), []
+    found = named(part)
+    for learning, activation, seed in _one_by_one(part):
+        for saddle in SADDLES:
+            start, case = saddle if learning == "pc" else 0, None
+            run = found.get(Name(learning, activation, start, RATES[protocol], seed))
+            if run is not None and run.get(f"left_{saddle}"):
+                before, after = run[f"rank_at_{saddle}"], run[f"rank_after_{saddle}"]
+                case = Case((before, after) == (saddle, saddle + 1), float(after - before))
+            cases.append((f"{learning.upper()} {activation}", case))
     expected = "singular values above the threshold: k at saddle k, k + 1 when it is left (shown: growth)"
-    return _judged(protocol, expected, cases)
+    return claims.verdict(part, expected, cases)
 
 
 PLACES = {0: "the origin", 1: "the saddle of rank one", 2: "the saddle of rank two"}
-LENGTHS = f"BP more than {PUBLISHED_BP:,} iterations to the end, PC fewer than {PUBLISHED_PC:,}"
+ONE_SCALE, BEST = "corrected, one scale", "corrected, each at its best learning rate"
+FEWER = "in fewer iterations than BP"
+
+
+def _escapes(how: str, protocol: str, factor: float, than: str = FEWER, *, best: bool = False) -> Iterator[Claim]:
+    for saddle, place in PLACES.items():
+        yield Claim("4.6 iterations", f"{how}: PC leaves {place} {than}", escapes(protocol, saddle, factor, best))
+
 
 CLAIMS = (
     Claim(
-        "4.6",
-        "published: BP needs tens of thousands of iterations to the end, PC under 2,000",
-        _judged("published", LENGTHS, _lengths),
+        "4.6", "published: BP needs tens of thousands of iterations to the end, PC under 2,000", _lengths("published")
     ),
-    *(
-        Claim(
-            "4.6 iterations",
-            f"published: PC leaves {place} in less than a tenth of BP's iterations",
-            escape_rule("published", saddle, published_eta, FAR),
-        )
-        for saddle, place in PLACES.items()
-    ),
-    *(
-        Claim(
-            "4.6 iterations",
-            f"corrected, one scale: PC leaves {place} in fewer iterations than BP",
-            escape_rule("corrected", saddle, one_scale_eta, 1),
-        )
-        for saddle, place in PLACES.items()
-    ),
+    *_escapes("published", "published", FAR, "in less than a tenth of BP's iterations"),
+    *_escapes(ONE_SCALE, "corrected", 1),
     Claim(
         "4.6",
-        "corrected, one scale: PC is about 12 to 14 times faster to the end, within a factor of two",
-        total_rule("corrected", one_scale_eta, *ADVANTAGE),
+        f"{ONE_SCALE}: PC is about 12 to 14 times faster to the end, within a factor of two",
+        ends("corrected", *ADVANTAGE),
     ),
+    *_escapes(BEST, "corrected", 1, best=True),
+    Claim("4.6 rates", f"{BEST}: PC gets to the end {FEWER}", ends("corrected", 1, None, best=True)),
     *(
-        Claim(
-            "4.6 iterations",
-            f"corrected, each at its best learning rate: PC leaves {place} in fewer iterations than BP",
-            escape_rule("corrected", saddle, best_eta, 1),
-        )
-        for saddle, place in PLACES.items()
-    ),
-    Claim(
-        "4.6 rates",
-        "corrected, each at its best learning rate: PC gets to the end in fewer iterations than BP",
-        total_rule("corrected", best_eta, 1, None),
-    ),
-    *(
-        Claim(
-            "4.6 gradients",
-            f"{protocol}: PC's gradient does not vanish at {place} as BP's does",
-            gradient_rule(protocol, saddle),
-        )
-        for protocol in PROTOCOLS
+        Claim("4.6 gradients", f"{p}: PC's gradient does not vanish at {place} as BP's does", gradients_stay(p, saddle))
+        for p in PROTOCOLS
         for saddle, place in PLACES.items()
     ),
     *(
-        Claim(
-            "4.6 ranks",
-            f"{protocol}: the rank of the map grows by one with each saddle that is left",
-            rank_rule(protocol),
-        )
-        for protocol in PROTOCOLS
+        Claim("4.6 ranks", f"{p}: the rank of the map grows by one with each saddle that is left", rank_grows(p))
+        for p in PROTOCOLS
     ),
 )

@@ -1,7 +1,5 @@
 """Full-batch descent past levels of the loss: rows where something has changed, events exact."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -55,7 +53,7 @@ class Levels(AbstractEvents):
     due: Bool[Array, ""]
     ended: Bool[Array, ""]
 
-    def visit(self, seen: Observation) -> Levels:
+    def visit(self, seen: Observation) -> "Levels":
         at = losses(seen)[0]
         norm = jnp.sqrt(jnp.sum(jnp.square(weight_norms(seen.gradient)))) / seen.diagnostics["gradient_factor"]
         passed = jnp.maximum(self.passed, jnp.sum(at < self.levels).astype(jnp.int32))

@@ -1,42 +1,23 @@
 """Figures of the study: losses, gradients and singular values over iterations, and iterations to leave each saddle."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from experiments.matrix_completion.runs import (
-    ACTIVATIONS,
-    ETA,
-    PROTOCOLS,
-    RATES,
-    SADDLES,
-    START,
-    Name,
-    best_eta,
-    name,
-    named,
-    one_scale_eta,
-    published_eta,
-    seeds,
-)
+from experiments.matrix_completion import claims as of
+from experiments.matrix_completion.claims import ACTIVATIONS, ETA, PROTOCOLS, RATES, SADDLES, Name, name, named, seeds
 from pcexp.report import plotting
-from pcexp.report.claims import Run, ended
-
-if TYPE_CHECKING:  # figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run, ended
+from pcexp.report.plotting import Figure
 
 STARTS = {0: "-", 1: "--", 2: ":"}
 """Line of PC from each saddle."""
 SETTINGS = {
-    "published": ("published", published_eta, "s"),
-    "one scale": ("corrected", one_scale_eta, "o"),
-    "best rates": ("corrected", best_eta, "^"),
+    "published": ("published", False, "s"),
+    "one scale": ("corrected", False, "o"),
+    "best rates": ("corrected", True, "^"),
 }
-"""Protocol, choice of learning rates and mark."""
+"""Protocol, whether rates are the best ones, and mark."""
 
 
 def _at_one_rate(records: Records, where: Mapping[str, Any] | None = None, **labels: str) -> list[Run]:
@@ -92,7 +73,7 @@ def figure_ranks(records: Records) -> Figure:
     """Singular values of the map over iterations at one scale, and the threshold above which they count for its rank."""
     figure, axes = plotting.panels(2, len(ACTIVATIONS), "Singular values of the map, corrected, one line a seed")
     for axis, (learning, activation) in zip(axes.flat, itertools.product(("bp", "pc"), ACTIVATIONS), strict=True):
-        runs = _at_one_rate(records, {START: 0}, protocol="corrected", activation=activation, learning=learning)
+        runs = _at_one_rate(records, {of.START: 0}, protocol="corrected", activation=activation, learning=learning)
         for run in runs:
             rows = records.lane(run["cell"], run["lane"])
             columns = sorted(column for column in rows.columns if column.startswith("singular_value_"))
@@ -111,14 +92,13 @@ def figure_ranks(records: Records) -> Figure:
 
 def _passages(records: Records, activation: str, setting: str) -> Iterator[tuple[str, int, int, bool]]:
     """Of each rule and saddle, seed by seed, the iterations to leave it, and whether it was left."""
-    protocol, rate, _ = SETTINGS[setting]
+    protocol, best, _ = SETTINGS[setting]
     part = records.select(protocol=protocol)
     found = named(part)
     for learning in ("bp", "pc"):
-        eta = rate(part, learning, activation)
-        for saddle in SADDLES if eta is not None else ():
+        eta = of.eta_of(part, protocol, learning, activation, best=best)
+        for saddle in SADDLES:
             for seed in seeds(part, activation):
-                assert eta is not None
                 run = found.get(Name(learning, activation, saddle if learning == "pc" else 0, eta, seed))
                 if run is not None and run.get(f"left_{saddle}") is not None:
                     yield learning, saddle, run[f"iterations_{saddle}"], run[f"left_{saddle}"]
@@ -147,7 +127,7 @@ def figure_iterations(records: Records) -> Figure:
 
 def figure_rates(records: Records) -> Figure:
     """Iterations from the origin to the end at one scale over the learning rate; crosses: the end was not reached."""
-    part = records.select({START: 0}, protocol="corrected")
+    part = records.select({of.START: 0}, protocol="corrected")
     figure, axes = plotting.panels(1, len(ACTIVATIONS), "Iterations to a loss of 0.01, corrected", height=3.0)
     for axis, activation in zip(axes[0], ACTIVATIONS, strict=True):
         runs = list(part.select(activation=activation).runs.iter_rows(named=True))

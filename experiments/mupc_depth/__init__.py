@@ -26,23 +26,19 @@ layers_reached: layers whose weight gradient is above 1e-6 of the largest layer'
 little" 5, "does not fall" within 0.5.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from experiments.mupc_depth.claims import CLAIMS
-from experiments.mupc_depth.figures import FIGURES
+from experiments.mupc_depth.claims import CLAIMS as CLAIMS
+from experiments.mupc_depth.figures import FIGURES as FIGURES
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.evaluation import evaluate
 from pcexp.model.network import Network
 from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms
-
-__all__ = ["CLAIMS", "FIGURES", "MuPCDepth"]
 
 ROUND_OFF = 1e-6
 

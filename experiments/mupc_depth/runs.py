@@ -1,18 +1,12 @@
 """Runs of the study: those that ended, by model and arm, the rates that are chosen, accuracies by iteration and by size."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pcexp.report.claims import Run, ended
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run, ended, n_hidden_of, width_of
 
 NO_LEARNING = 15.0
 ETA, BETA = "optimiser.learning_rate", "learning.inference.activity_lr"
@@ -25,17 +19,10 @@ ANCHOR = {100: (85.0, 2.0), 200: (89.0, math.inf), 500: (92.0, math.inf), 900: (
 """Published test accuracy of the anchor by iteration, and the tolerance that is asked for."""
 
 
-def runs_of(records: Records) -> list[Run]:
+def runs_of(*parts: Records) -> list[Run]:
     """Runs that ended, with numbers or diverged, the shallowest first."""
-    return sorted(ended(records), key=lambda run: (depth_of(run), width_of(run), run["seed"], run[ETA]))
-
-
-def depth_of(run: Run) -> int:
-    return int(run[DEPTH])
-
-
-def width_of(run: Run) -> int:
-    return int(run["config.network.width"])
+    runs = [run for part in parts for run in ended(part)]
+    return sorted(runs, key=lambda run: (n_hidden_of(run), width_of(run), run["seed"], run[ETA]))
 
 
 def percent(run: Run) -> float:
@@ -52,7 +39,7 @@ def at_best_rates(runs: Sequence[Run]) -> list[Run]:
     """Of each activation and size the runs at the pair of rates with the highest mean validation accuracy over seeds."""
     sizes: dict[tuple[str, int, int], dict[tuple[float, float], list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        sizes[run["activation"], depth_of(run), width_of(run)][run[ETA], run[BETA]].append(run)
+        sizes[run["activation"], n_hidden_of(run), width_of(run)][run[ETA], run[BETA]].append(run)
 
     def score(pair: list[Run]) -> float:
         held_out = [run["validation_accuracy"] if run["outcome"] == "done" else 0.0 for run in pair]
@@ -61,7 +48,12 @@ def at_best_rates(runs: Sequence[Run]) -> list[Run]:
     return [run for pairs in sizes.values() for run in max((pairs[k] for k in sorted(pairs)), key=score)]
 
 
-def tests(records: Records) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+Curve = tuple[np.ndarray, np.ndarray]
+"""Iterations and test accuracies."""
+Curves = dict[tuple[str, str], Curve]
+
+
+def tests(records: Records) -> Curves:
     """Iterations and test accuracies of each lane, as long as its loss was finite."""
     if "test_accuracy" not in records.rows.columns:
         return {}
@@ -73,9 +65,14 @@ def tests(records: Records) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarra
     return found
 
 
-def accuracy_at(curve: tuple[np.ndarray, np.ndarray] | None, iteration: int) -> float:
+def curve(curves: Curves, run: Run) -> Curve:
+    """The curve of a run, which may have had no test."""
+    return curves.get((run["cell"], run["lane"]), (np.zeros(0), np.zeros(0)))
+
+
+def accuracy_at(curve: Curve, iteration: int) -> float:
     """Accuracy of a test at that iteration; NaN where there was none."""
-    here = [] if curve is None else curve[1][curve[0] == iteration]
+    here = curve[1][curve[0] == iteration]
     return float(here[0]) if len(here) else math.nan
 
 

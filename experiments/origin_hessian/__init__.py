@@ -24,8 +24,6 @@ Definitions. Null: every eigenvalue is within 1e-10 of zero; negative: lambda_mi
 |change| against log distance, distances 1e-4 to 1e-3 along a direction with normal entries.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -34,19 +32,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.origin_hessian.claims import CLAIMS
-from experiments.origin_hessian.figures import FIGURES
-from experiments.origin_hessian.measured import (
-    DISTANCES,
-    Hessians,
-    hessians,
-    largest_gradient,
-    outside,
-    ray,
-    seen,
-    spectrum,
-    theorem_3_2,
-)
+from experiments.origin_hessian import measured
+from experiments.origin_hessian.claims import CLAIMS as CLAIMS
+from experiments.origin_hessian.figures import FIGURES as FIGURES
+from experiments.origin_hessian.measured import Hessians
 from experiments.origin_hessian.runs import in_rows
 from pcexp.config.composition import Refused
 from pcexp.config.identity import Lane
@@ -59,8 +48,6 @@ from pcexp.run.draw import initial_network, lane_key, network_size
 from pcexp.run.job import Job
 from pcexp.theory.hessian import origin_spectra, vectorised, zero_rank_spectrum
 from pcexp.theory.saddles import negative_curvature, saddle_order, zero_rank
-
-__all__ = ["CLAIMS", "FIGURES", "OriginHessian"]
 
 KEPT_MATRIX = 80
 """Rows of the largest matrix that is kept for a heat map."""
@@ -110,23 +97,23 @@ class OriginHessian(AbstractStudy):
         saddle = self.saddle
         point = zero_rank(network, [network.depth - 1] if saddle else [])
         size = vectorised(point)[0].size
-        reduced, inputs = seen(point, x)
-        h = hessians(reduced, inputs, y, activity_lr=self.activity_lr, horizons=self.horizons)
+        reduced, inputs = measured.seen(point, x)
+        h = measured.hessians(reduced, inputs, y, activity_lr=self.activity_lr, horizons=self.horizons)
         theory = (jnp.zeros(size), zero_rank_spectrum(point, y)) if saddle else origin_spectra(point, x, y)
         spectra = {
             "theory_loss": np.asarray(theory[0]),
             "theory_equilibrated": np.asarray(theory[1]),
-            "numeric_loss": spectrum(h.loss, size),
-            "numeric_equilibrated": spectrum(h.equilibrated, size),
-            "unrolled": spectrum(h.unrolled[0], size),
+            "numeric_loss": measured.spectrum(h.loss, size),
+            "numeric_equilibrated": measured.spectrum(h.equilibrated, size),
+            "unrolled": measured.spectrum(h.unrolled[0], size),
         }
-        of_loss, of_equilibrated = ray(point, x, y, key=jax.random.fold_in(key, 0))
-        distances = jnp.asarray(DISTANCES)
+        of_loss, of_equilibrated = measured.ray(point, x, y, key=jax.random.fold_in(key, 0))
+        distances = jnp.asarray(measured.DISTANCES)
         numbers: dict[str, Any] = {
             "size": size,
             **differences(h, spectra, y, network.segments[-1].weight.shape[-1], self.activity_lr, self.horizons),
-            "outside": outside(point, x, y, key=jax.random.fold_in(key, 1)),
-            "gradient": largest_gradient(point, x, y),
+            "outside": measured.outside(point, x, y, key=jax.random.fold_in(key, 1)),
+            "gradient": measured.largest_gradient(point, x, y),
             "loss_order": saddle_order(distances, of_loss),
             "equilibrated_order": saddle_order(distances, of_equilibrated),
             "loss_change": of_loss,
@@ -166,7 +153,7 @@ def differences(
         "closed_equilibrated_difference": _apart(h.closed_equilibrated, h.equilibrated),
         "spectrum_loss_difference": _apart(spectra["theory_loss"], spectra["numeric_loss"]),
         "spectrum_equilibrated_difference": _apart(spectra["theory_equilibrated"], spectra["numeric_equilibrated"]),
-        "theorem_difference": _apart(theorem_3_2(np.asarray(y), width, size), spectra["numeric_equilibrated"]),
+        "theorem_difference": _apart(measured.theorem_3_2(np.asarray(y), width, size), spectra["numeric_equilibrated"]),
     }
     scale = float(np.max(np.abs(h.closed_equilibrated)))
     for steps, unrolled in zip(horizons, h.unrolled, strict=True):

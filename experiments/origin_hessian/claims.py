@@ -2,52 +2,33 @@
 before the runs.
 """
 
-from __future__ import annotations
+from collections.abc import Callable, Iterator
 
-from collections import defaultdict
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from experiments.origin_hessian.runs import SADDLE, blocks, done
+from pcexp.report.claims import Case, Claim, Records, Rule, Run, Verdict, insufficient, n_hidden_of, rule, verdict
 
-from experiments.origin_hessian.runs import SADDLE, blocks, depth, done
-from pcexp.report.claims import Case, Claim, Run, Verdict, insufficient, verdict
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
-
-EXACT = 1e-10
-FACTOR = 1e-6
-UNROLLED = 1e-5
+EXACT, FACTOR, UNROLLED = 1e-10, 1e-6, 1e-5
 NEGATIVE = -1e-6
 ORDER = 0.05
 ORIGIN = ("origin", "chain")
 
-Rule = Callable[["Records"], Verdict]
 
-
-def rule(
+@rule
+def _each(
+    records: Records,
     expected: str,
     case: Callable[[Run], Case | None],
     arms: tuple[str, ...] = ORIGIN,
     holds_for: Callable[[int], bool] = lambda n_hidden: True,
-) -> Rule:
+) -> Verdict:
     """One case a run of these arms whose n_hidden `holds_for` takes; a run without numbers leaves the claim open."""
-
-    def judged(records: Records) -> Verdict:
-        cases: dict[str, list[Case]] = defaultdict(list)
-        # How deep a run without numbers would have been is not among the labels: any of these arms may count.
-        missing = len(records.select(block=blocks(*arms)).asked) - len(done(records, *arms))
-        for run in done(records, *arms):
-            if holds_for(depth(run)):
-                found = case(run)
-                if found is None:
-                    missing += 1
-                else:
-                    cases[f"H = {depth(run)}"].append(found)
-        if not cases and not missing:
-            return insufficient(records, expected, "no such net")
-        return verdict(records, expected, cases, n=sum(map(len, cases.values())), missing=missing)
-
-    return judged
+    runs = done(records, *arms)
+    # How deep a run without numbers would have been is not among the labels: any of these arms may count.
+    lost = len(records.select(block=blocks(*arms)).asked) - len(runs)
+    cases = [(f"H = {n_hidden_of(run)}", case(run)) for run in runs if holds_for(n_hidden_of(run))]
+    if not cases and not lost:
+        return insufficient(records, expected, "no such net")
+    return verdict(records, expected, cases, missing=lost)
 
 
 def below(limit: float, *columns: str) -> Callable[[Run], Case | None]:
@@ -73,7 +54,7 @@ def _null(run: Run) -> Case:
 
 
 def _order(run: Run) -> Case:
-    expected = depth(run) + (0 if run[SADDLE] else 1)
+    expected = n_hidden_of(run) + (0 if run[SADDLE] else 1)
     holds = abs(run["loss_order"] - expected) < ORDER and abs(run["equilibrated_order"] - 2) < ORDER
     return Case(holds, run["loss_order"])
 
@@ -83,109 +64,65 @@ def _form(run: Run) -> Case:
     return Case(agrees and run["form"] < NEGATIVE and run["gradient"] < EXACT, run["form"])
 
 
-def _only(h: int) -> Callable[[int], bool]:
-    return lambda n_hidden: n_hidden == h
-
-
 def _deep(n_hidden: int) -> bool:
     return n_hidden > 1
 
 
-CLOSED = below(EXACT, "closed_loss_difference", "closed_equilibrated_difference", "outside")
-SPECTRA = below(EXACT, "spectrum_loss_difference", "spectrum_equilibrated_difference")
+CLOSED = ("closed_loss_difference", "closed_equilibrated_difference")
+SPECTRA = ("spectrum_loss_difference", "spectrum_equilibrated_difference")
+STRICT, NULL = f"lambda_min < {NEGATIVE:g}", f"largest eigenvalue in size < {EXACT:g}"
+OF_AN_ENTRY, OF_AN_EIGENVALUE = "largest difference of an entry <", f"largest difference of an eigenvalue < {EXACT:g}"
+
+
+def _at_the_saddle(figure: str, h: int) -> Iterator[Claim]:
+    def judge(expected: str, case: Callable[[Run], Case | None]) -> Rule:
+        return _each(expected, case, ("saddle",), lambda n_hidden: n_hidden == h)
+
+    form = f"form < {NEGATIVE:g}, equal to v^T H v to {EXACT:g} of it; gradients < {EXACT:g}"
+    statement = f"H = {h}: a critical point, with theorem 3.3's form -1/B sum y^T A y < 0 along W_L"
+    yield Claim(figure, statement, judge(form, _form))
+    strict = judge(STRICT, _negative("numeric_equilibrated"))
+    yield Claim(figure, f"H = {h}: the saddle of rank zero is strict for F*", strict)
+    yield Claim(figure, f"H = {h}: the Hessian of the loss is null there", judge(NULL, _null))
+    same = judge(f"largest difference < {EXACT:g}", below(EXACT, *CLOSED, *SPECTRA))
+    yield Claim(figure, f"H = {h}: closed forms and spectra there are those of automatic differentiation", same)
+
 
 CLAIMS = (
     Claim(
         "4.4",
         "4.3, 4.4, B.2: Hessians at the origin in closed form (Eqs 4.6, 4.8) are those of automatic differentiation",
-        rule(f"largest difference of an entry < {EXACT:g}", CLOSED),
+        _each(f"{OF_AN_ENTRY} {EXACT:g}", below(EXACT, *CLOSED, "outside")),
     ),
-    Claim(
-        "4.4",
-        "4.3, 4.4, B.2: so are their spectra",
-        rule(f"largest difference of an eigenvalue < {EXACT:g}", SPECTRA),
-    ),
+    Claim("4.4", "4.3, 4.4, B.2: so are their spectra", _each(OF_AN_EIGENVALUE, below(EXACT, *SPECTRA))),
     Claim(
         "4.4",
         "T = 50 unrolled steps give Eq. 4.8 with its block of W_L times 1 - (1 - beta)^(2T)",
-        rule(f"largest difference of an entry < {FACTOR:g}", below(FACTOR, "unrolled_50_block_difference")),
+        _each(f"{OF_AN_ENTRY} {FACTOR:g}", below(FACTOR, "unrolled_50_block_difference")),
     ),
     Claim(
         "4.4",
         "T = 60 unrolled steps give Eq. 4.8",
-        rule(f"largest difference of an entry < {UNROLLED:g} of the largest", below(UNROLLED, "unrolled_60_relative")),
+        _each(f"{OF_AN_ENTRY} {UNROLLED:g} of the largest", below(UNROLLED, "unrolled_60_relative")),
     ),
     Claim(
         "4.4",
         "theorem 3.2: for H > 1 the spectrum of F* is minus eig(Sigma_yy), each N times, and zeros",
-        rule(
-            f"largest difference of an eigenvalue < {EXACT:g}", below(EXACT, "theorem_difference"), ORIGIN,
-            _deep,
-        ),
+        _each(OF_AN_EIGENVALUE, below(EXACT, "theorem_difference"), holds_for=_deep),
     ),
-    Claim(
-        "4.4",
-        "the origin is a strict saddle of F* for all H",
-        rule(f"lambda_min < {NEGATIVE:g}", _negative("numeric_equilibrated")),
-    ),
-    Claim(
-        "4.4",
-        "of the loss for H = 1",
-        rule(f"lambda_min < {NEGATIVE:g}", _negative("numeric_loss"), ORIGIN, _only(1)),
-    ),
-    Claim(
-        "4.4",
-        "and not for H > 1: the Hessian of the loss is null",
-        rule(f"largest eigenvalue in size < {EXACT:g}", _null, ORIGIN, _deep),
-    ),
+    Claim("4.4", "the origin is a strict saddle of F* for all H", _each(STRICT, _negative("numeric_equilibrated"))),
+    Claim("4.4", "of the loss for H = 1", _each(STRICT, _negative("numeric_loss"), holds_for=lambda h: h == 1)),
+    Claim("4.4", "and not for H > 1: the Hessian of the loss is null", _each(NULL, _null, holds_for=_deep)),
     Claim(
         "orders",
         "from the origin, along a generic ray, the loss changes as d^(H+1) and F* as d^2",
-        rule(f"slopes within {ORDER:g} of H + 1 and 2", _order),
+        _each(f"slopes within {ORDER:g} of H + 1 and 2", _order),
     ),
-    *(
-        claim
-        for figure, h in (("B.3", 3), ("B.4", 4))
-        for only in [_only(h)]
-        for claim in (
-            Claim(
-                figure,
-                f"H = {h}: a critical point, with theorem 3.3's form -1/B sum y^T A y < 0 along W_L",
-                rule(
-                    f"form < {NEGATIVE:g}, equal to v^T H v to {EXACT:g} of it; gradients < {EXACT:g}", _form,
-                    ("saddle",), only,
-                ),
-            ),
-            Claim(
-                figure,
-                f"H = {h}: the saddle of rank zero is strict for F*",
-                rule(
-                    f"lambda_min < {NEGATIVE:g}", _negative("numeric_equilibrated"), ("saddle",),
-                    only,
-                ),
-            ),
-            Claim(
-                figure,
-                f"H = {h}: the Hessian of the loss is null there",
-                rule(f"largest eigenvalue in size < {EXACT:g}", _null, ("saddle",), only),
-            ),
-            Claim(
-                figure,
-                f"H = {h}: closed forms and spectra there are those of automatic differentiation",
-                rule(
-                    f"largest difference < {EXACT:g}",
-                    below(
-                        EXACT, "closed_loss_difference", "closed_equilibrated_difference", "spectrum_loss_difference",
-                        "spectrum_equilibrated_difference",
-                    ),
-                    ("saddle",), only,
-                ),
-            ),
-        )
-    ),
+    *_at_the_saddle("B.3", 3),
+    *_at_the_saddle("B.4", 4),
     Claim(
         "orders",
         "from the saddle of rank zero the loss changes as d^H and F* as d^2",
-        rule(f"slopes within {ORDER:g} of H and 2", _order, ("saddle",)),
+        _each(f"slopes within {ORDER:g} of H and 2", _order, ("saddle",)),
     ),
-)  # fmt: skip
+)

@@ -1,25 +1,20 @@
 """Figures of the study: heat maps, spectra with theory as lines, and changes along rays."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from experiments.origin_hessian.measured import DISTANCES
-from experiments.origin_hessian.runs import SADDLE, depth, described, done, found
+from experiments.origin_hessian.runs import SADDLE, described, done, found
 from pcexp.report import plotting
-from pcexp.report.claims import Run
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, Run, n_hidden_of
+from pcexp.report.plotting import Axes, Figure
 
 NUMERIC, UNROLLED, OF_LOSS = "#c1272d", "#e08214", "#3b6ea5"
 HEAT = (("loss", r"loss (Eq. 4.6)"), ("theory", r"$F^*$, theory (Eq. 4.8)"), ("numeric", r"$F^*$, numeric"))
+SPECTRA = {"loss": ("loss", OF_LOSS), "equilibrated": (r"$F^*$", NUMERIC)}
+"""Which spectra are counted: their label and colour."""
 BINS = 41
 
 
@@ -51,8 +46,7 @@ def _eigenvalues(axis: Axes, spectra: dict[str, np.ndarray]) -> None:
     axis.plot(index, spectra["numeric_equilibrated"], "o", ms=2.6, color=NUMERIC)
     for name in ("theory_loss", "theory_equilibrated"):
         axis.plot(index, spectra[name], color=plotting.COLOURS["theory"], lw=0.7, zorder=5)
-    axis.set_xlabel("index")
-    axis.set_ylabel("eigenvalue")
+    axis.set(xlabel="index", ylabel="eigenvalue")
 
 
 def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
@@ -71,8 +65,8 @@ def _heat_maps(records: Records, arm: str, title: str) -> Figure | None:
             axis.grid(visible=False)
             size = len(matrix)
             ticks = sorted({0, (size - 1) // 2, size - 1})
-            axis.set_xticks(ticks, [str(t + 1) for t in ticks])
-            axis.set_yticks(ticks, [str(t + 1) for t in ticks])
+            names = [str(t + 1) for t in ticks]
+            axis.set(xticks=ticks, xticklabels=names, yticks=ticks, yticklabels=names)
             axis.set_title(label + (f", scale {scale:.2g}" if scale else ", all zero"), fontsize=8)
         row[0].set_ylabel(described(run).replace(", $y_2", "\n$y_2") + "\nweight", fontsize=8)
         figure.colorbar(row[2].images[0], ax=list(row[:3]), ticks=[-1, 0, 1], fraction=0.02, pad=0.01, aspect=14)
@@ -99,53 +93,45 @@ def _density(axis: Axes, numeric: np.ndarray, theory: np.ndarray, colour: str) -
     axis.set_xlabel("eigenvalue")
 
 
+def _counts(axis: Axes, records: Records, run: Run, name: str) -> None:
+    """The density of one spectrum of a run, of the loss or of F*."""
+    spectra, (label, colour) = found(records, run).spectra, SPECTRA[name]
+    _density(axis, spectra[f"numeric_{name}"], spectra[f"theory_{name}"], colour)
+    axis.set_title(f"{label}: {described(run)}", loc="left", fontsize=8, pad=14)
+    plotting.caption(axis, f"{records.about}, {int(run['size'])} weights", 1)
+
+
 def _spectra(records: Records, runs: Sequence[Run], title: str) -> Figure:
     """Columns are nets; the loss above, F* below: counts of numeric eigenvalues, theory as lines."""
-    from matplotlib.patches import Patch
-
     shown = _first_of_each(runs)
     figure, axes = plotting.panels(2, max(len(shown), 1), title, width=2.7, height=2.1)
-    rows = (("loss", "loss", OF_LOSS), ("equilibrated", r"$F^*$", NUMERIC))
-    for row, (name, label, colour) in zip(axes, rows, strict=True):
+    for row, name in zip(axes, SPECTRA, strict=True):
         for axis, run in zip(row, shown, strict=False):
-            spectra = found(records, run).spectra
-            _density(axis, spectra[f"numeric_{name}"], spectra[f"theory_{name}"], colour)
-            axis.set_title(f"{label}: {described(run)}", loc="left", fontsize=8, pad=14)
-            plotting.caption(axis, f"{records.about}, {int(run['size'])} weights", 1)
+            _counts(axis, records, run, name)
         row[0].set_ylabel("eigenvalues in a bin")
         if not shown:
             plotting.note(row[0], "no runs yet")
-    plotting.legend(
-        figure,
-        [
-            plotting.mark("theory", plotting.COLOURS["theory"]),
-            Patch(color=OF_LOSS, alpha=0.55, label="loss, autodiff"),
-            Patch(color=NUMERIC, alpha=0.55, label=r"$F^*$, autodiff through the exact solve"),
-        ],
-    )
+    marks = [
+        plotting.mark("theory", plotting.COLOURS["theory"]),
+        plotting.patch("loss, autodiff", OF_LOSS, alpha=0.55),
+        plotting.patch(r"$F^*$, autodiff through the exact solve", NUMERIC, alpha=0.55),
+    ]
+    plotting.legend(figure, marks)
     return figure
 
 
 def _saddle(records: Records, n_hidden: int, title: str) -> Figure:
     """Counts of eigenvalues of one draw, and the sorted eigenvalues that are not zero of all draws."""
-    from matplotlib.patches import Patch
-
-    runs = [run for run in done(records, "saddle") if depth(run) == n_hidden]
+    runs = [run for run in done(records, "saddle") if n_hidden_of(run) == n_hidden]
     figure, axes = plotting.panels(1, 3, title, width=3.1, height=2.4)
-    first, second, third = axes[0]
     if not runs:
         for axis in axes[0]:
             plotting.note(axis, "no runs yet")
         return figure
-    spectra = found(records, runs[0]).spectra
-    for axis, name, label, colour in (
-        (first, "loss", "loss", OF_LOSS),
-        (second, "equilibrated", r"$F^*$", NUMERIC),
-    ):
-        _density(axis, spectra[f"numeric_{name}"], spectra[f"theory_{name}"], colour)
-        axis.set_title(f"{label}: {described(runs[0])}", loc="left", fontsize=8, pad=14)
+    *counts, third = axes[0]
+    for axis, name in zip(counts, SPECTRA, strict=True):
+        _counts(axis, records, runs[0], name)
         axis.set_ylabel("eigenvalues in a bin")
-        plotting.caption(axis, f"{records.about}, {int(runs[0]['size'])} weights", 1)
     for run in runs:
         held = found(records, run).spectra
         count = int(np.sum(held["theory_equilibrated"] < -1e-9))
@@ -154,20 +140,21 @@ def _saddle(records: Records, n_hidden: int, title: str) -> Figure:
         third.plot(index, held["numeric_equilibrated"][:count], "o", ms=2.4, color=NUMERIC)
         third.plot(index, held["theory_equilibrated"][:count], color=plotting.COLOURS["theory"], lw=0.7)
     third.set_title(r"$F^*$: negative eigenvalues, all draws", loc="left", fontsize=8, pad=14)
-    third.set_xlabel("index")
-    third.set_ylabel("eigenvalue")
+    third.set(xlabel="index", ylabel="eigenvalue")
     plotting.caption(third, records.about, len(runs))
-    _legend(figure, Patch(color=OF_LOSS, alpha=0.55, label="loss, autodiff"))
+    _legend(figure, plotting.patch("loss, autodiff", OF_LOSS, alpha=0.55))
     return figure
+
+
+AT_THE_SADDLE = "eigenvalues at the saddle where only the penultimate matrix is not zero"
 
 
 def figure_4_3(records: Records) -> Figure | None:
     """Hessians at the origin of linear nets on toy data, each scaled to +-1, and their eigenvalues: F* has negative curvature in
     W_L at every depth, the loss at H = 1 only. The published Hessian of the loss is Eq. 4.6 over K, drawn here as Eq. 4.6.
     """
-    return _heat_maps(
-        records, "origin", "Figure 4.3: Hessians at the origin of the loss and of the equilibrated energy"
-    )
+    title = "Figure 4.3: Hessians at the origin of the loss and of the equilibrated energy"
+    return _heat_maps(records, "origin", title)
 
 
 def figure_b_2(records: Records) -> Figure | None:
@@ -188,18 +175,14 @@ def figure_b_3(records: Records) -> Figure:
     """Spectra at the saddle of rank zero of a net with H = 3, where only W_3 is not zero: null for the loss, negative for F*.
     The energy after 50 steps lies above theory where inference has not converged.
     """
-    return _saddle(
-        records, 3, "Figure B.3: eigenvalues at the saddle where only the penultimate matrix is not zero, H = 3"
-    )
+    return _saddle(records, 3, f"Figure B.3: {AT_THE_SADDLE}, H = 3")
 
 
 def figure_b_4(records: Records) -> Figure:
     """As B.3, of a net with H = 4, where only W_4 is not zero: null for the loss, negative for F*.
     The eigenvalues of F* are minus those of Sigma_yy times those of I + W_4 W_4^T.
     """
-    return _saddle(
-        records, 4, "Figure B.4: eigenvalues at the saddle where only the penultimate matrix is not zero, H = 4"
-    )
+    return _saddle(records, 4, f"Figure B.4: {AT_THE_SADDLE}, H = 4")
 
 
 def figure_orders(records: Records) -> Figure:
@@ -207,29 +190,20 @@ def figure_orders(records: Records) -> Figure:
     as d^(H+1) (as d^H from the saddle), F* as d^2 at every depth. Slopes are fitted to these points, in float64.
     """
     runs = done(records, "origin", "chain", "saddle")
-    depths = sorted({depth(run) for run in runs})
+    depths = sorted({n_hidden_of(run) for run in runs})
     colours = plotting.shades(depths)
-    title = "Order of the saddle along generic rays"
-    figure, axes = plotting.panels(1, 2, title, width=3.8, height=2.9)
-    shapes: dict[str, Callable[[Run], bool]] = {
-        "from the origin": lambda run: not run[SADDLE],
-        "from the saddle of B.3 and B.4": lambda run: bool(run[SADDLE]),
-    }
-    for axis, (label, chosen) in zip(axes[0], shapes.items(), strict=True):
-        part = [run for run in runs if chosen(run)]
+    figure, axes = plotting.panels(1, 2, "Order of the saddle along generic rays", width=3.8, height=2.9)
+    labels = {False: "from the origin", True: "from the saddle of B.3 and B.4"}
+    for axis, (saddle, label) in zip(axes[0], labels.items(), strict=True):
+        part = [run for run in runs if bool(run[SADDLE]) == saddle]
         for run in part:
             changes = found(records, run).changes
             for name, style in (("loss_change", "-"), ("equilibrated_change", ":")):
                 size = np.abs(changes[name])
                 size[size < np.finfo(np.float32).tiny] = np.nan  # records hold float32
-                axis.plot(DISTANCES, size, style, color=colours[depth(run)], lw=1.0)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_title(label, loc="left", pad=14)
-        axis.set_xlabel("distance d")
-        plotting.caption(axis, records.about, len(part))
-        if not part:
-            plotting.note(axis, "no runs yet")
+                axis.plot(DISTANCES, size, style, color=colours[n_hidden_of(run)], lw=1.0)
+        axis.set(xscale="log", yscale="log", xlabel="distance d")
+        plotting.dress(axis, records.about, len(part), label, pad=14)
     axes[0][0].set_ylabel("absolute change")
     marks = [plotting.mark(f"H = {h}", colours[h]) for h in depths]
     styles = [plotting.mark(n, ls=s) for s, n in (("-", "loss"), (":", "$F^*$"))]

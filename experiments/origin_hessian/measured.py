@@ -1,7 +1,5 @@
 """What is measured at a point of a linear network: Hessians by three routes, their spectra, and changes along a ray."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

@@ -1,16 +1,12 @@
 """Runs of the study, and how spectra and matrices lie in rows: a few of their entries or rows in each."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pcexp.report.claims import Run
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report import claims
+from pcexp.report.claims import Records, Run, n_hidden_of, width_of
 
 MOST_ROWS = 60
 """Rows of a lane that are kept where records are committed."""
@@ -52,20 +48,15 @@ def found(records: Records, run: Run) -> Found:
         table = table[:, ~np.all(np.isnan(table), axis=0)]  # columns of other nets, which have more entries a row
         return table if table.size else None
 
-    spectra, matrices, changes = {}, {}, {}
-    for name in ("theory_loss", "theory_equilibrated", "numeric_loss", "numeric_equilibrated", "unrolled"):
-        table = joined(name)
-        if table is not None:
-            spectra[name] = table.ravel()[:size]
-    for name in ("loss", "theory", "numeric"):
-        table = joined(f"hessian_{name}")
-        if table is not None:
-            matrices[name] = table.reshape(-1, size)[:size]
-    for name in ("loss_change", "equilibrated_change"):
-        table = joined(name)
-        if table is not None:
-            changes[name] = table[0]
-    return Found(spectra, matrices, changes)
+    def tables(*names: str, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+        return ((name, table) for name in names if (table := joined(prefix + name)) is not None)
+
+    spectra = tables("theory_loss", "theory_equilibrated", "numeric_loss", "numeric_equilibrated", "unrolled")
+    return Found(
+        {name: table.ravel()[:size] for name, table in spectra},
+        {name: t.reshape(-1, size)[:size] for name, t in tables("loss", "theory", "numeric", prefix="hessian_")},
+        {name: table[0] for name, table in tables("loss_change", "equilibrated_change")},
+    )
 
 
 ARMS = {"origin": ("origin", "wide"), "chain": ("chain",), "saddle": ("saddle",)}
@@ -74,22 +65,13 @@ SADDLE = "config.study.saddle"
 
 
 def blocks(*arms: str) -> list[str]:
-    """Blocks of these arms."""
     return [block for arm in arms for block in ARMS[arm]]
 
 
 def done(records: Records, *arms: str) -> list[Run]:
     """Runs with numbers of these arms, from the shallowest, by width, target and seed."""
-    if not len(records.runs):
-        return []
-    there = records.select(block=blocks(*arms)).runs.iter_rows(named=True)
-    runs = [run for run in there if run["outcome"] == "done"]
-    return sorted(runs, key=lambda r: (depth(r), r["config.network.width"], target(r), r["seed"]))
-
-
-def depth(run: Run) -> int:
-    """n_hidden of a run's net."""
-    return int(run["config.network.n_hidden"])
+    runs = claims.done(records.select(block=blocks(*arms)))
+    return sorted(runs, key=lambda run: (n_hidden_of(run), width_of(run), target(run), run["seed"]))
 
 
 def target(run: Run) -> str:
@@ -100,4 +82,4 @@ def target(run: Run) -> str:
 def described(run: Run) -> str:
     """A net in a few words, for a panel."""
     toy = {"x": r", $y_2 = x_2$ (text)", "independent": r", $y_2$ independent (code)"}
-    return f"H = {depth(run)}, N = {int(run['config.network.width'])}{toy.get(target(run), '')}"
+    return f"H = {n_hidden_of(run)}, N = {width_of(run)}{toy.get(target(run), '')}"

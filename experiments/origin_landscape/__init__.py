@@ -23,8 +23,6 @@ Flat: the loss varies over the grid by less than 0.01 of its value at the origin
 gradient of F, all weights together, its scale taken out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -34,8 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.origin_landscape.claims import CLAIMS, ESCAPE_FRACTION
-from experiments.origin_landscape.figures import FIGURES
+from experiments.origin_landscape.claims import CLAIMS as CLAIMS
+from experiments.origin_landscape.claims import ESCAPE_FRACTION
+from experiments.origin_landscape.figures import FIGURES as FIGURES
 from experiments.origin_landscape.landscape import generic_plane, landscape, plane
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
@@ -48,8 +47,6 @@ from pcexp.run.job import Job
 from pcexp.theory.equilibrated import equilibrated_energy
 from pcexp.theory.hessian import vectorised
 from pcexp.train import Observation, weight_norms
-
-__all__ = ["CLAIMS", "FIGURES", "OriginLandscape"]
 
 
 class OriginLandscape(AbstractStudy):

@@ -1,20 +1,13 @@
 """Figures of the study: surfaces and contours with the paths of SGD, curves of training, and ratios of escape iterations."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from experiments.origin_landscape.claims import CHAINS, NAMES, escape_ratio, pc_and_bp, training
+from experiments.origin_landscape.claims import CHAINS, NAMES, escape_ratio, training
 from pcexp.report import plotting
-from pcexp.report.claims import done
-
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, done, pc_and_bp
+from pcexp.report.plotting import Axes, Figure
 
 DRAWN = ("chain_1", "chain_2", "chain_3", "wide")
 ENERGIES = (("loss", "loss", "bp", "probe_loss"), ("equilibrated", "$F^*$", "pc", "probe_equilibrated"))
@@ -32,7 +25,7 @@ def _matrix(rows: Any, name: str) -> np.ndarray:
 
 def _path(records: Records, net: str, learning: str, height: str) -> np.ndarray | None:
     """Coordinates and height of the first seed's path at one scale, one row a recorded iteration."""
-    part = training(records, net, "corrected", learning)
+    part = training(records, net, "corrected").select(learning=learning)
     for run in done(part):
         rows = part.lane(run["cell"], run["lane"])
         return np.column_stack([_matrix(rows, "path"), rows[height].to_numpy()])
@@ -122,7 +115,7 @@ def figure_b_1(records: Records) -> Figure:
         for i, (name, _) in enumerate(CURVES):
             axis, n = axes[i, j], 0
             for learning in ("bp", "pc"):
-                part = training(records, net, protocol, learning)
+                part = training(records, net, protocol).select(learning=learning)
                 lanes = [part.lane(run["cell"], run["lane"]) for run in done(part)]
                 if not lanes:
                     continue
@@ -157,7 +150,7 @@ def figure_escape(records: Records) -> Figure:
     )
     axis, n = axes[0, 0], 0
     for place, (net, protocol) in enumerate(columns):
-        both, _ = pc_and_bp(records, net, protocol)
+        both, _ = pc_and_bp(training(records, net, protocol))
         colour = "#333333" if protocol == "corrected" else "#999999"
         ratios = [ratio for pc, bp in both if np.isfinite((ratio := escape_ratio(pc, bp)).value)]
         for k, ratio in enumerate(ratios):

@@ -1,7 +1,5 @@
 """Planes through the origin of weight space, and the loss and F* on them; in float64."""
 
-from __future__ import annotations
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp

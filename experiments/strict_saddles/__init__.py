@@ -32,8 +32,6 @@ between those and strict saddles, where lambda_min is zero and F* is lowered fro
 `tests/test_strict_saddles.py` has one in closed form.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -46,8 +44,8 @@ import numpy as np
 
 from experiments.strict_saddles import search
 from experiments.strict_saddles.batches import D_OUT, Batch, KindName, batch
-from experiments.strict_saddles.claims import CLAIMS
-from experiments.strict_saddles.figures import FIGURES
+from experiments.strict_saddles.claims import CLAIMS as CLAIMS
+from experiments.strict_saddles.figures import FIGURES as FIGURES
 from experiments.strict_saddles.points import FOUND, LOWEST, TOLERANCE
 from experiments.strict_saddles.search import with_maps, with_matrices
 from experiments.strict_saddles.starts import Start, near, random_weights, saddle
@@ -59,8 +57,6 @@ from pcexp.model.network import Network
 from pcexp.run.cost import EIGENVALUES
 from pcexp.run.draw import in_floats, lane_key, network_size
 from pcexp.run.job import Job
-
-__all__ = ["CLAIMS", "FIGURES", "StrictSaddles"]
 
 SOUGHT = tuple(sort for sort in Start if sort is not Start.EDGE)
 TOGETHER = 4
@@ -98,7 +94,7 @@ class StrictSaddles(AbstractStudy):
 
         job.record(rows)
 
-    def starts(self, like: Network, at: Batch, generator: np.random.Generator) -> list[Begun]:
+    def starts(self, like: Network, at: Batch, generator: np.random.Generator) -> list["Begun"]:
         """`n_starts` of every sort."""
         layers = [segment for segment in like.segments for _ in range(segment.depth)]
         width, begun = layers[-1].weight.shape[-1], []

@@ -1,18 +1,10 @@
-"""Claims of the study: the conjecture by group of data and widths, and what theory says of every critical point."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+"""Claims of the study: the conjecture by data and widths, and what theory says of every critical point."""
 
 import numpy as np
 
 from experiments.strict_saddles.batches import KINDS
-from experiments.strict_saddles.points import FOUND, GROUPS, Points, points_of
-from pcexp.report.claims import Claim, Verdict, insufficient
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from experiments.strict_saddles.points import FOUND, SORTS_OF_DATA, Points, points_of
+from pcexp.report.claims import Claim, Records, Verdict, done, insufficient, rule
 
 ASKED = 1000
 """Critical points that the question asks for."""
@@ -23,16 +15,11 @@ NOISY = ("noisy", "uncorrelated")
 """Kinds of data with noise in every direction of the targets."""
 
 
-def _missing(records: Records) -> int:
-    done = records.runs.filter(records.runs["outcome"] == "done") if len(records.runs) else records.runs
-    return len(records.asked) - len(done)
-
-
 def _verdict(records: Records, expected: str, holds: bool, observed: str, interval: str, n: int) -> Verdict:
     """What the points say; of a part of the runs that were asked for only that a claim is wrong."""
-    missing = _missing(records)
-    if n == 0 or (missing and holds):
-        why = "; ".join(filter(None, (f"{missing} runs missing" if missing else "", observed if n else "no points")))
+    lost = len(records.asked) - len(done(records))
+    if n == 0 or (lost and holds):
+        why = "; ".join(filter(None, (f"{lost} runs missing" if lost else "", observed if n else "no points")))
         return insufficient(records, expected, why)
     return Verdict("reproduced" if holds else "not_reproduced", observed, interval, expected, n, records.scale)
 
@@ -60,51 +47,48 @@ def _extremes(points: Points) -> str:
     return "; ".join([*parts, *([f"else from {np.min(others):.1e}"] if len(others) else [])])
 
 
-def _above(group: str) -> Callable[[Records], Verdict]:
-    def rule(records: Records) -> Verdict:
-        points = points_of(records).group(group)
-        classes = points.classes()
-        above = points.found & ~classes["global minimum"]
-        holds = bool(np.array_equal(above, classes["strict saddle"]))
-        expected = "lambda_min < 0 at each point found above the infimum of F*"
-        return _verdict(records, expected, holds, _classes(points), _extremes(points), int(np.sum(above)))
-
-    return rule
+@rule
+def _above(records: Records, name: str) -> Verdict:
+    points = points_of(records).of(name)
+    classes = points.classes()
+    above = points.found & ~classes["global minimum"]
+    holds = bool(np.array_equal(above, classes["strict saddle"]))
+    expected = "lambda_min < 0 at each point found above the infimum of F*"
+    return _verdict(records, expected, holds, _classes(points), _extremes(points), int(np.sum(above)))
 
 
-def _strict(group: str) -> Callable[[Records], Verdict]:
-    def rule(records: Records) -> Verdict:
-        points = points_of(records).group(group)
-        classes = points.classes()
-        saddles, flat = classes["strict saddle"] | classes["non-strict saddle"], classes["non-strict saddle"]
-        edges = int(np.sum(flat & (points.at("start") == 6)))
-        observed = f"{int(np.sum(flat))} of {int(np.sum(saddles))} saddles are not strict ({edges} on the edge of local minima)"
-        deepest = float(np.max(points.at("descent")[flat], initial=0.0))
-        expected = "no point found without negative curvature from which descent lowers F*"
-        interval = f"descent by up to {deepest:.2g}" if np.any(flat) else _extremes(points)
-        return _verdict(records, expected, not np.any(flat), observed, interval, int(np.sum(saddles)))
+@rule
+def _strict(records: Records, name: str) -> Verdict:
+    points = points_of(records).of(name)
+    classes = points.classes()
+    saddles, flat = classes["strict saddle"] | classes["non-strict saddle"], classes["non-strict saddle"]
+    edges = int(np.sum(flat & (points.at("start") == 6)))
+    observed = (
+        f"{int(np.sum(flat))} of {int(np.sum(saddles))} saddles are not strict ({edges} on the edge of local minima)"
+    )
+    deepest = float(np.max(points.at("descent")[flat], initial=0.0))
+    expected = "no point found without negative curvature from which descent lowers F*"
+    interval = f"descent by up to {deepest:.2g}" if np.any(flat) else _extremes(points)
+    return _verdict(records, expected, not np.any(flat), observed, interval, int(np.sum(saddles)))
 
-    return rule
 
-
-def _largest(column: str, bound: float, expected: str, *kinds: str) -> Callable[[Records], Verdict]:
-    def rule(records: Records) -> Verdict:
-        points = points_of(records)
-        chosen = points.found & np.array([not kinds or kind in kinds for kind in points.kind], bool)
-        worst = float(np.max(np.abs(points.at(column)[chosen]), initial=0.0)) if points.n else 0.0
-        interval = f"median {np.median(np.abs(points.at(column)[chosen])):.1e}" if np.any(chosen) else ""
-        return _verdict(records, expected, worst < bound, f"largest {worst:.1e}", interval, int(np.sum(chosen)))
-
-    return rule
+@rule
+def _largest(records: Records, column: str, bound: float, expected: str, *kinds: str) -> Verdict:
+    points = points_of(records)
+    chosen = points.found & np.array([not kinds or kind in kinds for kind in points.kind], bool)
+    sizes = np.abs(points.at(column)[chosen])
+    worst = float(np.max(sizes, initial=0.0))
+    interval = f"median {np.median(sizes):.1e}" if len(sizes) else ""
+    return _verdict(records, expected, worst < bound, f"largest {worst:.1e}", interval, len(sizes))
 
 
 CLAIMS = (
     Claim("polish", "1,000 distinct critical points of F* are found", _count),
     *(
         Claim("points", f"every critical point found above the infimum has lambda_min < 0 ({name})", _above(name))
-        for name in GROUPS
+        for name in SORTS_OF_DATA
     ),
-    *(Claim("counts", f"every saddle found is strict ({name})", _strict(name)) for name in GROUPS),
+    *(Claim("counts", f"every saddle found is strict ({name})", _strict(name)) for name in SORTS_OF_DATA),
     Claim(
         "points",
         "F* is the loss at every critical point",

@@ -1,21 +1,16 @@
 """Figures of the study: curvature against F*, how many points of each class and rank, and how well all are known."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from experiments.strict_saddles.batches import D_OUT, KINDS
-from experiments.strict_saddles.points import FOUND, GROUPS, RANK, TOLERANCE, Points, points_of
+from experiments.strict_saddles.points import FOUND, RANK, SORTS_OF_DATA, TOLERANCE, Points, points_of
 from experiments.strict_saddles.search import REACH
 from experiments.strict_saddles.starts import Start
 from pcexp.report import plotting
-
-if TYPE_CHECKING:  # figures are imported when a run has ended, not before
-    from matplotlib.figure import Figure
-
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records
+from pcexp.report.plotting import Figure
 
 SORTS = {
     Start.RANDOM: ("random weights", "#3b6ea5", "o"),
@@ -41,14 +36,13 @@ BESIDE = 0.035
 def figure_points(records: Records) -> Figure:
     """Lowest eigenvalue of F*'s Hessian at every critical point found, over F* above its infimum, by sort of start."""
     points = points_of(records)
-    figure, panels = plotting.panels(
-        1, len(GROUPS), "Critical points of F*: lowest curvature over height", width=3.4, height=3.0
-    )
-    for panel, group in zip(panels[0], GROUPS, strict=True):
-        part = points.group(group)
+    title = "Critical points of F*: lowest curvature over height"
+    figure, panels = plotting.panels(1, len(SORTS_OF_DATA), title, width=3.4, height=3.0)
+    for panel, name in zip(panels[0], SORTS_OF_DATA, strict=True):
+        part = points.of(name)
         part = part.among(part.found)
         for sort, (_, colour, marker) in SORTS.items():
-            here = part.among(part.at("start") == sort) if part.n else part
+            here = part.among(part.at("start") == sort)
             if here.n:
                 size = 22 if sort is Start.EDGE else 9
                 style = {"s": size, "c": colour, "marker": marker, "alpha": 0.7, "lw": 0, "zorder": 2 + (size > 9)}
@@ -56,36 +50,30 @@ def figure_points(records: Records) -> Figure:
         panel.axhline(0, color="#000000", lw=0.6)
         panel.set_yscale("symlog", linthresh=1e-3)
         panel.set(xlim=(-0.25, 5.0), ylim=(-1000, 1e-2), xlabel="F* above its infimum (sorts side by side)")
-        plotting.dress(panel, records.about, part.n, group.replace(">=", "≥"), of="points", pad=12)
+        plotting.dress(panel, records.about, part.n, name.replace(">=", "≥"), of="points", pad=12)
     panels[0, 0].set_ylabel(r"$\lambda_{\min}$ of the Hessian of F*")
-    plotting.legend(
-        figure,
-        [plotting.dots(name, colour, marker, ms=5) for name, colour, marker in SORTS.values()],
-        columns=7,
-    )
+    marks = [plotting.dots(name, colour, marker, ms=5) for name, colour, marker in SORTS.values()]
+    plotting.legend(figure, marks, columns=7)
     return figure
 
 
 def figure_counts(records: Records) -> Figure:
     """How many critical points of each class and of each rank of the map were found, by kind of data and width."""
-    from matplotlib.patches import Patch
-
     points = points_of(records)
-    figure, panels = plotting.panels(
-        2, 2, "Critical points of F* by class and by rank of the map", width=4.2, height=2.5
-    )
+    title = "Critical points of F* by class and by rank of the map"
+    figure, panels = plotting.panels(2, 2, title, width=4.2, height=2.5)
     shades = list(plotting.shades(range(D_OUT + 1)).values())
     for column, (title, wide) in enumerate({"N < K": False, "N ≥ K": True}.items()):
-        part = points.among(points.found & ((points.width >= D_OUT) == wide)) if points.n else points
-        kinds = np.array(part.kind)
-        ranks = {f"rank {r}": part.rank == r if part.n else np.zeros(0, bool) for r in range(D_OUT + 1)}
+        part = points.among(points.found & ((points.width >= D_OUT) == wide))
+        kinds = np.array(part.kind, str)
+        ranks = {f"rank {r}": part.rank == r for r in range(D_OUT + 1)}
         for panel, classes, colours in (
-            (panels[0, column], part.classes() if part.n else {}, CLASSES),
+            (panels[0, column], part.classes(), CLASSES),
             (panels[1, column], ranks, dict(zip(ranks, shades, strict=True))),
         ):
             left = np.zeros(len(KINDS))
             for name, chosen in classes.items():
-                n = np.array([np.sum(chosen & (kinds == kind)) for kind in KINDS]) if part.n else left
+                n = np.array([np.sum(chosen & (kinds == kind)) for kind in KINDS])
                 panel.barh(np.arange(len(KINDS)), n, left=left, color=colours[name], height=0.7)
                 left = left + n
             panel.set_yticks(np.arange(len(KINDS)), [kind.replace("_", " ") for kind in KINDS] if column == 0 else [])
@@ -95,38 +83,32 @@ def figure_counts(records: Records) -> Figure:
             panel.set_xlabel("points")
             panel.set_xlim(0, max(1, 1.05 * float(np.max(left))))
             plotting.caption(panel, records.about, part.n, "points")
-    plotting.legend(
-        figure,
-        [
-            *(Patch(color=c, label=name) for name, c in CLASSES.items()),
-            *(Patch(color=c, label=f"rank {r}") for r, c in enumerate(shades)),
-        ],
-        columns=4,
-    )
+    marks = [plotting.patch(name, colour) for name, colour in CLASSES.items()]
+    marks += [plotting.patch(f"rank {rank}", colour) for rank, colour in enumerate(shades)]
+    plotting.legend(figure, marks, columns=4)
     return figure
 
 
 def figure_polish(records: Records) -> Figure:
     """How well points are known: gradient norms of all starts, singular values of the maps, curvatures, with the thresholds."""
     points = points_of(records)
-    figure, panels = plotting.panels(
-        1, 3, "What counts as found, as a rank, as negative curvature", width=3.4, height=2.8
-    )
-    part = points.among(points.found) if points.n else points
+    title = "What counts as found, as a rank, as negative curvature"
+    figure, panels = plotting.panels(1, 3, title, width=3.4, height=2.8)
+    part = points.among(points.found)
     _gradients(panels[0, 0], points)
     _histogram(
         panels[0, 1],
-        {"maps": (np.concatenate([part.at(f"map_{i}") for i in range(1, D_OUT + 1)]) if part.n else np.zeros(0), "#4d4d4d")},
+        {"maps": (np.concatenate([part.at(f"map_{i}") for i in range(1, D_OUT + 1)]), "#4d4d4d")},
         RANK, "singular value of the map", "rank",
     )  # fmt: skip
-    scale = np.maximum(part.at("lambda_max"), FLOOR) if part.n else np.ones(0)
-    low = part.at("lambda_min") / scale if part.n else np.zeros(0)
+    scale = np.maximum(part.at("lambda_max"), FLOOR)
+    low = part.at("lambda_min") / scale
     _histogram(
         panels[0, 2],
         {
             r"$-\lambda_{\min}$, negative": (-low[low < -TOLERANCE], CLASSES["strict saddle"]),
             r"$|\lambda_{\min}|$, others": (np.abs(low[low >= -TOLERANCE]), CLASSES["local minimum"]),
-            "rotations: |H t|": (part.at("zero_mode") / scale if part.n else np.zeros(0), "#bbbbbb"),
+            "rotations: |H t|": (part.at("zero_mode") / scale, "#bbbbbb"),
         },
         TOLERANCE, "curvature / norm of the Hessian", "tolerance",
     )  # fmt: skip
@@ -137,9 +119,8 @@ def figure_polish(records: Records) -> Figure:
 
 
 def _gradients(panel: Any, points: Points) -> None:
-    ended = points.at("gradient") if points.n else np.zeros(0)
-    found = points.found if points.n else np.zeros(0, bool)
-    far = ~found & (points.at("size") > 0.9 * REACH) if points.n else found
+    ended, found = points.at("gradient"), points.found
+    far = ~found & (points.at("size") > 0.9 * REACH)
     _histogram(
         panel,
         {

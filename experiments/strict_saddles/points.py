@@ -1,17 +1,13 @@
 """Points of the records: which count as found, of what class each is, and which are alike."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from experiments.strict_saddles.batches import D_OUT, FULL_RANK
-
-if TYPE_CHECKING:  # tables are imported when a run has ended, not before
-    from pcexp.records.tables import Records
+from pcexp.report.claims import Records, done, width_of
 
 FOUND = 1e-10
 """A point is found if the norm of the gradient of F* is below this, times the largest weight too where that is above 1.
@@ -33,7 +29,7 @@ ALIKE = 5
 """Points of a cell are alike if F*, the map's singular values, the norms of all weights, Frobenius' and W_L's largest
 singular value, agree to so many decimals: of rotations of hidden units one is counted."""
 
-GROUPS = {
+SORTS_OF_DATA = {
     "full rank, N >= K": lambda kind, width: kind in FULL_RANK and width >= D_OUT,
     "full rank, N < K": lambda kind, width: kind in FULL_RANK and width < D_OUT,
     "deficient": lambda kind, width: kind not in FULL_RANK,
@@ -71,7 +67,6 @@ class Points(NamedTuple):
 
     @property
     def rank(self) -> Int[np.ndarray, " n"]:
-        """Rank of the map."""
         return np.sum([self.at(f"map_{i}") > RANK for i in range(1, D_OUT + 1)], axis=0)
 
     def classes(self) -> dict[str, Bool[np.ndarray, " n"]]:
@@ -92,8 +87,7 @@ class Points(NamedTuple):
         cells = np.unique(np.asarray(self.cell), return_inverse=True)[1] if self.n else np.zeros(0)
         return len(np.unique(np.column_stack([cells, table])[self.found], axis=0))
 
-    def among(self, chosen: Bool[np.ndarray, " n"]) -> Points:
-        """Some of the points."""
+    def among(self, chosen: Bool[np.ndarray, " n"]) -> "Points":
         return Points(
             [k for k, here in zip(self.kind, chosen, strict=True) if here],
             [c for c, here in zip(self.cell, chosen, strict=True) if here],
@@ -101,22 +95,21 @@ class Points(NamedTuple):
             {name: values[chosen] for name, values in self.columns.items()},
         )
 
-    def group(self, name: str) -> Points:
-        """Points of one of the groups."""
-        inside = GROUPS[name]
+    def of(self, name: str) -> "Points":
+        """Points of one of `SORTS_OF_DATA`."""
+        inside = SORTS_OF_DATA[name]
         return self.among(np.array([inside(k, w) for k, w in zip(self.kind, self.width, strict=True)], bool))
 
 
 def points_of(records: Records) -> Points:
     """All points of runs that ended."""
-    runs = [run for run in records.runs.iter_rows(named=True) if run["outcome"] == "done"]
-    about = {(run["cell"], run["lane"]): run for run in runs}
+    about = {(run["cell"], run["lane"]): run for run in done(records)}
     rows = [row for row in records.rows.iter_rows(named=True) if (row["cell"], row["lane"]) in about]
     of = [about[row["cell"], row["lane"]] for row in rows]
     names = [name for name in records.rows.columns if name not in ("cell", "lane")]
     return Points(
         [run["config.study.kind"] for run in of],
         [row["cell"] for row in rows],
-        np.array([run["config.network.width"] for run in of], int),
+        np.array([width_of(run) for run in of], int),
         {name: np.array([row[name] for row in rows], float) for name in names},
     )

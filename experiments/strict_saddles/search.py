@@ -31,7 +31,7 @@ PROBE_RADIUS = 1e-3
 PROBE_STEPS = 60
 
 
-class Point(NamedTuple):
+class Measured(NamedTuple):
     """What holds at a point. `zero_mode` is the largest ||H t|| over unit tangents t of rotations of hidden units."""
 
     gradient: Float[Array, ""]
@@ -127,12 +127,12 @@ def _polished(network: Network, x: Array, y: Array, max_steps: int) -> tuple[Net
 
 
 @eqx.filter_jit
-def points(networks: Network, x: Array, y: Array) -> Point:
+def points(networks: Network, x: Array, y: Array) -> Measured:
     """What holds at each of these (stacked) networks."""
     return eqx.filter_vmap(lambda network: _point(network, x, y))(networks)
 
 
-def _point(network: Network, x: Array, y: Array) -> Point:
+def _point(network: Network, x: Array, y: Array) -> Measured:
     weights = matrices(network)
     at = forward_pass(network, x)
     found = equilibrium(network, at, y)
@@ -142,7 +142,7 @@ def _point(network: Network, x: Array, y: Array) -> Point:
     lengths = jnp.linalg.norm(tangents, axis=1)
     moved = jnp.where(lengths > 1e-6, jnp.linalg.norm(tangents @ h, axis=1) / jnp.maximum(lengths, 1e-6), 0.0)
     errors = jnp.concatenate([e.reshape(-1, e.shape[-1]) for e in found.errors[:-1]])
-    return Point(
+    return Measured(
         # The closed form of the gradient: the polish differentiated F*.
         gradient=jnp.linalg.norm(vectorised(equilibrated_gradient(network, x, y))[0]),
         size=jnp.max(jnp.abs(vectorised(network)[0])),

@@ -19,8 +19,8 @@ from experiments.strict_saddles.batches import Batch
 
 Weights = list[Float[np.ndarray, "_ _"]]
 """Matrices W_1..W_L, or maps J_1..J_L."""
-SCALES = 0.05, 1.0
-LOWER_SCALES = 0.1, 4.0
+DEVIATIONS = 0.05, 1.0
+LOWER_DEVIATIONS = 0.1, 4.0
 BLOCKS = 0.3, 3.0
 OUTPUTS = 0.3, 3.0
 """Ranges, log-uniform: standard deviations of random weights, of those below an output of 0.05, of the blocks Z; a factor of D_H."""
@@ -44,7 +44,7 @@ class Start(IntEnum):
 
 def random_weights(sizes: list[int], generator: np.random.Generator, *, small_output: bool = False) -> Weights:
     """Normal matrices of one standard deviation; with a small output, those below it are larger and W_L is of 0.05."""
-    scale = _log_uniform(LOWER_SCALES if small_output else SCALES, generator)
+    scale = _log_uniform(LOWER_DEVIATIONS if small_output else DEVIATIONS, generator)
     *lower, last = [generator.standard_normal((m, n)) for n, m in itertools.pairwise(sizes)]
     return [*(scale * w for w in lower), (SMALL if small_output else scale) * last]
 
@@ -72,7 +72,6 @@ def saddle(batch: Batch, width: int, n_hidden: int, n_zero: int, generator: np.r
 
 
 def near(maps: Weights, generator: np.random.Generator) -> Weights:
-    """The maps with noise."""
     return [j + NEARBY * generator.standard_normal(j.shape) for j in maps]
 
 

@@ -4,10 +4,8 @@ Hydra composes once per choice of options (`learning=bp`, `network=residual`); c
 composition with values of their own. No JAX here: `--help` and shell completion stay quick.
 """
 
-import difflib
 import functools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pcexp.config import grid
-from pcexp.config.grid import SCALES, Block, GridError
+from pcexp.config import grid, plain
+from pcexp.config.grid import Block, GridError
 
 GROUPS = (
     "data",
@@ -136,7 +134,7 @@ class Composer:
         else:
             value = override.value()
             if isinstance(value, dict) and not override.is_sweep_override():
-                self._axes += [(f"{key}.{k}", [v], text) for k, v in _leaves(value)]
+                self._axes += [(f"{key}.{k}", [v], text) for k, v in plain.leaves(value)]
             elif any(isinstance(one, dict) for one in _values(override)):
                 raise Refused(f"{key}: mappings are no axis; give one of them, or values of their keys")
             else:
@@ -144,12 +142,10 @@ class Composer:
 
     @property
     def scale(self) -> str:
-        """The scale that is asked for."""
         return str(self.settings["scale"])
 
     @property
     def data(self) -> str:
-        """The data set that is asked for."""
         return str(self.settings["choices"].get("data", ""))
 
     def asked(self) -> Asked:
@@ -199,18 +195,18 @@ class Composer:
                 options = tuple(
                     f"~{key}" if value is None else f"{key}={value}" for key, value in values.items() if key in GROUPS
                 )
-                config = _copied(self._template(options, base=base))
+                config = plain.copied(self._template(options, base=base))
                 for key, value in (self._given | values).items():
                     if key not in GROUPS:
                         try:
-                            _set(config, key, value)
+                            plain.put(config, key, value)
                         except GridError:
                             # Of an option that the command chose, what the grid says of the study's own may be no key.
                             if key in said or key.partition(".")[0] not in said:
                                 raise
                     elif value is None:
                         config[key] = None  # what the experiment itself says of an option that is taken away goes too
-                yield Composed(_resolved(config) | {"lanes": lanes}, block.name)
+                yield Composed(plain.resolved(config) | {"lanes": lanes}, block.name)
 
     def _template(self, options: tuple[str, ...], *, base: bool = True) -> dict[str, Any]:
         """What Hydra composes with these options, its interpolations left as they are; `base`: with the command's additions."""
@@ -224,12 +220,12 @@ class Composer:
             except HydraException as error:
                 raise Refused(refusal(error)) from error
             choices = config.hydra.runtime.choices
-            plain = OmegaConf.to_container(
+            container = OmegaConf.to_container(
                 OmegaConf.create({k: config._get_node(k) for k in config if k != "hydra"}), resolve=False
             )
-            assert isinstance(plain, dict)
+            assert isinstance(container, dict)
             chosen = {g: str(choices[g]) for g in GROUPS if choices.get(g) is not None}
-            found = {str(k): v for k, v in plain.items()} | {"choices": chosen}
+            found = {str(k): v for k, v in container.items()} | {"choices": chosen}
             if not self._templates:
                 self._first = found
             # The grid is read of the first one; it would be copied with every cell.
@@ -250,14 +246,6 @@ def _values(override: Override) -> list[Any]:
     return list(value) if isinstance(value, list) and of_lanes else [value]
 
 
-def _leaves(node: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{key}.{k}", v) for k, v in _leaves(value))
-        else:
-            yield str(key), value
-
-
 def _written(values: Sequence[Any]) -> str:
     return f"[{','.join(map(str, values))}]"
 
@@ -268,77 +256,9 @@ def parsed(override: str) -> Override:
     return OverridesParser.create().parse_overrides([override])[0]
 
 
-def _set(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key that is there. Raises GridError, which names the close one and the valid ones."""
-    node: Any = config
-    *parents, last = key.split(".")
-    for at, part in enumerate([*parents, last]):
-        if isinstance(node, str):  # an interpolation (`inference: ${inference}`): its own keys are set where they stand
-            raise GridError(f"{key}: set it where {'.'.join(key.split('.')[:at])}={node} points to")
-        if not isinstance(node, Mapping) or part not in node:
-            raise GridError(unknown(".".join([*parents, last][: at + 1]), node if isinstance(node, Mapping) else {}))
-        if at < len(parents):
-            node = node[part]
-    node[last] = value
-
-
-def unknown(key: str, node: Iterable[Any]) -> str:
-    """What to say of a key that is not there: the close one, and the valid ones."""
-    hidden = ("_target_", "hydra", "choices", "grid", "common")
-    valid = [str(k) for k in node if k not in hidden]
-    close = difflib.get_close_matches(key.rpartition(".")[2], valid, n=1)
-    meant = f" (did you mean {close[0]}?)" if close else ""
-    return f"{key} is no key{meant}; valid there are {', '.join(valid)}"
-
-
-def _copied(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: _copied(value) for key, value in node.items()}
-    return list(map(_copied, node)) if isinstance(node, list) else node
-
-
-def _resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """Plain containers with interpolations resolved."""
-    rest = {key: node for key, node in config.items() if key != "choices"}
-    try:
-        return _followed(rest, rest) | {"choices": config["choices"]}
-    except (
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):  # resolvers, relative paths, mistakes: OmegaConf's to resolve or to name
-        pass
-    try:
-        found = OmegaConf.to_container(OmegaConf.create(rest), resolve=True)
-    except OmegaConfBaseException as error:
-        raise GridError(str(error).splitlines()[0]) from error
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()} | {"choices": config["choices"]}
-
-
-def _followed(node: Any, root: Mapping[str, Any]) -> Any:
-    """A node with its references `${a.b}` followed. Of thousands of cells OmegaConf would take most of a start's time."""
-    if isinstance(node, dict):
-        return {key: _followed(value, root) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_followed(value, root) for value in node]
-    if not isinstance(node, str) or "${" not in node:
-        return node
-    path = re.fullmatch(r"\$\{([a-z_]\w*(?:\.\w+)*)\}", node)
-    if path is None:
-        raise KeyError(node)
-    at: Any = root
-    for part in path[1].split("."):
-        at = _followed(at, root)[part] if isinstance(at, str) else at[part]
-    return _followed(at, root)
-
-
 def refusal(error: HydraException) -> str:
     """What is wrong with an override: of a key that does not exist, the close one and the valid ones too."""
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-        return unknown(str(cause.full_key), cause.parent_node)
+        return plain.unknown(str(cause.full_key), cause.parent_node)
     return str(error)
-
-
-__all__ = ["GROUPS", "SCALES", "Asked", "Composed", "Composer", "GridError", "Refused", "parsed", "refusal", "unknown"]

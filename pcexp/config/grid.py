@@ -19,7 +19,8 @@ One value stands for a list of one; a mapping {smoke: .., small: .., thesis: ..}
 """
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +30,8 @@ LANES = "lanes."
 BLOCK = ("block", "figures", "data", "also", "cells", "lanes")
 
 Keys = tuple[str, ...]
-Rows = tuple[tuple[Any, ...], ...]
-Axes = dict[Keys, Rows]
+Table = tuple[tuple[Any, ...], ...]
+Axes = dict[Keys, Table]
 """Of keys that vary together the rows of their values; most keys vary alone."""
 
 
@@ -51,16 +52,15 @@ class Block:
     def configurations(self) -> Iterator[tuple[dict[str, Any], dict[str, tuple[float | int, ...]]]]:
         """Of every cell the values by key, and its lane axes."""
         for rows in itertools.product(*self.cells.values()):
-            values = {
-                key: value
-                for keys, row in zip(self.cells, rows, strict=True)
-                for key, value in zip(keys, row, strict=True)
-            }
-            of_lanes = {key: value for key, value in values.items() if key.startswith(LANES)}
-            own = {
-                key.removeprefix(LANES): tuple(v) if isinstance(v, Sequence) else (v,) for key, v in of_lanes.items()
-            }
-            yield {key: value for key, value in values.items() if key not in of_lanes}, self.lanes | own
+            values: dict[str, Any] = {}
+            lanes = dict(self.lanes)
+            for keys, row in zip(self.cells, rows, strict=True):
+                for key, value in zip(keys, row, strict=True):
+                    if key.startswith(LANES):
+                        lanes[key.removeprefix(LANES)] = tuple(value) if isinstance(value, Sequence) else (value,)
+                    else:
+                        values[key] = value
+            yield values, lanes
 
     @property
     def lane_keys(self) -> set[str]:
@@ -127,8 +127,8 @@ def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
             figures = tuple(map(str, _listed(entry, "figures")))
             values = {keys[0]: tuple(row[0] for row in rows) for keys, rows in lanes.items()}
             found.append(Block(name, figures, tuple(_listed(entry, "data")), cells, values))
-    names = _counted(block.name for block in found)
-    if any(n > 1 for n in names.values()):
+    names = Counter(block.name for block in found)
+    if len(names) < len(found):
         raise GridError(f"grid: two blocks are called {next(name for name, n in names.items() if n > 1)}")
     return found
 
@@ -209,11 +209,8 @@ def _entries(node: Any, name: str) -> list[Mapping[str, Any]]:
 
 def _listed(entry: Mapping[str, Any], key: str) -> list[str]:
     value = entry.get(key)
-    return (
-        []
-        if value is None
-        else [str(v) for v in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])]
-    )
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return [] if value is None else list(map(str, value if several else [value]))
 
 
 def _runs_on(entry: Mapping[str, Any], data: str, named: Collection[str]) -> bool:
@@ -225,13 +222,6 @@ def _known(entry: Mapping[str, Any], valid: Sequence[str], path: str) -> None:
     for key in entry:
         if key not in valid:
             raise GridError(f"{path}: {key} is no key; valid are {', '.join(valid)}")
-
-
-def _counted(names: Iterable[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for name in names:
-        found[name] = found.get(name, 0) + 1
-    return found
 
 
 def _frozen(value: Any) -> Any:

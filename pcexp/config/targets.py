@@ -4,7 +4,6 @@ What is wrong is said in the user's words: the key, its value, and what would be
 """
 
 import collections.abc
-import difflib
 import functools
 import importlib
 import inspect
@@ -16,6 +15,8 @@ from typing import Any
 import equinox as eqx
 from beartype import BeartypeConf
 from beartype.door import is_bearable
+
+from pcexp.config.plain import suggestion
 
 ALLOWED_TARGETS = ("pcexp.", "experiments.", "optax.", "diffrax.")
 
@@ -157,8 +158,3 @@ def known(given: Mapping[str, Any], valid: Sequence[str], path: str) -> None:
             raise SpecError(
                 f"{prefix}{key} is no key{suggestion(key, listed)}; valid under {path or 'the root'} are {', '.join(listed)}"
             )
-
-
-def suggestion(word: str, words: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, words, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -8,26 +8,22 @@ from typing import final
 
 import numpy as np
 
-from pcexp.data.dataset import AbstractData, Dataset, Split, check_splitting, checksum, holdout, needing, one_hot
+from pcexp.data.dataset import AbstractDivided, Dataset, Split, checksum, holdout, needing, one_hot
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Digits(AbstractData):
+class Digits(AbstractDivided):
     """scikit-learn's 1,797 digits, 8x8 images: pixels / 16, then standardised by the training split's mean and std.
 
     Mean and std are one number each, over all pixels: some pixels are never inked, and have no std of their own.
     """
 
     test_fraction: float
-    validation_fraction: float
-    """Of what the test split leaves."""
-    split_seed: int
-    limit: int | None
-    """Training examples kept, the first after the split; null keeps all."""
+    """What it leaves is divided into training and validation examples."""
 
     def __post_init__(self) -> None:
-        check_splitting(validation_fraction=self.validation_fraction, limit=self.limit)
+        super().__post_init__()
         if not 0 < self.test_fraction < 1:
             raise ValueError(f"test_fraction={self.test_fraction}: valid are above 0 to below 1")
 
@@ -39,56 +35,28 @@ class Digits(AbstractData):
         images = (bunch.images / 16).astype(np.float32)[..., np.newaxis]
         labels = bunch.target.astype(np.int64)
         outer = holdout(len(images), validation_fraction=self.test_fraction, split_seed=self.split_seed)
-        inner = holdout(
-            len(outer.train),
-            validation_fraction=self.validation_fraction,
-            split_seed=self.split_seed,
-            limit=self.limit,
-        )
+        inner = self.divided(len(outer.train))
         train = outer.train[inner.train]
         mean, std = images[train].mean(), images[train].std()
         x, y = (images - mean) / std, one_hot(labels, 10)
-        validation, test = outer.train[inner.validation], outer.validation
-        return Dataset(
-            "digits",
-            train=Split(x[train], y[train]),
-            validation=Split(x[validation], y[validation]),
-            test=Split(x[test], y[test]),
-            caveat="",
-            checksum=checksum(bunch.images.astype(np.uint8), labels),
-        )
+        held_out, test = outer.train[inner.validation], outer.validation
+        splits = [Split(x[examples], y[examples]) for examples in (train, held_out, test)]
+        digest = checksum(bunch.images.astype(np.uint8), labels)
+        return Dataset("digits", splits[0], splits[1], splits[2], caveat="", checksum=digest)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Mnist1D(AbstractData):
+class Mnist1D(AbstractDivided):
     """MNIST-1D as its authors' generator makes it: 4,000 + 1,000 signals of length 40, standardised over all."""
-
-    validation_fraction: float
-    split_seed: int
-    limit: int | None
-    """Training examples kept, the first after the split; null keeps all."""
-
-    def __post_init__(self) -> None:
-        check_splitting(validation_fraction=self.validation_fraction, limit=self.limit)
 
     def load(self) -> Dataset:
         arrays = mnist1d_arrays()
         x_train, x_test = (arrays[key].astype(np.float32) for key in ("x", "x_test"))
         y_train, y_test = (one_hot(arrays[key].astype(np.int64), 10) for key in ("y", "y_test"))
-        kept = holdout(
-            len(x_train), validation_fraction=self.validation_fraction, split_seed=self.split_seed, limit=self.limit
-        )
         # Rounded, because the generator's last bits differ between versions of SciPy; + 0 turns -0 into 0.
         digest = checksum(*(np.round(array, 10) + 0 for array in arrays.values()))
-        return Dataset(
-            "mnist1d",
-            train=Split(x_train[kept.train], y_train[kept.train]),
-            validation=Split(x_train[kept.validation], y_train[kept.validation]),
-            test=Split(x_test, y_test),
-            caveat="",
-            checksum=digest,
-        )
+        return self.dataset("mnist1d", Split(x_train, y_train), Split(x_test, y_test), digest)
 
 
 def mnist1d_arrays() -> dict[str, np.ndarray]:

@@ -63,8 +63,6 @@ class RawImages:
 
 
 class DecodedSplit(NamedTuple):
-    """Decoded images and labels of one split."""
-
     images: UInt8[np.ndarray, "n height width channels"]
     labels: Int64[np.ndarray, " n"]
     n_jpeg: int

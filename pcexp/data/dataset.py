@@ -161,12 +161,31 @@ def checksum(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def check_splitting(*, validation_fraction: float, limit: int | None) -> None:
-    """Refuse fractions outside [0, 1) and empty training sets before anything is read."""
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"validation_fraction={validation_fraction}: valid are 0 (no validation split) to below 1")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit={limit}: valid are null (all training examples) and 1 or more")
+@dataclass(frozen=True, kw_only=True)
+class AbstractDivided(AbstractData):
+    """A source of examples of which a random part is held out."""
+
+    validation_fraction: float
+    split_seed: int
+    limit: int | None
+    """Training examples kept, the first after the split; null keeps all."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction={self.validation_fraction}: valid are 0 (no validation split) to below 1"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit}: valid are null (all training examples) and 1 or more")
+
+    def divided(self, n: int) -> Holdout:
+        """What is trained on and what is held out of n examples."""
+        return holdout(n, validation_fraction=self.validation_fraction, split_seed=self.split_seed, limit=self.limit)
+
+    def dataset(self, name: str, train: Split, test: Split, digest: str) -> Dataset:
+        """The data set of these examples."""
+        kept, validation = (Split(train.x[i], train.y[i]) for i in self.divided(len(train.x)))
+        return Dataset(name, kept, validation, test, caveat="", checksum=digest)
 
 
 def check_positive(**values: float) -> None:

@@ -8,14 +8,14 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Float32
 
-from pcexp.data.dataset import AbstractData, DataError, Dataset, Split, check_splitting, checksum, holdout, one_hot
+from pcexp.data.dataset import AbstractDivided, DataError, Dataset, Split, checksum, one_hot
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Npz(AbstractData):
+class Npz(AbstractDivided):
     """Arrays x_train, y_train, x_test, y_test of an .npz file, taken as they are: nothing is normalised.
 
     Inputs are (n, d), or (n, height, width, channels). Targets are (n, d_out), or integer labels (n,), which become
@@ -24,13 +24,6 @@ class Npz(AbstractData):
 
     path: str
     """Relative paths count from the folder that the command is started in."""
-    validation_fraction: float
-    split_seed: int
-    limit: int | None
-    """Training examples kept, the first after the split; null keeps all."""
-
-    def __post_init__(self) -> None:
-        check_splitting(validation_fraction=self.validation_fraction, limit=self.limit)
 
     def load(self) -> Dataset:
         path = Path(self.path).expanduser().absolute()
@@ -38,17 +31,8 @@ class Npz(AbstractData):
         y_train, y_test = _targets(path, arrays)
         x_train, x_test = (arrays[key].astype(np.float32) for key in ("x_train", "x_test"))
         _check(path, {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})
-        kept = holdout(
-            len(x_train), validation_fraction=self.validation_fraction, split_seed=self.split_seed, limit=self.limit
-        )
-        return Dataset(
-            path.stem,
-            train=Split(x_train[kept.train], y_train[kept.train]),
-            validation=Split(x_train[kept.validation], y_train[kept.validation]),
-            test=Split(x_test, y_test),
-            caveat="",
-            checksum=checksum(*(arrays[key] for key in KEYS)),
-        )
+        digest = checksum(*(arrays[key] for key in KEYS))
+        return self.dataset(path.stem, Split(x_train, y_train), Split(x_test, y_test), digest)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

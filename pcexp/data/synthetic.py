@@ -1,5 +1,6 @@
 """Generated data: linear regression, Gaussian targets, matrix completion. `data_seed` is not a run's seed."""
 
+import abc
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -14,28 +15,18 @@ def _dataset(name: str, train: Split, validation: Split, test: Split) -> Dataset
     return Dataset(name, train, validation, test, caveat="", checksum=digest)
 
 
-def _generators(data_seed: int) -> list[np.random.Generator]:
-    # One stream a split: a larger training set leaves the test set as it was.
-    return [np.random.default_rng(sequence) for sequence in np.random.SeedSequence(data_seed).spawn(3)]
-
-
 def _normal(
     generator: np.random.Generator, mean: float, std: float, shape: tuple[int, ...]
 ) -> Float32[np.ndarray, "..."]:
     return generator.normal(mean, std, shape).astype(np.float32)
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
-class LinearRegression(AbstractData):
-    """Toy regression y = slope x + noise, element by element, with x ~ N(x_mean, x_std^2) (thesis chapters 3 and 4)."""
+class AbstractToy(AbstractData):
+    """Examples drawn one by one, x and y of one dimension."""
 
     d_in: int
     """Dimension of x and of y."""
-    slope: float
-    x_mean: float
-    x_std: float
-    noise_std: float
     n_train: int
     n_test: int
     """Size of the validation split and of the test split."""
@@ -44,9 +35,27 @@ class LinearRegression(AbstractData):
     def __post_init__(self) -> None:
         check_positive(d_in=self.d_in, n_train=self.n_train, n_test=self.n_test)
 
+    @abc.abstractmethod
+    def _split(self, generator: np.random.Generator, n: int) -> Split: ...
+
+    def _drawn(self, name: str) -> Dataset:
+        # One stream a split: a larger training set leaves the test set as it was.
+        streams = map(np.random.default_rng, np.random.SeedSequence(self.data_seed).spawn(3))
+        return _dataset(name, *map(self._split, streams, (self.n_train, self.n_test, self.n_test)))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LinearRegression(AbstractToy):
+    """Toy regression y = slope x + noise, element by element, with x ~ N(x_mean, x_std^2) (thesis chapters 3 and 4)."""
+
+    slope: float
+    x_mean: float
+    x_std: float
+    noise_std: float
+
     def load(self) -> Dataset:
-        sizes = (self.n_train, self.n_test, self.n_test)
-        return _dataset("linear_regression", *map(self._split, _generators(self.data_seed), sizes))
+        return self._drawn("linear_regression")
 
     def _split(self, generator: np.random.Generator, n: int) -> Split:
         x = _normal(generator, self.x_mean, self.x_std, (n, self.d_in))
@@ -56,28 +65,21 @@ class LinearRegression(AbstractData):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Gaussian(AbstractData):
+class Gaussian(AbstractToy):
     """Toy Gaussian data x ~ N(mean, std^2), y = -x, with a second target of its own (thesis figures 4.2, 4.3, B.2)."""
 
-    d_in: int
-    """Dimension of x and of y."""
     mean: float
     std: float
     second_target: Literal["minus_x", "x", "independent"]
     """y_2: -x_2 like the others; x_2 (the text of figure 4.3, right); N(mean, std^2) of its own (its code)."""
-    n_train: int
-    n_test: int
-    """Size of the validation split and of the test split."""
-    data_seed: int
 
     def __post_init__(self) -> None:
-        check_positive(d_in=self.d_in, n_train=self.n_train, n_test=self.n_test)
+        super().__post_init__()
         if self.second_target != "minus_x" and self.d_in < 2:
             raise ValueError(f"second_target={self.second_target}: needs d_in of 2 or more, not {self.d_in}")
 
     def load(self) -> Dataset:
-        sizes = (self.n_train, self.n_test, self.n_test)
-        return _dataset("gaussian", *map(self._split, _generators(self.data_seed), sizes))
+        return self._drawn("gaussian")
 
     def _split(self, generator: np.random.Generator, n: int) -> Split:
         x = _normal(generator, self.mean, self.std, (n, self.d_in))

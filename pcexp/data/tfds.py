@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int, UInt8
 from pcexp.data import cache, copies
 from pcexp.data.augmentation import Augment, Augmentation
 from pcexp.data.copies import RawImages
-from pcexp.data.dataset import AbstractData, Dataset, Split, check_splitting, holdout, one_hot
+from pcexp.data.dataset import AbstractDivided, Dataset, Split, one_hot
 
 BLOCK = 64
 """Images normalised at once."""
@@ -42,7 +42,7 @@ class Published:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Tfds(AbstractData):
+class Tfds(AbstractDivided):
     """A TensorFlow Datasets image set, (pixels / 255 - mean) / std by channel, read without TensorFlow.
 
     Copies are looked for in PCEXP_DATA_DIR (else TFDS_DATA_DIR, else ~/tensorflow_datasets); decoded images are kept in
@@ -56,15 +56,11 @@ class Tfds(AbstractData):
     """One number a channel."""
     test_split: str
     published: Published
-    validation_fraction: float
-    split_seed: int
-    limit: int | None
-    """Training examples kept, the first after the split; null keeps all."""
     augmentation: Augmentation | None = None
     """Of training batches; null changes nothing."""
 
     def __post_init__(self) -> None:
-        check_splitting(validation_fraction=self.validation_fraction, limit=self.limit)
+        super().__post_init__()
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise ValueError(f"mean={list(self.mean)}, std={list(self.std)}: one of each a channel, std above 0")
 
@@ -73,9 +69,7 @@ class Tfds(AbstractData):
         n_channels = raw.x_train.shape[-1]
         if n_channels != len(self.mean):
             raise ValueError(f"mean={list(self.mean)}: {self.name} has {n_channels} channels")
-        kept = holdout(
-            len(raw.x_train), validation_fraction=self.validation_fraction, split_seed=self.split_seed, limit=self.limit
-        )
+        kept = self.divided(len(raw.x_train))
         y_train, y_test = (one_hot(labels, raw.n_classes) for labels in (raw.y_train, raw.y_test))
         return Dataset(
             self.name,

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pcexp.config.composition import SCALES
+from pcexp.config.grid import SCALES
 from pcexp.config.identity import lane_name
 from pcexp.files import replace_bytes
 from pcexp.records import manifest
@@ -48,14 +48,12 @@ class Lanes(NamedTuple):
 
 
 class Archive(NamedTuple):
-    """What an archive holds."""
-
     study: str
     manifests: dict[str, tuple[manifest.Cells, manifest.Blocks]]
     cells: dict[str, Lanes]
 
 
-class Packed(NamedTuple):
+class Written(NamedTuple):
     """Archives that were written, how many lanes they hold of those asked for, and what did not fit into any."""
 
     paths: list[Path]
@@ -72,7 +70,7 @@ class Merged(NamedTuple):
     refused: list[str]
 
 
-def pack(outputs: Path, study: str, folder: Path, limit: int = LIMIT) -> Packed:
+def write(outputs: Path, study: str, folder: Path, limit: int = LIMIT) -> Written:
     """Write archives of the finished lanes that the manifests of a study ask for. Raises OutputError."""
     source = outputs / study
     manifests = {scale: manifest.asked(source, scale) for scale in manifest.scales(source)}
@@ -96,7 +94,7 @@ def pack(outputs: Path, study: str, folder: Path, limit: int = LIMIT) -> Packed:
             bins[-1] |= files
             lanes += len(names)
     paths = [_write(folder, study, files) for files in bins if len(files) > len(head)]
-    return Packed(paths, lanes, sum(len(names) for names in asked.values()), too_large)
+    return Written(paths, lanes, sum(len(names) for names in asked.values()), too_large)
 
 
 def _parts(folder: Path, asked: set[str], room: int) -> Iterator[tuple[list[str], dict[str, bytes]]]:
@@ -228,7 +226,7 @@ def _need(condition: object, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-def unpack(archive: Archive, outputs: Path) -> Merged:
+def merge(archive: Archive, outputs: Path) -> Merged:
     """Merge an archive into an outputs folder; lanes that are finished there stay as they are. Raises OutputError.
 
     A cell that runs there is refused. Cut off at any moment, the same command completes it.

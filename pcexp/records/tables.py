@@ -40,7 +40,6 @@ class Records:
 
     @property
     def command(self) -> str:
-        """The command that makes these records."""
         return status.command(self.study, self.scale, {name: self.asked[name] for name in self.asked.columns})
 
     def select(
@@ -66,8 +65,8 @@ class Records:
         )
         return Records(self.study, self.scale, runs, rows, chosen(self.asked), self.strays)
 
-    def groups(self) -> list[dict[str, str]]:
-        """What is judged and drawn apart: each data set, and each variant (overrides that make another experiment).
+    def apart(self) -> list[dict[str, str]]:
+        """Labels of what is judged and drawn apart: each data set, and each variant (overrides that make another experiment).
 
         A study's own grid of which nothing was run is left out beside a variant of which something was.
         """
@@ -76,13 +75,13 @@ class Records:
         names = ["data", "variant"]
         found = self.asked.select(names).unique().sort(names).to_dicts()
         ran = self.runs.select(names).unique().to_dicts() if len(self.runs) else []
-        beside = {group["data"] for group in ran if group["variant"]}
-        return [group for group in found if group in ran or group["variant"] or group["data"] not in beside]
+        beside = {labels["data"] for labels in ran if labels["variant"]}
+        return [one for one in found if one in ran or one["variant"] or one["data"] not in beside]
 
     @property
     def about(self) -> str:
         """Data, scale and variant, for captions."""
-        names = [g["data"] + (f" ({g['variant']})" if g["variant"] else "") for g in self.groups()]
+        names = [g["data"] + (f" ({g['variant']})" if g["variant"] else "") for g in self.apart()]
         names = [name if len(name) <= 40 else f"{name[:37]}..." for name in names]
         return f"{', '.join(names)}, {self.scale}"
 

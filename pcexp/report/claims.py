@@ -4,16 +4,19 @@ A rule is total: it answers on any records. Runs that were asked for and are mis
 left out silently, and a verdict at less than thesis scale never closes a thesis-scale claim (its scale is printed with it).
 """
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:  # tables and figures are imported when a run has ended, not before
+if TYPE_CHECKING:  # polars takes a third of a second to import, and studies are imported where nothing is judged yet
     from pcexp.records.tables import Records
+else:
+    Records = Any
 
 Run = Mapping[str, Any]
 """One row of the table of runs."""
@@ -32,7 +35,19 @@ class Verdict:
     scale: str
 
 
-Rule = Callable[["Records"], Verdict]
+Rule = Callable[[Records], Verdict]
+Judged = ParamSpec("Judged")
+T = TypeVar("T")
+
+
+def rule(judge: Callable[Concatenate[Records, Judged], Verdict]) -> Callable[Judged, Rule]:
+    """Rules by what they judge: `judge` without its records, which come when the claim is judged."""
+
+    @functools.wraps(judge)
+    def of(*arguments: Judged.args, **options: Judged.kwargs) -> Rule:
+        return lambda records: judge(records, *arguments, **options)
+
+    return of
 
 
 @dataclass(frozen=True)
@@ -92,14 +107,38 @@ def spread(values: Sequence[float | Ratio]) -> str:
     return ", ".join(known) if len(known) <= 3 else f"{known[0]} to {known[-1]}"
 
 
-def ended(records: "Records") -> list[Run]:
+def ended(records: Records) -> list[Run]:
     """Runs that ended, with numbers or diverged; not those that failed."""
     return [run for run in records.runs.iter_rows(named=True) if run["outcome"] in ("done", "diverged")]
 
 
-def done(records: "Records") -> list[Run]:
+def done(records: Records) -> list[Run]:
     """Runs that ended with numbers, by seed."""
     return sorted((run for run in ended(records) if run["outcome"] == "done"), key=lambda run: run["seed"])
+
+
+def missing(*parts: Records) -> int:
+    """Runs that were asked for and did not end."""
+    return sum(len(part.asked) - len(ended(part)) for part in parts)
+
+
+def n_hidden_of(run: Run) -> int:
+    """Hidden layers H of a run's network."""
+    return int(run["config.network.n_hidden"])
+
+
+def width_of(run: Run) -> int:
+    """Width N of a run's network."""
+    return int(run["config.network.width"])
+
+
+def arm_of_an_l(found: Sequence[T], along: Callable[[T], int], across: Callable[[T], int]) -> list[T]:
+    """One arm of an L-shaped grid, smallest first: what has the size `across` at which there are most sizes `along`."""
+    sizes = defaultdict(set)
+    for one in found:
+        sizes[across(one)].add(along(one))
+    fixed = max(sorted(sizes), key=lambda size: len(sizes[size]), default=None)
+    return sorted((one for one in found if across(one) == fixed), key=along)
 
 
 def pairs(runs: Iterable[Run], others: Iterable[Run], *same: str) -> list[tuple[Run, Run]]:
@@ -109,7 +148,21 @@ def pairs(runs: Iterable[Run], others: Iterable[Run], *same: str) -> list[tuple[
     return [(run, of[name]) for run, name in named if name in of]
 
 
-def insufficient(records: "Records", expected: str, why: str, *, scale: str | None = None) -> Verdict:
+def pc_and_bp(part: Records) -> tuple[list[tuple[Run, Run]], int]:
+    """(PC, BP) runs of the same seed, and how many pairs that were asked for are missing."""
+    pc, bp = (part.select(learning=learning) for learning in ("pc", "bp"))
+    both = pairs(done(pc), done(bp))
+    return both, len(pc.asked) - len(both)
+
+
+def ratios_of(parts: Mapping[str, Records], ratio: Callable[[Run, Run], Ratio]) -> tuple[dict[str, list[Ratio]], int]:
+    """Of each kind the `ratio` of every (PC, BP) pair, and how many pairs are missing."""
+    found = {kind: pc_and_bp(part) for kind, part in parts.items()}
+    ratios = {kind: [ratio(pc, bp) for pc, bp in both] for kind, (both, _) in found.items()}
+    return ratios, sum(missing for _, missing in found.values())
+
+
+def insufficient(records: Records, expected: str, why: str, *, scale: str | None = None) -> Verdict:
     """The verdict where records cannot decide, with the command that would settle it: at another scale, perhaps."""
     command = records.command
     if scale is not None:
@@ -125,23 +178,20 @@ class Case(NamedTuple):
 
 
 def verdict(
-    records: "Records",
+    records: Records,
     expected: str,
-    cases: Mapping[str, Sequence[Case]] | Iterable[tuple[str, Case | None]],
+    cases: Iterable[tuple[str, Case | None]],
     *,
     n: int | None = None,
     missing: int = 0,
 ) -> Verdict:
     """Reproduced if every case of every kind holds and nothing is missing; one case that does not hold refutes.
 
-    `cases` are by kind (activation, say), or come one by one with their kind, None for one that is missing. `n` counts the runs
-    that they rest on (one a case, if not said), `missing` those asked for without numbers.
+    `cases` come with their kind (activation, say), None for one that is missing. `n` counts the runs that they rest on (one a
+    case, if not said), `missing` those asked for without numbers.
     """
     by_kind: dict[str, list[Case]] = defaultdict(list)
-    one_by_one = (
-        cases if not isinstance(cases, Mapping) else ((kind, c) for kind, found in cases.items() for c in found)
-    )
-    for kind, case in one_by_one:
+    for kind, case in cases:
         if case is None:
             missing += 1
         else:
@@ -158,7 +208,7 @@ def verdict(
 
 
 def paired(
-    records: "Records",
+    records: Records,
     expected: str,
     ratios: Mapping[str, Sequence[Ratio]],
     holds: Callable[[float], bool] = lambda ratio: ratio > 1,
@@ -181,7 +231,7 @@ def paired(
 
 
 def ratios_shown(
-    records: "Records", expected: str, ratios: Mapping[str, Sequence[Ratio]], *, reproduced: bool
+    records: Records, expected: str, ratios: Mapping[str, Sequence[Ratio]], *, reproduced: bool
 ) -> Verdict:
     """A verdict that shows the median ratio of each kind, and those of all pairs."""
     there = {kind: found for kind, found in ratios.items() if found}

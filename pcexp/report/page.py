@@ -79,7 +79,6 @@ def notes(path: Path, scale: str) -> list[tuple[str, str]]:
 
 
 def words(status: str) -> str:
-    """A status as it is written."""
     return status.replace("_", " ")
 
 

@@ -3,8 +3,6 @@
 matplotlib is imported when the first figure is drawn: a run needs none, and studies import this module.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Iterable
@@ -14,6 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+else:
+    Axes = Figure = Line2D = Any
 
 COLOURS = {
     "pc": "#c1272d",
@@ -81,8 +81,7 @@ def panels(rows: int, columns: int, title: str, width: float = 3.0, height: floa
 
 def shades(values: Iterable[Any]) -> dict[Any, Any]:
     """The colour of each value (depths, widths), from dark to light in their order."""
-    several = list(values)
-    colours = pyplot().get_cmap("viridis")
+    several, colours = list(values), pyplot().get_cmap("viridis")
     return {value: colours(0.9 * i / max(len(several) - 1, 1)) for i, value in enumerate(several)}
 
 
@@ -127,6 +126,13 @@ def mark(label: str, colour: Any = GREY, **style: Any) -> Line2D:
 def dots(label: str, colour: Any = GREY, marker: str = "o", ms: float = 4, **style: Any) -> Line2D:
     """A marker without a line, for a legend."""
     return mark(label, colour, marker=marker, ls="", ms=ms, **style)
+
+
+def patch(label: str, colour: Any, **style: Any) -> Any:
+    """A filled area, for a legend."""
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label, **style)
 
 
 def diverged() -> Line2D:

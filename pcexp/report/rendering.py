@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pcexp.config.composition import SCALES
+from pcexp.config.grid import SCALES
 from pcexp.files import replace_bytes
 from pcexp.records.tables import Records, read_outputs, read_results
 from pcexp.report import plotting
@@ -30,10 +30,10 @@ from pcexp.report.page import STATUS_MARK, Drawing, Judged, Part, listed, notes,
 def judge(study: Any, records: Records) -> list[Judged]:
     """Verdicts of the claims of a study, data set by data set; of each those that speak of it."""
     return [
-        Judged(" ".join(filter(None, group.values())), claim, claim.rule(records.select(group)))
-        for group in records.groups()
+        Judged(" ".join(filter(None, labels.values())), claim, claim.rule(records.select(labels)))
+        for labels in records.apart()
         for claim in study.CLAIMS
-        if claim.data in (None, group["data"])
+        if claim.data in (None, labels["data"])
     ]
 
 
@@ -44,9 +44,9 @@ def figures(study: Any, records: Records, folder: Path, again: bool = True, suff
     """
     drawings = []
     folder.mkdir(parents=True, exist_ok=True)
-    for group in records.groups():
-        part = records.select(group)
-        data = " ".join(filter(None, group.values()))
+    for labels in records.apart():
+        part = records.select(labels)
+        data = " ".join(filter(None, labels.values()))
         for name, make in study.FIGURES.items():
             stem = re.sub(r"[^\w.=-]+", "_", f"fig_{name}_{data}{suffix}")
             if len(stem) > 80:
@@ -63,7 +63,6 @@ def figures(study: Any, records: Records, folder: Path, again: bool = True, suff
 
 
 def claims_csv(judged: Sequence[Judged]) -> str:
-    """Verdicts as a table."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["figure", "data", "claim", *Verdict.__dataclass_fields__])
@@ -73,7 +72,6 @@ def claims_csv(judged: Sequence[Judged]) -> str:
 
 
 def print_claims(judged: Sequence[Judged], console: Console) -> None:
-    """The claims table on a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("", "figure", "data", "claim", "observed (all seeds)", "n", "scale"):
         table.add_column(column, overflow="fold")

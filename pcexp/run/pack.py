@@ -73,7 +73,6 @@ class Pack:
 
     @property
     def state(self) -> TrainState:
-        """Where the lanes stand."""
         return self.begin().state
 
     def call(self, data: TrainingSet, course: Course, n: int) -> tuple[Rows, float]:
@@ -130,7 +129,6 @@ class Pack:
         return np.atleast_1d(np.asarray(getattr(self.state, name))).tolist()
 
     def lane_state(self, i: int) -> TrainState:
-        """The state of one lane."""
         return self.state if self.single else _lane(self.state, i)
 
     def halves(self) -> tuple["Pack", "Pack"]:
@@ -139,7 +137,6 @@ class Pack:
         return self.part(range(middle)), self.part(range(middle, len(self.lanes)))
 
     def part(self, indices: Sequence[int]) -> "Pack":
-        """A pack of some of the lanes."""
         pack = Pack([self.lanes[i] for i in indices], self.draw)
         if self.advanced:  # if not, they are drawn again, when their turn comes
             pack.device, pack.advanced = self.device, True

@@ -52,7 +52,6 @@ class Progress:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """One line for the user."""
         self.console.print(text, markup=False)
 
     def begin(self, spec: Spec, lanes: Sequence[str]) -> None:
@@ -78,7 +77,6 @@ class Progress:
             self._show(self._running[0])
 
     def end(self, spec: Spec) -> None:
-        """A cell is finished."""
         with self._lock:
             self._cells_done += 1
             self._done[spec.cell] = {str(i): 1.0 for i in range(self._lanes[spec.cell])}

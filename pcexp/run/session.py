@@ -80,7 +80,6 @@ class Session:
         return self._stop.is_set() or (self._deadline is not None and time.monotonic() > self._deadline)
 
     def stop(self) -> None:
-        """Ask to stop between two calls."""
         self._stop.set()
 
     def take_place(self) -> None:

@@ -75,7 +75,6 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """Name of the study."""
         return self.specs[0].name
 
     @property

@@ -128,7 +128,7 @@ class Wandb(AbstractTracker):
         try:
             run.define_metric("iteration")
             run.define_metric("*", step_metric="iteration")  # true even where the steps were shifted (see above)
-            for row in thinned([row for row in lane.rows if row["iteration"] > last]):
+            for row in evenly_spaced([row for row in lane.rows if row["iteration"] > last]):
                 run.log(row, step=int(row["iteration"]))
             # The last row too: a second segment without new rows would leave the summary without it.
             run.summary.update({**(lane.rows[-1] if lane.rows else {}), **lane.summary, "outcome": lane.outcome})
@@ -164,7 +164,7 @@ def run_id(study: str, cell: str, lane: str) -> str:
     return hashlib.sha256(json.dumps([study, cell, lane]).encode()).hexdigest()[:16]
 
 
-def thinned(rows: list[dict[str, float]], *, points: int = MAX_POINTS) -> list[dict[str, float]]:
+def evenly_spaced(rows: list[dict[str, float]], *, points: int = MAX_POINTS) -> list[dict[str, float]]:
     """At most `points` rows, evenly spaced, the first and the last among them."""
     if len(rows) <= points:
         return rows

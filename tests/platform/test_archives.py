@@ -16,7 +16,7 @@ from made_up import failing, only
 from pcexp import commands
 from pcexp.config.spec import Spec
 from pcexp.records import archive, manifest
-from pcexp.records.archive import pack, read, unpack
+from pcexp.records.archive import merge, read, write
 from pcexp.records.cell import Cell
 from pcexp.records.collecting import collect
 from pcexp.records.tables import read_outputs
@@ -50,11 +50,11 @@ def test_the_same_lanes_give_the_same_bytes_wherever_they_are(
     outputs: Path, there: Path, archives: Path, tmp_path: Path, small: list[Spec]
 ) -> None:
     made_up.written(outputs, small, "small", only([0, 2]))
-    (path,) = pack(outputs, quick.STUDY, archives).paths
+    (path,) = write(outputs, quick.STUDY, archives).paths
     assert hashlib.sha256(path.read_bytes()).hexdigest()[:12] in path.name
-    assert pack(outputs, quick.STUDY, archives).paths == [path]
-    unpack(read(path), there)
-    (again,) = pack(there, quick.STUDY, tmp_path / "again").paths
+    assert write(outputs, quick.STUDY, archives).paths == [path]
+    merge(read(path), there)
+    (again,) = write(there, quick.STUDY, tmp_path / "again").paths
     assert again.name == path.name and again.read_bytes() == path.read_bytes()
     assert files(archives).keys() == {path.name}  # no temporary file is left
 
@@ -63,10 +63,10 @@ def test_unpacking_a_second_time_changes_no_byte_and_no_date(
     outputs: Path, there: Path, archives: Path, small: list[Spec]
 ) -> None:
     made_up.written(outputs, small, "small", only([0, 1]))
-    (path,) = pack(outputs, quick.STUDY, archives).paths
-    assert unpack(read(path), there) == (2 * len(small), 0, [])
+    (path,) = write(outputs, quick.STUDY, archives).paths
+    assert merge(read(path), there) == (2 * len(small), 0, [])
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in there.rglob("*") if file.is_file()}
-    assert unpack(read(path), there) == (0, 2 * len(small), [])
+    assert merge(read(path), there) == (0, 2 * len(small), [])
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in there.rglob("*") if file.is_file()} == before
 
 
@@ -77,8 +77,8 @@ def test_lanes_of_two_machines_are_united_and_what_was_finished_stays_as_it_was(
     # There: seed 1 with another end, seed 2, and cells that were not asked for here.
     made_up.written(there, small[3:], "small", only([1, 2], made_up.diverging))
     before = quick.numbers(there)
-    (path,) = pack(outputs, quick.STUDY, archives).paths
-    unpack(read(path), there)
+    (path,) = write(outputs, quick.STUDY, archives).paths
+    merge(read(path), there)
     after = quick.numbers(there)
     assert {lane: after[lane] for lane in before} == before
     here = quick.numbers(outputs)
@@ -105,13 +105,13 @@ def test_failed_lanes_stay_and_a_failed_or_begun_one_there_gives_way(
         "small",
         lambda spec, lane: (failing if lane.values["seed"] else made_up.fast_pc)(spec, lane),
     )
-    (path,) = (packed := pack(outputs, quick.STUDY, archives)).paths
+    (path,) = (packed := write(outputs, quick.STUDY, archives)).paths
     assert (packed.lanes, packed.asked) == (2, 6)
     made_up.written(there, small[:1], "small", failing)
     folder = there / quick.STUDY / small[0].cell
     lane = small[0].lanes[0].name
     (folder / "checkpoints" / f"{lane}.npz").write_bytes(b"half way")
-    assert unpack(read(path), there).added == 2
+    assert merge(read(path), there).added == 2
     cell = Cell(folder, [lane.name for lane in small[0].lanes])
     assert cell.finished.keys() == {lane} and len(cell.missing) == 2
     assert not (folder / "checkpoints" / f"{lane}.npz").exists() and not (folder / "DONE").exists()
@@ -126,11 +126,11 @@ def test_archives_stay_below_the_limit_and_hold_all_lanes_between_them(
 ) -> None:
     made_up.written(outputs, small, "small", n_rows=1000)
     limit = 150_000  # less than a cell of three lanes needs
-    packed = pack(outputs, quick.STUDY, archives, limit)
+    packed = write(outputs, quick.STUDY, archives, limit)
     assert len(packed.paths) > len(small) and packed.too_large == [] and packed.lanes == packed.asked == 3 * len(small)
     assert all(path.stat().st_size <= limit for path in packed.paths)
     for path in packed.paths[::-1]:
-        unpack(read(path), there)
+        merge(read(path), there)
     assert quick.numbers(there) == quick.numbers(outputs)
     assert {path.parent.name for path in there.glob("*/*/DONE")} == {cell.cell for cell in small}
 
@@ -144,7 +144,7 @@ def test_a_lane_that_fits_into_no_archive_is_named_and_the_others_are_packed(
 ) -> None:
     made_up.written(outputs, small[:1], "small", n_rows=5)
     made_up.written(outputs, small[1:2], "small", only([0]), n_rows=2000)
-    monkeypatch.setattr(archive, "pack", functools.partial(pack, limit=70_000))
+    monkeypatch.setattr(archive, "write", functools.partial(write, limit=70_000))
     with pytest.raises(SystemExit) as status:
         commands.records(["pack", quick.STUDY, "--outputs", str(outputs), "--to", str(archives)])
     said = capsys.readouterr().out
@@ -157,7 +157,7 @@ def test_a_cell_that_runs_there_is_refused_and_the_others_are_merged(
 ) -> None:
     made_up.written(outputs, small[:2], "small")
     made_up.written(there, small[:1], "small", only([0]))
-    (path,) = pack(outputs, quick.STUDY, archives).paths
+    (path,) = write(outputs, quick.STUDY, archives).paths
     busy = there / quick.STUDY / small[0].cell
     (busy / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 17, "job": ""}))
     before = files(busy)
@@ -178,16 +178,16 @@ def test_what_is_older_than_the_manifest_is_kept_and_not_asked_for(
 ) -> None:
     made_up.written(outputs, small[:1], "small")
     made_up.written(there, small[1:2], "small")
-    (path,) = pack(outputs, quick.STUDY, archives).paths
+    (path,) = write(outputs, quick.STUDY, archives).paths
     folder = there / quick.STUDY
     newer = {cell: entry | {"revision": 99} for cell, entry in manifest.asked(folder, "small").items()}
     manifest.add(folder, "small", newer, {})
-    unpack(read(path), there)
+    merge(read(path), there)
     assert manifest.asked(folder, "small") == newer
     assert read_outputs(there, quick.STUDY, "small").strays == (small[0].cell,)
     # The other way round, the newer manifest replaces the older one.
-    (path,) = pack(there, quick.STUDY, archives).paths
-    unpack(read(path), outputs)
+    (path,) = write(there, quick.STUDY, archives).paths
+    merge(read(path), outputs)
     assert manifest.asked(outputs / quick.STUDY, "small") == newer
 
 
@@ -196,14 +196,14 @@ def test_a_study_without_runs_has_nothing_to_pack(outputs: Path, small: list[Spe
         commands.records(["pack", quick.STUDY, "--outputs", str(outputs)])
     made_up.written(outputs, small, "small", lambda *_: None)
     shutil.rmtree(archives, ignore_errors=True)
-    assert pack(outputs, quick.STUDY, archives) == ([], 0, 3 * len(small), [])
+    assert write(outputs, quick.STUDY, archives) == ([], 0, 3 * len(small), [])
 
 
 def test_a_manifest_that_is_none_is_named_and_nothing_is_merged(
     outputs: Path, there: Path, archives: Path, small: list[Spec]
 ) -> None:
     made_up.written(outputs, small[:1], "small")
-    (path,) = pack(outputs, quick.STUDY, archives).paths
+    (path,) = write(outputs, quick.STUDY, archives).paths
     broken = there / quick.STUDY / "manifest-small.json"
     broken.parent.mkdir(parents=True)
     broken.write_text('{"scale": "small", "cel')
@@ -219,8 +219,8 @@ def test_other_seeds_of_one_cell_are_asked_for_together_and_what_none_has_run_is
     assert spec.cell == small[0].cell
     made_up.written(outputs, [spec], "small", only([8]))
     made_up.written(there, small[:1], "small", only([0, 2]))
-    (path,) = pack(outputs, quick.STUDY, archives).paths
-    unpack(read(path), there)
+    (path,) = write(outputs, quick.STUDY, archives).paths
+    merge(read(path), there)
     (entry,) = quick.manifest(there, "small").values()
     assert sorted(lane["values"]["seed"] for lane in entry["lanes"].values()) == [0, 1, 2, 8, 9]
     assert [

@@ -17,7 +17,7 @@ from made_up import only
 from pcexp import commands
 from pcexp.config.spec import Spec
 from pcexp.records import archive, manifest
-from pcexp.records.archive import ArchiveError, pack, read, unpack
+from pcexp.records.archive import ArchiveError, merge, read, write
 from pcexp.records.cell import Cell
 
 
@@ -43,7 +43,7 @@ def test_a_truncated_archive_is_named_and_changes_nothing(
     outputs: Path, there: Path, archives: Path, small: list[Spec], keep: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made_up.written(outputs, small[:2], "small")
-    (path,) = pack(outputs, quick.STUDY, archives).paths
+    (path,) = write(outputs, quick.STUDY, archives).paths
     content = path.read_bytes().rstrip(b"\0")
     path.write_bytes(content[: keep if isinstance(keep, int) else int(keep * len(content))])
     with pytest.raises(SystemExit) as status:
@@ -57,7 +57,7 @@ def test_a_damaged_archive_is_refused_beside_a_whole_one(
     outputs: Path, there: Path, archives: Path, small: list[Spec], tmp_path: Path
 ) -> None:
     made_up.written(outputs, small[:1], "small")
-    (path,) = pack(outputs, quick.STUDY, archives).paths
+    (path,) = write(outputs, quick.STUDY, archives).paths
     content = bytearray(path.read_bytes())
     position = content.rindex(gzip.compress(b"", mtime=0)[:4]) + 60
     content[position] ^= 1
@@ -116,7 +116,7 @@ def test_an_archive_that_was_edited_is_refused(
     outputs: Path, archives: Path, small: list[Spec], tmp_path: Path, file: str, changes: dict[str, Any]
 ) -> None:
     made_up.written(outputs, small[:1], "small")
-    content = members(*pack(outputs, quick.STUDY, archives).paths)
+    content = members(*write(outputs, quick.STUDY, archives).paths)
     assert read(tarred(tmp_path / "same.tar", content)).cells.keys() == {small[0].cell}
     (name,) = (name for name in content if file in name)
     with pytest.raises(ArchiveError):
@@ -152,7 +152,7 @@ def test_killed_anywhere_unpacking_leaves_what_the_same_command_completes(
 ) -> None:
     made_up.written(outputs, small[:2], "small")
     made_up.written(there, small[:1], "small", only([0]))
-    (path,) = pack(outputs, quick.STUDY, archives).paths
+    (path,) = write(outputs, quick.STUDY, archives).paths
     steps = iter(range(100))
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -169,13 +169,13 @@ def test_killed_anywhere_unpacking_leaves_what_the_same_command_completes(
         patch.setattr("pcexp.records.cell.replace_bytes", counted(archive.replace_bytes))
         patch.setattr(Cell, "_append", staticmethod(counted(Cell._append)))
         with pytest.raises(Killed):
-            unpack(read(path), there)
+            merge(read(path), there)
     for cell in there.glob("*/*/lanes.jsonl"):  # a lane that is there is there whole
         for lane in Cell(cell.parent, ()).finished:
             assert len(Cell(cell.parent, ()).rows(lane)["iteration"]) == 6
     for lock in there.rglob("lock"):
         lock.unlink()  # a killed process holds none: its lock is stale
-    unpack(read(path), there)
+    merge(read(path), there)
     assert quick.numbers(there) == quick.numbers(outputs)
 
 
@@ -190,6 +190,6 @@ def test_killed_while_packing_leaves_no_half_archive(
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         with pytest.raises(Killed):
-            pack(outputs, quick.STUDY, archives)
+            write(outputs, quick.STUDY, archives)
     assert list(archives.glob("*.tar")) == []
-    assert len(pack(outputs, quick.STUDY, archives).paths) == 1
+    assert len(write(outputs, quick.STUDY, archives).paths) == 1

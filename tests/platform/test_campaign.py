@@ -31,8 +31,8 @@ def piece(study: str, cell: str, cost: float, data: str = "digits", begun: bool 
     return Piece(study, data, "", cell, cost, begun)
 
 
-def groups(ordered: Iterable[list[Piece]]) -> list[tuple[str, str]]:
-    return [(group[0].study, group[0].data) for group in ordered]
+def in_order(ordered: Iterable[list[Piece]]) -> list[tuple[str, str]]:
+    return [(together[0].study, together[0].data) for together in ordered]
 
 
 # The order
@@ -41,32 +41,32 @@ def groups(ordered: Iterable[list[Piece]]) -> list[tuple[str, str]]:
 def test_most_claims_for_the_cost_of_all_their_cells_come_first() -> None:
     # a: 6 claims for 3, b: 1 for 1, c: 8 for 2
     pieces = [piece("a", "1", 1), piece("a", "2", 2), piece("b", "3", 1), piece("c", "4", 2)]
-    assert groups(order(pieces, {"a": 6, "b": 1, "c": 8}, ())) == [("c", "digits"), ("a", "digits"), ("b", "digits")]
+    assert in_order(order(pieces, {"a": 6, "b": 1, "c": 8}, ())) == [("c", "digits"), ("a", "digits"), ("b", "digits")]
 
 
 def test_a_study_without_evidence_goes_before_one_with_evidence_however_dear() -> None:
     pieces = [piece("a", "1", 1), piece("b", "2", 1000)]
     claims = {"a": 9, "b": 1}
-    assert groups(order(pieces, claims, ())) == [("a", "digits"), ("b", "digits")]
-    assert groups(order(pieces, claims, {"a"})) == [("b", "digits"), ("a", "digits")]
-    assert groups(order(pieces, claims, {"a", "b"})) == [("a", "digits"), ("b", "digits")]
+    assert in_order(order(pieces, claims, ())) == [("a", "digits"), ("b", "digits")]
+    assert in_order(order(pieces, claims, {"a"})) == [("b", "digits"), ("a", "digits")]
+    assert in_order(order(pieces, claims, {"a", "b"})) == [("a", "digits"), ("b", "digits")]
 
 
 def test_the_second_data_set_of_a_study_waits_until_all_studies_have_their_first() -> None:
     pieces = [piece("a", "1", 1), piece("a", "2", 2, "mnist"), piece("b", "3", 10), piece("b", "4", 5, "mnist")]
     wanted = [("a", "digits"), ("b", "mnist"), ("a", "mnist"), ("b", "digits")]
-    assert groups(order(pieces, {"a": 1, "b": 1}, ())) == wanted
+    assert in_order(order(pieces, {"a": 1, "b": 1}, ())) == wanted
 
 
-def test_in_a_group_begun_cells_come_first_and_then_the_cheapest() -> None:
+def test_of_cells_that_run_together_the_begun_come_first_and_then_the_cheapest() -> None:
     pieces = [piece("a", "1", 5), piece("a", "2", 1), piece("a", "3", 9, begun=True), piece("a", "4", 1)]
-    (group,) = order(pieces, {"a": 1}, ())
-    assert [p.cell for p in group] == ["3", "2", "4", "1"]
+    (together,) = order(pieces, {"a": 1}, ())
+    assert [p.cell for p in together] == ["3", "2", "4", "1"]
 
 
 def test_a_study_without_claims_counts_as_one_and_nothing_gives_nothing() -> None:
     pieces = [piece("a", "1", 1), piece("b", "2", 2)]
-    assert groups(order(pieces, {"a": 0, "b": 1}, ())) == [("a", "digits"), ("b", "digits")]
+    assert in_order(order(pieces, {"a": 0, "b": 1}, ())) == [("a", "digits"), ("b", "digits")]
     assert order([], {}, ()) == []
 
 
@@ -88,20 +88,20 @@ def test_every_cell_is_listed_once_in_an_order_that_does_not_depend_on_how_they_
 ) -> None:
     claims = {"a": 3, "b": 0, "c": 12}
     ordered = order(pieces, claims, {"b"})
-    assert sorted(p.cell for group in ordered for p in group) == sorted(p.cell for p in pieces)
-    assert all(len({p.group for p in group}) == 1 for group in ordered)
-    assert len({group[0].group for group in ordered}) == len(ordered)
+    assert sorted(p.cell for together in ordered for p in together) == sorted(p.cell for p in pieces)
+    assert all(len({p.labels for p in together}) == 1 for together in ordered)
+    assert len({together[0].labels for together in ordered}) == len(ordered)
     assert order(data.draw(st.permutations(pieces)), claims, {"b"}) == ordered
 
 
 @given(pieces=PIECES)
 def test_a_slot_after_another_goes_on_where_the_order_stood(pieces: list[Piece]) -> None:
-    """What was listed behind the first groups is listed in the same order once those are finished."""
+    """What was listed behind the first cells is listed in the same order once those are finished."""
     claims = {"a": 3, "b": 1, "c": 12}
     ordered = order(pieces, claims, ())
     for done in range(len(ordered)):
-        evidence = {group[0].study for group in ordered[:done]}
-        left = [p for group in ordered[done:] for p in group]
+        evidence = {together[0].study for together in ordered[:done]}
+        left = [p for together in ordered[done:] for p in together]
         assert order(left, claims, evidence) == ordered[done:]
 
 
@@ -142,9 +142,9 @@ def test_a_dry_run_lists_the_order_and_the_cost_and_writes_nothing(
     outputs: Path, quiet: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ended(*TWO, f"execution.outputs={outputs}", "dry_run=true", "execution.max_minutes=0.000000001") == 0
-    first, group, *cells = capsys.readouterr().out.splitlines()
+    first, together, *cells = capsys.readouterr().out.splitlines()
     assert "campaign at scale smoke: 2 cells of 1 studies, 2 lanes to run; about" in first
-    assert "1 saddle_escape digits" in group and "2 cells, 2 lanes, about" in group and "claims" in group
+    assert "1 saddle_escape digits" in together and "2 cells, 2 lanes, about" in together and "claims" in together
     assert "learning=bp" in cells[0] and "learning=pc" in cells[1]  # BP is cheaper
     assert all("1 lanes" in line and line.endswith("more than half of the budget") for line in cells)
     assert not outputs.exists()
@@ -214,7 +214,9 @@ def test_cells_whose_data_are_missing_are_skipped_with_the_reason(
     assert len(quick.numbers(outputs)) == 2
 
 
-def test_a_study_with_evidence_at_this_scale_is_one_with_a_finished_group(outputs: Path, small: list[Spec]) -> None:
+def test_a_study_with_evidence_at_this_scale_is_one_whose_cells_on_some_data_are_finished(
+    outputs: Path, small: list[Spec]
+) -> None:
     asked = sweep.Sweep(tuple(small), Execution(outputs=str(outputs)), NoTracker(), "small", False, (), {})
     assert not campaign._evidence(asked)
     made_up.written(outputs, small, "small", made_up.only([0, 1]))

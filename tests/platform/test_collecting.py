@@ -40,7 +40,7 @@ def test_what_is_collected_reads_back_as_it_was(outputs: Path, results: Path, sm
     wanted = new.rows.with_columns(pl.selectors.float().cast(pl.Float32)).sort(key)
     assert again.rows.select(wanted.columns).sort(key).equals(wanted)
     assert again.command == new.command
-    assert again.groups() == new.groups()
+    assert again.apart() == new.apart()
 
 
 def test_what_is_collected_gives_the_verdicts_that_the_outputs_give(

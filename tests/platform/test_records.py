@@ -154,5 +154,5 @@ def test_selecting_by_a_label_that_nothing_has_gives_empty_records(outputs: Path
 
 def test_empty_records_have_no_groups() -> None:
     empty = Records(quick.STUDY, "small", pl.DataFrame(), pl.DataFrame(), pl.DataFrame())
-    assert empty.groups() == [] and len(empty.select(data="digits").runs) == 0
+    assert empty.apart() == [] and len(empty.select(data="digits").runs) == 0
     assert json.dumps(empty.command)

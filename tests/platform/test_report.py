@@ -261,7 +261,7 @@ def test_a_run_with_many_overrides_is_reported_apart_from_the_study_itself(
     changed = quick.swept(f"+experiment={quick.STUDY}", *chosen, *overrides)[0]
     made_up.written(outputs, [own, changed], "small")
     records = read_outputs(outputs, quick.STUDY, "small")
-    assert len(records.groups()) == 2
+    assert len(records.apart()) == 2
     drawn = report.figures(saddle_escape, records, outputs / "drawn")
     assert len(drawn) == 2 == len({d.png for d in drawn}) and all(d.png.exists() for d in drawn)
     assert ["network.width=8" in d.records.command for d in drawn].count(True) == 1

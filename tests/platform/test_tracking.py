@@ -211,7 +211,9 @@ def test_ids_differ_where_any_part_differs_and_never_change() -> None:
 
 @given(n=st.integers(0, 2000), points=st.integers(2, 60))
 def test_thinning_keeps_both_ends_and_even_distances(n: int, points: int) -> None:
-    kept = [row["iteration"] for row in tracking.thinned([{"iteration": float(i)} for i in range(n)], points=points)]
+    kept = [
+        row["iteration"] for row in tracking.evenly_spaced([{"iteration": float(i)} for i in range(n)], points=points)
+    ]
     assert len(kept) == min(n, points)
     if n:
         assert (kept[0], kept[-1]) == (0, n - 1)

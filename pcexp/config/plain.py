@@ -1,0 +1,88 @@
+"""Configurations as plain containers, with dotted keys: what is in them, set in a copy, references followed."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pcexp.config.grid import GridError
+
+
+def leaves(node: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{k}", v) for k, v in leaves(value))
+        else:
+            yield str(key), value
+
+
+def put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key that is there. Raises GridError, which names the close one and the valid ones."""
+    node: Any = config
+    *parents, last = key.split(".")
+    for at, part in enumerate([*parents, last]):
+        if isinstance(node, str):  # an interpolation (`inference: ${inference}`): its own keys are set where they stand
+            raise GridError(f"{key}: set it where {'.'.join(key.split('.')[:at])}={node} points to")
+        if not isinstance(node, Mapping) or part not in node:
+            raise GridError(unknown(".".join([*parents, last][: at + 1]), node if isinstance(node, Mapping) else {}))
+        if at < len(parents):
+            node = node[part]
+    node[last] = value
+
+
+def unknown(key: str, node: Iterable[Any]) -> str:
+    """What to say of a key that is not there: the close one, and the valid ones."""
+    hidden = ("_target_", "hydra", "choices", "grid", "common")
+    valid = [str(k) for k in node if k not in hidden]
+    return f"{key} is no key{suggestion(key.rpartition('.')[2], valid)}; valid there are {', '.join(valid)}"
+
+
+def suggestion(word: str, words: Iterable[str]) -> str:
+    """What to ask of a word that is not known, where one that is known is close."""
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def copied(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: copied(value) for key, value in node.items()}
+    return list(map(copied, node)) if isinstance(node, list) else node
+
+
+def resolved(config: dict[str, Any]) -> dict[str, Any]:
+    """Plain containers with interpolations resolved."""
+    rest = {key: node for key, node in config.items() if key != "choices"}
+    try:
+        return _followed(rest, rest) | {"choices": config["choices"]}
+    except (
+        KeyError,
+        TypeError,
+        RecursionError,
+    ):  # resolvers, relative paths, mistakes: OmegaConf's to resolve or to name
+        pass
+    try:
+        found = OmegaConf.to_container(OmegaConf.create(rest), resolve=True)
+    except OmegaConfBaseException as error:
+        raise GridError(str(error).splitlines()[0]) from error
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()} | {"choices": config["choices"]}
+
+
+def _followed(node: Any, root: Mapping[str, Any]) -> Any:
+    """A node with its references `${a.b}` followed. Of thousands of cells OmegaConf would take most of a start's time."""
+    if isinstance(node, dict):
+        return {key: _followed(value, root) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_followed(value, root) for value in node]
+    if not isinstance(node, str) or "${" not in node:
+        return node
+    path = re.fullmatch(r"\$\{([a-z_]\w*(?:\.\w+)*)\}", node)
+    if path is None:
+        raise KeyError(node)
+    at: Any = root
+    for part in path[1].split("."):
+        at = _followed(at, root)[part] if isinstance(at, str) else at[part]
+    return _followed(at, root)
