@@ -1,8 +1,8 @@
 """Plants known defects in a copy of the package, one at a time, and expects the tests to fail.
 
-    python tests/mutants/run.py            all of them
-    python tests/mutants/run.py halving    those whose name contains a word
-    python tests/mutants/run.py --list     their names
+    python tests/mutants/run.py                    all of them
+    python tests/mutants/run.py halving manifest   those whose name contains one of the words
+    python tests/mutants/run.py --list             their names
 
 A defect is killed when a named test fails by its assertion. One that survives, that no longer applies, or that crashes a
 test instead makes the exit status 1. The working tree is never touched.
@@ -107,10 +107,10 @@ def outcome(folder: Path, defect: Defect) -> Outcome:
 def main() -> int:
     """Exit status: 0 if every defect was killed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("word", nargs="?", default="", help="only defects whose name contains it")
+    parser.add_argument("words", nargs="*", default=[""], help="only defects whose name contains one of them")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     arguments = parser.parse_args()
-    chosen = [defect for defect in DEFECTS if arguments.word in defect.name]
+    chosen = [defect for defect in DEFECTS if any(word in defect.name for word in arguments.words)]
     if arguments.list or not chosen:
         print("\n".join(defect.name for defect in DEFECTS))
         return 0 if chosen else 2
