@@ -39,7 +39,7 @@ HESSIAN = "tests/theory/test_hessian.py::"
 MASK = f"{NUMERICS}test_mask.py::"
 
 DEFECTS = (
-    Defect("the energy without its half", "energy.py", "/ (2 * square.shape[axis])", "/ e.shape[axis]", POST),
+    Defect("the energy without its half", "energy.py", "/ (2 * square.shape[axis])", "/ square.shape[axis]", POST),
     Defect("the summed energy without its half", "energy.py", "return 0.5 * jnp.sum(", "return jnp.sum(", PRE),
     Defect(
         "the energy divided by the width", "energy.py", "/ (2 * square.shape[axis])", "/ (2 * square.shape[1])", POST
