@@ -539,7 +539,7 @@ DEFECTS = (
         "theory/activity_hessian.py",
         "hidden_inverse_product(problem, after), after, n_products",
         "hidden_inverse_product(problem, start), start, n_products",
-        (f"{NUMERICS}test_solvers.py::test_heavy_balls_two_eigenvalue_loops_run_one_after_the_other[linear]",),
+        (f"{NUMERICS}test_solver_steps.py::test_heavy_balls_two_eigenvalue_loops_run_one_after_the_other[linear]",),
     ),
     Defect(
         "a masked output that pulls",
