@@ -23,7 +23,7 @@ def made_up(**columns: Any) -> Records:
                         for seed in (0, 1):
                             labels = {
                                 "data": "published_matrix", "variant": "", "protocol": protocol, "activation": phi,
-                                "learning": rule, "part": f"saddle {start}", "optimiser.learning_rate": eta, "seed": seed,
+                                "learning": rule, "config.study.start": start, "optimiser.learning_rate": eta, "seed": seed,
                                 "cell": f"{protocol}{phi}{rule}{start}", "lane": f"{eta}{seed}",
                             }  # fmt: skip
                             slower = {"pc": 1, "bp": 100 if protocol == "published" else 13}[rule]
@@ -64,7 +64,7 @@ def changed(**columns: Any) -> dict[str, str]:
 
 def test_one_pair_in_which_pc_is_slower_refutes_the_claim_on_that_saddle() -> None:
     def slow(run: dict[str, Any]) -> int | None:
-        mine = one(run, protocol="corrected", learning="pc", part="saddle 1")
+        mine = one(run, protocol="corrected", learning="pc", **{"config.study.start": 1})
         return 1301 if mine else run.get("iterations_1")
 
     statement = "corrected, one scale: PC leaves the saddle of rank one in fewer iterations than BP"
@@ -73,7 +73,7 @@ def test_one_pair_in_which_pc_is_slower_refutes_the_claim_on_that_saddle() -> No
 
 def test_at_the_published_scales_a_tenth_is_asked_for() -> None:
     def slow(factor: float) -> Any:
-        chosen = {"protocol": "published", "learning": "pc", "part": "saddle 2"}
+        chosen = {"protocol": "published", "learning": "pc", "config.study.start": 2}
         return lambda run: int(1000 * factor) if one(run, **chosen) else run.get("iterations_2")
 
     statement = "published: PC leaves the saddle of rank two in less than a tenth of BP's iterations"
