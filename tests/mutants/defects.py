@@ -25,6 +25,9 @@ TRAIN = f"{NUMERICS}test_train.py::"
 TRAINING = (f"{TRAIN}test_training_takes_the_steps_of_a_loop_written_by_hand[BP, SGD]",)
 ORDER = (f"{TRAIN}test_an_epoch_visits_every_example_at_most_once_in_an_order_of_its_own",)
 PRECISION = f"{NUMERICS}test_precision.py::"
+OUTPUT = f"{NUMERICS}test_output.py::"
+OUTPUT_ERROR = f"{OUTPUT}test_the_error_y_minus_g_is_minus_the_derivative_of_the_loss"
+LOSSES = (f"{OUTPUT}test_losses_are_those_of_scipy",)
 LANES = (f"{TRAIN}test_lanes_advance_together_as_they_do_one_by_one_and_one_that_diverges_stops_alone",)
 EQUILIBRIUM = "tests/theory/test_equilibrium.py::"
 DENSE = (f"{EQUILIBRIUM}test_the_closed_form_is_the_solution_of_the_dense_system[muPC with skips and biases]",)
@@ -36,7 +39,7 @@ HESSIAN = "tests/theory/test_hessian.py::"
 MASK = f"{NUMERICS}test_mask.py::"
 
 DEFECTS = (
-    Defect("the energy without its half", "energy.py", "/ (2 * square.shape[axis])", "/ e.shape[axis]", POST),
+    Defect("the energy without its half", "energy.py", "/ (2 * square.shape[axis])", "/ square.shape[axis]", POST),
     Defect("the summed energy without its half", "energy.py", "return 0.5 * jnp.sum(", "return jnp.sum(", PRE),
     Defect(
         "the energy divided by the width", "energy.py", "/ (2 * square.shape[axis])", "/ (2 * square.shape[1])", POST
@@ -445,6 +448,55 @@ DEFECTS = (
         ),
     ),
     Defect(
+        "the squared loss without its half",
+        "model/output.py",
+        "return jnp.square(y - u) / 2",
+        "return jnp.square(y - u)",
+        (f"{OUTPUT_ERROR}[squared]",),
+    ),
+    Defect(
+        "a softmax over the batch",
+        "model/output.py",
+        "jax.nn.softmax(u, axis=1)",
+        "jax.nn.softmax(u, axis=2)",
+        (f"{OUTPUT_ERROR}[softmax]",),
+    ),
+    Defect(
+        "the cross-entropy is climbed",
+        "model/output.py",
+        "return -y * jax.nn.log_softmax",
+        "return y * jax.nn.log_softmax",
+        (f"{OUTPUT_ERROR}[softmax]",),
+    ),
+    Defect(
+        "the cross-entropy normalised over the batch",
+        "model/output.py",
+        "jax.nn.log_softmax(u, axis=1)",
+        "jax.nn.log_softmax(u, axis=2)",
+        LOSSES,
+    ),
+    Defect(
+        "the binary cross-entropy of the other class",
+        "model/output.py",
+        "return jax.nn.softplus(u) - y * u",
+        "return jax.nn.softplus(u) - (1 - y) * u",
+        LOSSES,
+    ),
+    Defect(
+        "a difference of outputs is taken at the origin",
+        "model/output.py",
+        "return self.value(u + d) - self.value(u)",
+        "return self.value(d) - self.value(0 * u)",
+        (f"{OUTPUT_ERROR}[sigmoid]",),
+    ),
+    Defect(
+        "the forward pass ends before its output",
+        "model/network.py",
+        "activities[-1] = self.output.value(activities[-1])",
+        "pass",
+        (f"{NUMERICS}test_cross_entropy.py::test_bp_is_the_gradient_of_the_cross_entropy[no hidden nonlinearity]",),
+    ),
+    Defect(
         "the first layers learn in place of the last",
         "learning/bp.py",
         "weight = segment.weight.at[:frozen].set(0)",
@@ -487,7 +539,7 @@ DEFECTS = (
         "theory/activity_hessian.py",
         "hidden_inverse_product(problem, after), after, n_products",
         "hidden_inverse_product(problem, start), start, n_products",
-        (f"{NUMERICS}test_solvers.py::test_heavy_balls_two_eigenvalue_loops_run_one_after_the_other[linear]",),
+        (f"{NUMERICS}test_solver_steps.py::test_heavy_balls_two_eigenvalue_loops_run_one_after_the_other[linear]",),
     ),
     Defect(
         "a masked output that pulls",

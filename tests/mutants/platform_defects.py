@@ -22,6 +22,7 @@ COLLECTING = f"{PLATFORM}test_collecting.py::"
 CLAIMS = f"{PLATFORM}test_claims.py::"
 INTERRUPTION = f"{PLATFORM}test_interruption.py::"
 STATUS = f"{PLATFORM}test_verbs.py::"
+MANIFEST = f"{PLATFORM}test_manifest.py::"
 
 PLATFORM_DEFECTS = (
     Defect(
@@ -156,6 +157,41 @@ PLATFORM_DEFECTS = (
         'lanes = dict(before["lanes"])',
         "lanes = {}",
         (f"{ARCHIVES}test_other_seeds_of_one_cell_are_asked_for_together_and_what_none_has_run_is_missing",),
+    ),
+    Defect(
+        "a narrowed command narrows what was asked for",
+        "run/sweep.py",
+        "manifest.entries([*grid, *(spec.identity for spec in specs)])",
+        "manifest.entries(spec.identity for spec in specs)",
+        (f"{MANIFEST}test_a_command_that_is_narrower_than_the_grid_asks_for_the_whole_grid",),
+    ),
+    Defect(
+        "two commands write the manifest at once",
+        "records/manifest.py",
+        "fcntl.flock(handle, fcntl.LOCK_EX)",
+        "pass",
+        (f"{MANIFEST}test_commands_that_ask_at_once_lose_no_cell",),
+    ),
+    Defect(
+        "the manifest loses the blocks of other data",
+        "records/manifest.py",
+        '"blocks": there | grid',
+        '"blocks": grid',
+        (f"{MANIFEST}test_blocks_of_other_data_are_kept_and_those_of_the_same_data_replaced",),
+    ),
+    Defect(
+        "a manifest of an older revision is trusted",
+        "records/manifest.py",
+        'if entry["revision"] >= newest}',
+        "}",
+        (f"{MANIFEST}test_what_was_asked_for_at_an_older_revision_no_longer_is",),
+    ),
+    Defect(
+        "an override that spells out a lane of the study makes it a variant",
+        "records/manifest.py",
+        'own = [one for one in (old, lane) if not one["variant"]] or [lane]',
+        "own = [lane]",
+        (f"{MANIFEST}test_a_lane_of_the_study_stays_its_own_though_an_override_spells_it_out[True]",),
     ),
     Defect(
         "a claim ignores missing runs",

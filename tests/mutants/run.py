@@ -1,8 +1,9 @@
-"""Plants known defects in a copy of the package, one at a time, and expects the tests to fail.
+"""Plants known defects in copies of the package, one at a time in each, and expects the tests to fail.
 
-    python tests/mutants/run.py            all of them
-    python tests/mutants/run.py halving    those whose name contains a word
-    python tests/mutants/run.py --list     their names
+    python tests/mutants/run.py                    all of them
+    python tests/mutants/run.py halving manifest   those whose name contains one of the words
+    python tests/mutants/run.py --list             their names
+    python tests/mutants/run.py --workers 8        so many at once (default: a worker a core)
 
 A defect is killed when a named test fails by its assertion. One that survives, that no longer applies, or that crashes a
 test instead makes the exit status 1. The working tree is never touched.
@@ -16,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from defects import DEFECTS, Defect
@@ -33,7 +36,7 @@ COPIED = (
         "tests/theory",
     ),
 )
-TESTS_FAILED = 1  # pytest's exit status; anything above says that no test ran
+TESTS_FAILED, NO_TESTS = 1, 5  # pytest's exit status; anything above the first says that no test ran
 
 
 class Outcome(NamedTuple):
@@ -107,34 +110,45 @@ def outcome(folder: Path, defect: Defect) -> Outcome:
 def main() -> int:
     """Exit status: 0 if every defect was killed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("word", nargs="?", default="", help="only defects whose name contains it")
+    parser.add_argument("words", nargs="*", default=[""], help="only defects whose name contains one of them")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="defects tried at once")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     arguments = parser.parse_args()
-    chosen = [defect for defect in DEFECTS if arguments.word in defect.name]
+    chosen = [defect for defect in DEFECTS if any(word in defect.name for word in arguments.words)]
     if arguments.list or not chosen:
         print("\n".join(defect.name for defect in DEFECTS))
         return 0 if chosen else 2
 
     with tempfile.TemporaryDirectory(prefix="pcexp-mutants-") as name:
-        folder = copy_of_the_project(Path(name))
-        where = python(folder, "-c", "import pcexp; print(pcexp.__file__)").stdout.strip()
-        if Path(where).parent != folder / "pcexp":
-            print(f"the tests would import {where or 'nothing'}, not the copy in {folder}")
+        n = min(arguments.workers, len(chosen))
+        copies = [copy_of_the_project(Path(name) / str(i)) for i in range(n)]
+        where = python(copies[0], "-c", "import pcexp; print(pcexp.__file__)").stdout.strip()
+        if Path(where).parent != copies[0] / "pcexp":
+            print(f"the tests would import {where or 'nothing'}, not the copy in {copies[0]}")
             return 2
         # A test that fails anyway kills nothing.
-        tests = tuple(dict.fromkeys(test for defect in chosen for test in defect.tests))
-        start = time.monotonic()
-        sound = tested(folder, tests)
-        print(f"without a defect: {len(tests)} selections in {time.monotonic() - start:.0f} s", flush=True)
-        if sound.returncode != 0:
-            print(sound.stdout + sound.stderr)
-            return 2
-        width = max(len(defect.name) for defect in chosen)
-        lost = 0
-        for defect in chosen:
-            verdict, by, seconds = outcome(folder, defect)
-            lost += verdict != "killed"
-            print(f"{defect.name:{width}}  {verdict:8}  {seconds:4.0f} s  {by}", flush=True)
+        tests, start = list(dict.fromkeys(test for defect in chosen for test in defect.tests)), time.monotonic()
+        with ThreadPoolExecutor(n) as pool:
+            for sound in pool.map(tested, copies, (tuple(tests[i::n]) for i in range(n))):
+                if sound.returncode not in (0, NO_TESTS):
+                    print(sound.stdout + sound.stderr)
+                    return 2
+            print(f"without a defect: {len(tests)} selections in {time.monotonic() - start:.0f} s", flush=True)
+            free, width, lost = SimpleQueue[Path](), max(len(defect.name) for defect in chosen), 0
+            for folder in copies:
+                free.put(folder)
+
+            def planted(defect: Defect) -> tuple[Defect, Outcome]:
+                folder = free.get()
+                try:
+                    return defect, outcome(folder, defect)
+                finally:
+                    free.put(folder)
+
+            for one in as_completed([pool.submit(planted, defect) for defect in chosen]):
+                defect, (verdict, by, seconds) = one.result()
+                lost += verdict != "killed"
+                print(f"{defect.name:{width}}  {verdict:8}  {seconds:4.0f} s  {by}", flush=True)
     print(f"{len(chosen) - lost} of {len(chosen)} defects killed in {time.monotonic() - start:.0f} s")
     return 1 if lost else 0
 

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import by_hand
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,32 +15,43 @@ from pcexp import inference
 from pcexp.energy import Batch, energy
 from pcexp.inference import STOPPED_BY, GradientDescent, InferenceProblem
 from pcexp.learning import BP, PC
-from pcexp.model import FullyConnected, Standard
+from pcexp.model import FullyConnected, MuPC, Softmax, Standard
 
 pytestmark = pytest.mark.usefixtures("x64")
 D_IN, D_OUT, BATCH, P0 = 3, 4, 5, 0.5
-NAMES = sorted(
-    {
-        yaml.safe_load(path.read_text())["_target_"].rpartition(".")[2]
-        for path in Path("conf/inference").glob("*.yaml")
-        if "_target_" in yaml.safe_load(path.read_text())
-    }
-)
-SETTINGS = {  # far enough to compare equilibria
-    "AdamInference": {"activity_lr": 0.02, "max_steps": 20000, "tol": 1e-9, "eps": 0.1},
-    "ClosedForm": {},
-    "ErrorDescent": {"max_steps": 200, "tol": 1e-9},
-    "GradientDescent": {"activity_lr": 0.1, "max_steps": 20000, "tol": 1e-9},
-    "Momentum": {"max_steps": 20000, "tol": 1e-9},
-    "ODE": {"horizon": 5000.0, "max_steps": 40000, "longest_step": 0.2, "tol": 1e-9},
-    "Sequential": {"activity_lr": 0.1, "max_steps": 20000, "tol": 1e-9},
+FAR = {  # far enough to compare equilibria; what is not named is as configured
+    "adam": {"activity_lr": 0.02, "max_steps": 20000, "tol": 1e-9, "eps": 0.1},
+    "closed_form": {},
+    "error_descent": {"max_steps": 200, "tol": 1e-9},
+    "gradient_descent": {"activity_lr": 0.1, "max_steps": 20000, "tol": 1e-9},
+    "momentum": {"max_steps": 20000, "tol": 1e-9},
+    "ode": {"horizon": 5000.0, "max_steps": 40000, "longest_step": 0.2, "tol": 1e-9},
+    "sequential": {"activity_lr": 0.1, "max_steps": 20000, "tol": 1e-9},
 }
+
+
+def solvers():
+    """Every solver of conf/inference with its own settings, but for the time that it is given."""
+    read = {path.stem: yaml.safe_load(path.read_text()) for path in Path("conf/inference").glob("*.yaml")}
+    nodes = {name: node | FAR[name] for name, node in sorted(read.items()) if "_target_" in node}
+    nodes["error_descent, descent"] = nodes["error_descent"] | {"method": "descent", "max_steps": 2000}
+    return {
+        name: getattr(inference, node["_target_"].rpartition(".")[2])(
+            **{key: value for key, value in node.items() if key != "_target_" and not str(value).startswith("${")}
+        )
+        for name, node in nodes.items()
+    }
+
+
+SOLVERS = solvers()
 ONES = (1.0, 1.0, 1.0)
-CASES = {  # what is clamped of x and of y ("all" is no mask; cases with two masks share a program), precisions of the layers
+CASES = {  # what is clamped of x and of y ("part" is a mask), precisions of the layers
     "supervised": ("all", "all", ONES),
-    "generative, input free": ("none", "ones", ONES),
+    "generative, input free": ("none", "all", ONES),
+    "unsupervised, output free": ("all", "none", ONES),
+    "unsupervised, both free": ("none", "none", ONES),
+    "masked outputs": ("all", "part", ONES),
     "parts of both": ("part", "part", ONES),
-    "neither": ("none", "none", ONES),
     "precisions": ("part", "all", (0.5, 2.0, 1.5)),
 }
 
@@ -48,39 +60,51 @@ def clamps(case):
     of_x, of_y, precisions = CASES[case]
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(D_IN, BATCH)), rng.normal(size=(D_OUT, BATCH))
-    part = {
-        "all": lambda shape: None,
-        "ones": np.ones,
-        "none": np.zeros,
-        "part": lambda shape: (rng.random(shape) > 0.5) * 1.0,
-    }
-    return x, y, part[of_x]((D_IN, BATCH)), part[of_y]((D_OUT, BATCH)), precisions
+    part = {"all": np.ones, "none": np.zeros, "part": lambda shape: (rng.random(shape) > 0.5) * 1.0}
+    x_mask, mask = part[of_x](x.shape), part[of_y](y.shape)
+    # A mask of ones where the input is free: cases of one structure share a program.
+    return x, y, None if of_x == "all" else x_mask, None if of_x == of_y == "all" else mask, precisions
 
 
-def by_hand(network, x, y, x_mask, mask, precisions):
-    """z_0, z_1, z_2 of every example by one least-squares problem of its free activities."""
-    w1, w2, w3 = (np.asarray(s.weight[0], float) for s in network.segments)
-    n1, n2 = len(w1), len(w2)
-    p = np.repeat([P0, *precisions], [D_IN, n1, n2, D_OUT])
+def networks(name):
+    """A network and its layers written out."""
+    if name == "plain":
+        network = FullyConnected(4, 2, "linear", segment_size=1).build(
+            Standard(), (D_IN,), D_OUT, key=jax.random.key(1)
+        )
+        return network, by_hand.layers(network, activation="linear", form="post", skips=False, scales=[1.0] * 3)
+    deep = FullyConnected(4, 4, "linear", form="pre", biases=True, skips=True, segment_size=2)
+    network = deep.build(MuPC(), (D_IN,), D_OUT, key=jax.random.key(1))
+    scales = by_hand.premultipliers("MuPC", D_IN, 4, 5, True)
+    return network, by_hand.layers(network, activation="linear", form="pre", skips=True, scales=scales)
+
+
+def equilibrium_by_hand(net, x, y, x_mask, mask, precisions):
+    """z_0, z_1, ... of every example: least squares of all errors, the prior's among them, over what is free.
+
+    Errors are A h + c in the activities h of all layers but the last; A is read off the errors of unit vectors.
+    """
+    cuts = np.cumsum([D_IN, *(len(layer.weight) for layer in net[:-1])])
+    p = np.repeat([P0, *precisions], [D_IN, *(len(layer.weight) for layer in net)])
     found = []
     for b in range(BATCH):
-        seen = np.ones(D_OUT) if mask is None else mask[:, b]
+        at = slice(b, b + 1)
+        seen = np.ones((D_OUT, 1)) if mask is None else mask[:, at]
         free = np.zeros(D_IN) if x_mask is None else 1 - x_mask[:, b]
-        a = np.block(
-            [
-                [np.eye(D_IN), np.zeros((D_IN, n1 + n2))],
-                [-w1, np.eye(n1), np.zeros((n1, n2))],
-                [np.zeros((n2, D_IN)), -w2, np.eye(n2)],
-                [np.zeros((D_OUT, D_IN + n1)), -seen[:, None] * w3],
-            ]
-        )
-        c = np.concatenate([-x[:, b], np.zeros(n1 + n2), seen * y[:, b]])
-        moving = np.concatenate([free, np.ones(n1 + n2)]) > 0
-        z = np.concatenate([x[:, b], np.zeros(n1 + n2)])
+
+        def errors(h, at=at, seen=seen):
+            z0, *hidden = (part[:, None] for part in np.split(h, cuts[:-1]))
+            *below, last = by_hand.errors(net, z0, [*hidden, y[:, at]])
+            return np.concatenate([z0 - x[:, at], *below, seen * last])[:, 0]
+
+        c = errors(np.zeros(cuts[-1]))
+        a = np.stack([errors(unit) - c for unit in np.eye(cuts[-1])], axis=1)
+        moving = np.concatenate([free, np.ones(cuts[-1] - D_IN)]) > 0
+        h = np.concatenate([x[:, b], np.zeros(cuts[-1] - D_IN)])
         root = np.sqrt(p)[:, None]
-        z[moving] = np.linalg.lstsq(root * a[:, moving], -root[:, 0] * (a @ (z * ~moving) + c))[0]
-        found.append(z)
-    return np.split(np.stack(found, axis=1), [D_IN, D_IN + n1])
+        h[moving] = np.linalg.lstsq(root * a[:, moving], -root[:, 0] * (a @ (h * ~moving) + c))[0]
+        found.append(h)
+    return np.split(np.stack(found, axis=1), cuts[:-1])
 
 
 def arrays(*values):
@@ -94,33 +118,50 @@ def solved(solver, network, batch):
     return found, energy(problem.network, found.errors)
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_solver_reaches_the_equilibrium_of_the_dense_system(name, case):
+@pytest.mark.parametrize(("kind", "case"), [*(("plain", case) for case in CASES), ("residual", "parts of both")])
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_reaches_the_equilibrium_of_the_dense_system(name, kind, case):
     x, y, x_mask, mask, precisions = clamps(case)
-    network = FullyConnected(4, 2, "linear", segment_size=1).build(Standard(), (D_IN,), D_OUT, key=jax.random.key(1))
-    network = dataclasses.replace(network, precisions=None if precisions == ONES else precisions)
-    solver = getattr(inference, name)(**SETTINGS[name])
-    batch = Batch(*arrays(x, y, mask, x_mask))
-
-    found, value = solved(solver, network, batch)
+    network, net = networks(kind)
+    precisions = (1.0,) * len(net) if precisions == ONES else precisions
+    network = network if precisions == (1.0,) * len(net) else dataclasses.replace(network, precisions=precisions)
+    SOLVERS[name].check(network)
+    found, value = solved(SOLVERS[name], network, Batch(*arrays(x, y, mask, x_mask)))
     assert STOPPED_BY[int(found.stopped_by)] == "tolerance" and bool(found.converged)
     np.testing.assert_allclose(found.energy, value, rtol=1e-12)
     hidden = [layer for stack in found.activities[:-1] for layer in stack]
-    expected = by_hand(network, x, y, x_mask, mask, precisions)
+    expected = equilibrium_by_hand(net, x, y, x_mask, mask, precisions)
     for mine, theirs in zip(hidden, expected[-len(hidden) :], strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     if x_mask is not None:
         np.testing.assert_array_equal(np.asarray(hidden[0])[x_mask == 1], x[x_mask == 1])
 
 
-@pytest.mark.parametrize("name", ["ClosedForm", "ErrorDescent"])  # badly conditioned: the others take too many steps
+REFUSED = {  # what a solver says of a network that it cannot serve; all others take it
+    "tanh": {"closed_form": "exact for linear networks only"},
+    "softmax": {name: "choose gradient_descent" for name in SOLVERS if name not in ("closed_form", "gradient_descent")}
+    | {"closed_form": "exact for linear networks only"},
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_refuses_the_networks_that_it_cannot_serve_and_no_others(name, kind):
+    architecture = {"tanh": FullyConnected(4, 2, "tanh"), "softmax": FullyConnected(4, 2, "linear", output=Softmax())}
+    network = architecture[kind].build(Standard(), (D_IN,), D_OUT, key=jax.random.key(1))
+    if name in REFUSED[kind]:
+        with pytest.raises(ValueError, match=REFUSED[kind][name]):
+            SOLVERS[name].check(network)
+    else:
+        SOLVERS[name].check(network)
+
+
+@pytest.mark.parametrize("name", ["closed_form", "error_descent"])  # badly conditioned: the others take too many steps
 def test_with_a_prior_of_precision_zero_the_input_is_the_one_that_explains_the_output_best(name):
     x, y, *_ = clamps("supervised")
     network = FullyConnected(4, 2, "linear").build(Standard(), (D_IN,), D_OUT, key=jax.random.key(1))
     batch = Batch(jnp.zeros_like(jnp.asarray(x)), jnp.asarray(y), None, jnp.zeros((D_IN, BATCH)))
-    solver = getattr(inference, name)(**SETTINGS[name])
-    found = jax.jit(lambda: solver.solve(InferenceProblem.from_batch(network, batch)))()
+    found = jax.jit(lambda: SOLVERS[name].solve(InferenceProblem.from_batch(network, batch)))()
     w1, w2, w3 = (np.asarray(s.weight[0]) for s in network.segments)
     s = np.eye(D_OUT) + w3 @ w3.T + w3 @ w2 @ w2.T @ w3.T
     g, q = w3 @ w2 @ w1, np.linalg.inv(s)

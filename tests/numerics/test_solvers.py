@@ -1,4 +1,4 @@
-"""Every solver against the exact equilibrium, against loops and dense matrices written by hand, and against the others."""
+"""Every solver against the exact equilibrium, in error variables, and against the others."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,11 @@ from typing import Any
 import by_hand
 import equinox as eqx
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from omegaconf import OmegaConf
+from solving import BATCH, D_OUT, N_HIDDEN, WIDTH, agree, batch, build, heavy_ball, residual, solved
 
 import pcexp.inference
 from pcexp.energy import Batch
@@ -27,12 +26,10 @@ from pcexp.inference import (
 from pcexp.model.architecture import Convolutional, FullyConnected
 from pcexp.model.parameterisation import NTK, MuPC, Standard
 from pcexp.problem import perturbed_pass
-from pcexp.theory.activity_hessian import extreme_eigenvalues
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 CONF = Path(__file__).parents[2] / "conf" / "inference"
-D_IN, WIDTH, N_HIDDEN, D_OUT, BATCH = 3, 5, 4, 2, 6
 
 
 def nodes():
@@ -50,47 +47,6 @@ def patient(name):
     node = {k: v for k, v in NODES[name].items() if not str(v).startswith("${")}
     cls = getattr(pcexp.inference, node.pop("_target_").removeprefix("pcexp.inference."))
     return cls(**node | {k: v for k, v in {"max_steps": 10_000, "tol": None}.items() if k in node})
-
-
-def build(activation, form="pre", parameterisation=NTK, skips=True):
-    architecture = FullyConnected(
-        width=WIDTH,
-        n_hidden=N_HIDDEN,
-        activation=activation,
-        form=form,
-        biases=True,
-        skips=skips,
-        segment_size=3,
-    )
-    network = architecture.build(parameterisation(), (D_IN,), D_OUT, key=jax.random.key(5))
-    scales = by_hand.premultipliers(parameterisation.__name__, D_IN, WIDTH, N_HIDDEN + 1, skips)
-    return network, by_hand.layers(network, activation=activation, form=form, skips=skips, scales=scales)
-
-
-def batch(size=BATCH, seed=6):
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(D_IN, size)), rng.normal(size=(D_OUT, size))
-
-
-@eqx.filter_jit
-def solve(solver, network, x, y):
-    return solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
-
-
-def solved(solver, network, x, y):
-    # Floats are traced in training, so they are here.
-    traced = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, solver)
-    return solve(traced, network, jnp.asarray(x), jnp.asarray(y))
-
-
-def agree(value, expected, rtol=1e-10, atol=1e-12):
-    for v, e in zip(value, expected, strict=True):
-        np.testing.assert_allclose(v, e, rtol=rtol, atol=atol)
-
-
-def residual(net, x, activities):
-    """Root mean square of dF_b/dz over every hidden unit and every sample."""
-    return np.sqrt(np.mean(np.square(by_hand.activity_gradient(net, x, activities))))
 
 
 # The exact equilibrium
@@ -173,100 +129,6 @@ def test_a_solver_stays_in_the_precision_of_the_network(name):
     solver = eqx.tree_at(lambda s: s.tol, SHORT[name], 1e-3, is_leaf=lambda leaf: leaf is None)
     out = jax.eval_shape(lambda n, x, y: solver.solve(InferenceProblem.from_batch(n, Batch(x, y))), *single)
     assert {leaf.dtype for leaf in (*out.activities, *out.errors, out.residual)} == {jnp.dtype("float32")}
-
-
-# Steps against loops written by hand
-
-
-@pytest.mark.parametrize("inference_form", ["deviations", "activities"])
-@pytest.mark.parametrize(("activation", "form"), [("tanh", "pre"), ("relu", "post")])
-def test_a_sweep_takes_the_layers_one_by_one_from_the_output_down(activation, form, inference_form):
-    network, net = build(activation, form)
-    x, y = batch()
-    expected = [*by_hand.forward(net, x)[:-1], y]
-    for sweep in range(2):
-        for layer in reversed(range(N_HIDDEN)):
-            expected[layer] = expected[layer] - 0.3 * by_hand.activity_gradient(net, x, expected)[layer]
-        if sweep == 0:
-            # One sweep: every layer has an error, where simultaneous steps reach one layer a step.
-            assert min(np.abs(e).max() for e in by_hand.errors(net, x, expected)) > 1e-6
-    found = solved(Sequential(0.3, 2, form=inference_form), network, x, y)
-    agree(by_hand.unstacked(found.activities), expected)
-
-
-def heavy_ball(net, x, y, beta, mu, steps):
-    activities = last = [*by_hand.forward(net, x)[:-1], y]
-    for _ in range(steps):
-        gradient = by_hand.activity_gradient(net, x, activities)
-        moved = [z - beta * g + mu * (z - w) for z, g, w in zip(activities[:-1], gradient, last[:-1], strict=True)]
-        activities, last = [*moved, y], activities
-    return activities
-
-
-@pytest.mark.parametrize("inference_form", ["deviations", "activities"])
-def test_heavy_balls_steps_are_those_of_a_loop_written_by_hand(inference_form):
-    network, net = build("tanh")
-    x, y = batch()
-    found = solved(Momentum(7, inference_form, activity_lr=0.2, momentum=0.6), network, x, y)
-    agree(by_hand.unstacked(found.activities), heavy_ball(net, x, y, 0.2, 0.6, 7))
-
-
-def dense_hessian(net, x):
-    """H_z of a linear network, and J0 = de/dz of its hidden layers, as dense matrices."""
-    j0 = np.eye(N_HIDDEN * WIDTH)
-    *below, top = by_hand.jacobians(net, x[:, :1])[1:]
-    for index, jacobian in enumerate(below):
-        j0[(index + 1) * WIDTH :, index * WIDTH :][:WIDTH, :WIDTH] = -jacobian
-    c = np.zeros((D_OUT, N_HIDDEN * WIDTH))
-    c[:, -WIDTH:] = top
-    return j0.T @ j0 + c.T @ c, j0
-
-
-def test_heavy_balls_step_and_momentum_are_those_of_the_extreme_eigenvalues():
-    network, net = build("linear")
-    x, y = batch()
-    hessian, j0 = dense_hessian(net, x)
-    values = np.linalg.eigvalsh(hessian)
-    bound = np.linalg.svd(j0, compute_uv=False)[-1] ** 2
-    assert values[0] / 4 < bound <= values[0] * (1 + 1e-12)  # the estimate of the smallest is from below
-
-    @eqx.filter_jit
-    def estimated(network, x, y):
-        problem = InferenceProblem.from_batch(network, Batch(x, y))
-        return extreme_eigenvalues(problem, 16), Momentum(30).solve(problem).activities
-
-    (smallest, largest), activities = estimated(network, jnp.asarray(x), jnp.asarray(y))
-    agree([smallest, largest], [np.full(BATCH, bound), np.full(BATCH, values[-1])], rtol=1e-3)
-    low, high = np.sqrt(smallest[0]), np.sqrt(largest[0])
-    expected = heavy_ball(net, x, y, 4 / (high + low) ** 2, ((high - low) / (high + low)) ** 2, 30)
-    agree(by_hand.unstacked(activities), expected, rtol=1e-8)
-
-
-@pytest.mark.parametrize("activation", ["linear", "tanh"])
-def test_heavy_balls_two_eigenvalue_loops_run_one_after_the_other(activation):
-    # Side by side they waited for each other's threads for ever, on a CPU with two cores.
-    network, _ = build(activation)
-    problem = InferenceProblem.from_batch(network, Batch(*map(jnp.asarray, batch())))
-    program = jax.make_jaxpr(lambda: extreme_eigenvalues(problem, 7))().jaxpr
-    first, second = (i for i, equation in enumerate(program.eqns) if equation.params.get("length") == 7)
-    depends = set(program.eqns[first].outvars)
-    for equation in program.eqns[first + 1 : second + 1]:
-        if depends & {v for v in equation.invars if not isinstance(v, jax.extend.core.Literal)}:
-            depends |= set(equation.outvars)
-    assert depends >= set(program.eqns[second].outvars)
-
-
-def test_adams_steps_are_optax_in_a_loop_on_gradients_by_hand():
-    network, net = build("tanh")
-    x, y = batch()
-    adam = optax.adam(0.05, b1=0.8, b2=0.99, eps=1e-3)
-    activities = [*by_hand.forward(net, x)[:-1], y]
-    state = adam.init(activities[:-1])
-    for _ in range(5):
-        updates, state = adam.update(by_hand.activity_gradient(net, x, activities), state)
-        activities = [*[z + np.asarray(u) for z, u in zip(activities[:-1], updates, strict=True)], y]
-    found = solved(AdamInference(0.05, 5, b1=0.8, b2=0.99, eps=1e-3), network, x, y)
-    agree(by_hand.unstacked(found.activities), activities)
 
 
 # Error variables

@@ -55,8 +55,8 @@ import os, sys, time
 os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
 import pcexp.records.cell, pcexp.run.lanes, pcexp.run.sweep
 pcexp.run.sweep._report = lambda *_: None
-pcexp.run.lanes.LaneTraining._call_size = lambda *_: 20
-append, pause = pcexp.records.cell.Cell.append, float(sys.argv.pop(1))
+append, pause, iterations = pcexp.records.cell.Cell.append, float(sys.argv.pop(1)), int(sys.argv.pop(1))
+pcexp.run.lanes.LaneTraining._call_size = lambda *_: iterations
 pcexp.records.cell.Cell.append = lambda cell, rows: (append(cell, rows), time.sleep(pause))[0]
 from pcexp.__main__ import main
 main()
@@ -174,24 +174,24 @@ def refused(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return ended.value.code
 
 
-def started(*arguments: str, cwd: Path, pause: float) -> subprocess.Popen[str]:
-    """The command without its report, started and left to run."""
+def started(*arguments: str, cwd: Path, pause: float, iterations: int = 20) -> subprocess.Popen[str]:
+    """The command without its report, in calls of so many iterations, started and left to run."""
     return subprocess.Popen(
-        [sys.executable, "-c", WITHOUT_REPORT, str(pause), *arguments],
+        [sys.executable, "-c", WITHOUT_REPORT, str(pause), str(iterations), *arguments],
         cwd=cwd, env=environment(cwd), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
 def cell_folder(outputs: Path) -> Path:
     """The folder of the only cell."""
-    (config,) = (outputs / STUDY).glob("*/config.json")
+    (config,) = outputs.glob("*/*/config.json")
     return config.parent
 
 
 def numbers(outputs: Path) -> dict[str, Any]:
     """All that a run is asked for: of each lane its values, outcome, summary and rows, in the order of iterations."""
     found: dict[str, Any] = {}
-    for path in (outputs / STUDY).glob("*/lanes.jsonl"):
+    for path in outputs.glob("*/*/lanes.jsonl"):
         rows = list(read_lines(path.parent / "rows.jsonl"))
         for entry in read_lines(path):
             mine = sorted((row for row in rows if row["lane"] == entry["lane"]), key=lambda row: row["iteration"])

@@ -14,6 +14,7 @@ import quick
 from pcexp.__main__ import main
 from pcexp.config.composition import Refused
 from pcexp.records.cell import Cell
+from pcexp.run.pack import Pack
 
 Run = Callable[..., int]
 
@@ -27,10 +28,10 @@ def array(path: Path, name: str) -> np.ndarray:
         return archive[name]
 
 
-def half_way(outputs: Path, process: Any) -> None:
+def half_way(outputs: Path, process: Any, rows: int = 30) -> None:
     """Wait until a lane has rows beyond its first calls and a checkpoint to continue from."""
     for _ in range(1200):
-        if recorded(outputs) > 30 and list(outputs.glob("*/*/checkpoints/*.npz")):
+        if recorded(outputs) > rows and list(outputs.glob("*/*/checkpoints/*.npz")):
             return
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
@@ -71,7 +72,8 @@ def test_kill_9_leaves_what_the_same_command_continues_to_the_same_bits_and_anot
     arguments = (*quick.QUICK, *quick.LONG, quick.OFTEN, f"execution.outputs={outputs}")
     process = quick.started(*arguments, cwd=tmp_path, pause=0.15)
     half_way(outputs, process)
-    # A second process, while the first one works.
+    # A second process, while the first one works: held meanwhile, or on a busy machine it is done before the second asks.
+    process.send_signal(signal.SIGSTOP)
     assert run(*quick.LONG) == 1
     said = capsys.readouterr().out
     assert "left out" in said and f"process {process.pid} on" in said and str(quick.cell_folder(outputs)) in said
@@ -84,6 +86,49 @@ def test_kill_9_leaves_what_the_same_command_continues_to_the_same_bits_and_anot
     assert run(*quick.LONG) == 0
     assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
     assert not (folder / "lock").exists() and not list(folder.glob("checkpoints/*.npz"))
+
+
+DESCENT = (
+    "+experiment=matrix_completion",
+    "scale=smoke",
+    "network.activation=linear",
+    "learning=bp",
+    "protocol=published",
+    "optimiser.learning_rate=0.01",
+    "training.epochs=8000",
+    "training.stop_error=1e-6",  # not reached: the lane runs to its last epoch
+)
+"""One lane of many thousand iterations, with rows where something happens only."""
+
+
+def test_a_long_lane_killed_half_way_continues_from_its_checkpoint_to_the_same_bits(
+    outputs: Path, there: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (*DESCENT, quick.OFTEN, f"execution.outputs={outputs}")
+    process = quick.started(*arguments, cwd=tmp_path, pause=1.0, iterations=500)
+    half_way(outputs, process, rows=40)
+    process.kill()
+    process.communicate()
+    folder = quick.cell_folder(outputs)
+    (saved,) = folder.glob("checkpoints/*.npz")
+    stood, left = int(array(saved, ".iteration")), recorded(outputs)
+    assert 0 < stood < 8000 and stood % 500 == 0
+    assert not (folder / "DONE").exists() and not quick.entries(outputs)
+
+    call, calls = Pack.call, list[tuple[int, int]]()
+
+    def seen(pack: Pack, *arguments: Any) -> Any:
+        before, found = pack.iteration, call(pack, *arguments)
+        calls.append((before, pack.iteration))
+        return found
+
+    monkeypatch.setattr(Pack, "call", seen)
+    assert run(base=DESCENT) == 0
+    advanced = [(first, last) for first, last in calls if last > first]
+    assert advanced[0][0] == stood and sum(last - first for first, last in advanced) == 8000 - stood
+    assert recorded(outputs) > left
+    assert run(f"execution.outputs={there}", base=DESCENT) == 0
+    assert quick.differences(quick.numbers(outputs), quick.numbers(there)) == []
 
 
 @pytest.mark.parametrize("calls", [1, 4, 25])
