@@ -129,7 +129,7 @@ def main() -> int:
         # A test that fails anyway kills nothing.
         tests, start = list(dict.fromkeys(test for defect in chosen for test in defect.tests)), time.monotonic()
         with ThreadPoolExecutor(n) as pool:
-            for sound in pool.map(tested, copies, (tuple(tests[i::n]) for i in range(n))):
+            for sound in pool.map(tested, copies, (tuple(tests[i::n]) for i in range(min(n, len(tests))))):
                 if sound.returncode not in (0, NO_TESTS):
                     print(sound.stdout + sound.stderr)
                     return 2
