@@ -1,6 +1,6 @@
 """What a model does on a split that it does not learn from: by its forward pass, or by inference of what is below it.
 
-Scores are sums over the examples that are given; `evaluate` averages them over a split.
+Scores are one an example, losses one an output of each; `evaluate` averages their sums over a split, in 64 bits.
 """
 
 import abc
@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from pcexp.data import Split
 from pcexp.energy import Batch, forward_pass, masked
@@ -20,6 +20,8 @@ from pcexp.inference.starts import AmortisedStart
 from pcexp.model.network import AbstractModel, Network
 from pcexp.model.pair import Pair
 from pcexp.problem import InferenceProblem
+
+Scores = dict[str, Shaped[Array, "outputs batch"]]
 
 
 def batch_layout(model: AbstractModel, x: Float[Array, "batch ..."]) -> Float[Array, "..."]:
@@ -57,30 +59,30 @@ class AbstractEvaluation(eqx.Module):
             raise ValueError(f"evaluation: this network is {kind}: choose evaluation={by}")
 
     @abc.abstractmethod
-    def scores(self, model: Any, batch: Batch) -> dict[str, Float[Array, ""]]:
-        """Named scores, summed over the examples of a batch: the `loss` of what is above, and others."""
+    def scores(self, model: Any, batch: Batch) -> Scores:
+        """Named scores of the examples of a batch: the `loss` of what is above, and others."""
 
-    def hits(self, guess: Float[Array, "k batch"], target: Float[Array, "k batch"]) -> dict[str, Float[Array, ""]]:
-        """Examples whose largest entry is the target's, and those whose `top` largest have it."""
+    def hits(self, guess: Float[Array, "k batch"], target: Float[Array, "k batch"]) -> Scores:
+        """Whether the largest entry is the target's, and whether the `top` largest have it."""
         right = jnp.argmax(target, axis=0)
-        found = {"accuracy": jnp.sum(jnp.argmax(guess, axis=0) == right, dtype=guess.dtype)}
+        found = {"accuracy": (jnp.argmax(guess, axis=0) == right)[None]}
         if self.top is not None:
             _, best = jax.lax.top_k(guess.T, min(self.top, guess.shape[0]))
-            found[f"accuracy_top_{self.top}"] = jnp.sum(best == right[:, None], dtype=guess.dtype)
+            found[f"accuracy_top_{self.top}"] = jnp.any(best == right[:, None], axis=1)[None]
         return found
 
 
-def _losses(network: Network, batch: Batch) -> tuple[Float[Array, "d_out batch"], Float[Array, ""]]:
-    """Outputs of the forward pass, and their loss summed over what a mask counts."""
+def _losses(network: Network, batch: Batch) -> tuple[Float[Array, "d_out batch"], Float[Array, "d_out batch"]]:
+    """Outputs of the forward pass, and their losses where a mask counts them."""
     at = forward_pass(network, batch.x)
     losses = network.output.losses(at.references[-1].linear, batch.y[None])[0]
-    return at.activities[-1][-1], jnp.sum(masked(losses, batch.mask))
+    return at.activities[-1][-1], masked(losses, batch.mask)
 
 
 class ByForwardPass(AbstractEvaluation):
     """Loss and accuracy of the outputs f(x)."""
 
-    def scores(self, model: Any, batch: Batch) -> dict[str, Float[Array, ""]]:
+    def scores(self, model: Any, batch: Batch) -> Scores:
         f, loss = _losses(model, batch)
         return {"loss": loss} | self.hits(f, batch.y)
 
@@ -100,7 +102,7 @@ class ByInference(AbstractEvaluation):
         super().check(model, generative=generative)
         self.inference.check(model.generator if isinstance(model, Pair) else model)
 
-    def scores(self, model: Any, batch: Batch) -> dict[str, Float[Array, ""]]:
+    def scores(self, model: Any, batch: Batch) -> Scores:
         network = model.generator if isinstance(model, Pair) else model
         known = batch.x_mask is None
         x = jnp.full_like(batch.x, 1 / batch.x.shape[0]) if known else batch.x
@@ -140,7 +142,8 @@ def evaluate(
                 None if array is None else jnp.asarray(array[i : i + examples], floats) for array in split
             )
             found = compiled(by, model, x, y, mask, x_mask)
-            total = {name: total.get(name, 0.0) + np.asarray(value, float) for name, value in found.items()}
+            for name, scores in found.items():
+                total[name] = total.get(name, 0.0) + np.sum(np.asarray(scores), axis=(-2, -1), dtype=float)
     return {name: np.asarray(value / n).tolist() for name, value in total.items()}
 
 

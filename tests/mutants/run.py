@@ -63,7 +63,7 @@ def environment(folder: Path) -> dict[str, str]:
     """Imports from the copy only, and nothing compiled twice."""
     return {
         **os.environ,
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH")))),
         # Files change within the second that a cached bytecode's time stamp resolves.
         "PYTHONDONTWRITEBYTECODE": "1",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
