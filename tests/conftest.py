@@ -15,10 +15,11 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Tests spend most of their time in compiling tiny programs, and half of that in making them fast. What is compared to the bit
 # is compiled alike on both sides; `XLA_FLAGS= make test` tests the code of a real run.
 # XLA ends a process that names a flag that it does not know, as newer ones do the second.
-PLAIN = "--xla_backend_optimization_level=0"
-if version("jaxlib").startswith("0.10."):
-    PLAIN += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", PLAIN)
+os.environ["XLA_FLAGS"] = os.environ.get(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + (" --xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""),
+)
 # What several tests, or the processes that they start, compile alike is compiled once in a run of the tests.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.mkdtemp(
     prefix=f"pcexp-tests-{os.getpid()}-"
