@@ -7,12 +7,8 @@ Timed alone, and with two trainings at once (pcexp's lanes on two threads, a pee
 One step: batch 64, forward start, T = H steps of gradient descent on activities, weight gradient, Adam. `plain`: mu = tanh(W z)
 without skips and biases, which every library has layers for; `residual`: the muPC network of chapter 5. A peer runs in each
 of its variants (benchmarks/peer_NAME.py), and its fastest is the one that counts. fabricpc runs in this process, pcx, which
-asks for an older JAX, in an interpreter of its own; neither is a requirement of pcexp:
-
-    pip install --no-deps --target DIR fabricpc==0.6.0           then --fabricpc-path DIR
-    python -m venv ENV && ENV/bin/pip install pcx==0.6.3         then --pcx-python ENV/bin/python
-
-`make bench-peers` does both. Before anything is timed, the weight gradient of one step and the loss after ten are compared:
+asks for an older JAX, in an interpreter of its own; neither is a requirement of pcexp.
+`make bench-peers` installs both. Before anything is timed, the weight gradient of one step and the loss after ten are compared:
 a library that disagrees is not timed. A size is timed only where it compiles within ten minutes.
 """
 

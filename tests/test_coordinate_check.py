@@ -48,7 +48,7 @@ def test_the_controls_rate_is_that_of_the_residual_branches_alone() -> None:
     gradient = Networks((eqx.filter(net, eqx.is_inexact_array),) * 2)
     rated = coordinate_check.hidden_rate(lambda: optax.sgd(0.1), (jnp.asarray(1.0), jnp.asarray(0.5)))
     updates, _ = rated.update(gradient, rated.init(gradient), gradient)
-    ours, theirs = (np.concatenate([s.weight[:, 0, 0] for s in tree.segments]) for tree in (updates, gradient))
+    ours, theirs = (np.concatenate([s.weight[:, 0, 0] for s in tree.stacks]) for tree in (updates, gradient))
     assert list(ours / theirs) == pytest.approx([-0.1] * 5 + [-0.1, -0.05, -0.05, -0.05, -0.1])
 
 

@@ -291,8 +291,8 @@ def test_a_run_that_learned_keeps_no_cross() -> None:
     pyplot().close(figure)
 
 
-def test_a_figure_is_left_out_for_data_on_which_its_runs_were_not_asked_for() -> None:
-    asked = records([run("depth", 0.9, curve={0: 0.1, 900: 0.9})], missing=1)  # asked for and not there yet
+def test_a_figure_is_left_out_where_none_of_its_runs_is_there_although_all_were_asked_for() -> None:
+    asked = records([run("depth", 0.9, curve={0: 0.1, 900: 0.9}), run("long")], missing=1)
     found = {name: draw(asked) for name, draw in mupc_depth.FIGURES.items()}
     assert [name for name, figure in found.items() if figure is not None] == ["5.1 right"]
     pyplot().close("all")

@@ -64,7 +64,7 @@ main()
 """The command, less its figures (tested elsewhere), in short calls with a pause after each: signals meet it half way."""
 
 
-PLAIN = re.compile(r"scale=\w+|execution\.outputs=/[\w./-]+")
+PLAIN = re.compile(r"scale=\w+|execution\.outputs=/.*")
 """Overrides that choose no option: what they say is set in what Hydra has composed without them."""
 _loaded: dict[tuple[str, ...], DictConfig] = {}
 
