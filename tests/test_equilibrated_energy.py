@@ -91,7 +91,9 @@ def test_published_cells_are_swept_over_horizons_and_those_that_converge_have_no
 
 
 def test_a_lane_key_that_neither_the_chosen_inference_nor_the_rules_own_has_is_refused() -> None:
-    config = quick.composed("learning=pc_equilibrium", "inference=ode", base=("+experiment=saddle_escape", "scale=smoke"))
+    config = quick.composed(
+        "learning=pc_equilibrium", "inference=ode", base=("+experiment=saddle_escape", "scale=smoke")
+    )
     with pytest.raises(SpecError, match="no key horizn"):
         lane_values(config | {"lanes": {"inference.horizn": [1.0]}})
     assert lane_values(config | {"lanes": {"inference.horizon": [1.0]}})[1] == [{"seed": 0}]

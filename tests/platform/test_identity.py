@@ -32,12 +32,14 @@ TARGETS = {
     "learning._target_": {"_target_": "pcexp.learning.BP", "gradient_scale": "batch_sum"},
     "learning.inference._target_": {"_target_": "pcexp.inference.ClosedForm"},
     "network._target_": {"_target_": "pcexp.model.Convolutional", "channels": [4], "widths": [8], "activation": "linear"},
+    "learning.start._target_": {"_target_": "pcexp.inference.RandomStart", "scale": 1.0},
+    "network.precisions": [1.0, 2.0, 1.0],
     "network.output._target_": {"_target_": "pcexp.model.Softmax"},
     "optimiser._target_": {"_target_": "optax.adam", "learning_rate": 0.008},
     "parameterisation._target_": {"_target_": "pcexp.model.NearZeroRank", "sigma": 0.011},
 }  # fmt: skip
 """Another component where a leaf says which one it is."""
-ONLY_ONE = {"study._target_", "training._target_"}
+ONLY_ONE = {"study._target_", "training._target_", "learning.evaluation._target_"}
 
 
 def planned(config: dict[str, Any]) -> Spec:
