@@ -18,12 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pcexp.config.study import AbstractStudy
+from pcexp.config.spec import Spec
+from pcexp.config.study import AbstractStudy, Work
+from pcexp.data import Dataset
 from pcexp.energy import outputs
 from pcexp.model import Pair
 from pcexp.report import plotting
 from pcexp.report.claims import Case, Claim, Records, Verdict, done, missing, rule, verdict
 from pcexp.report.plotting import Figure
+from pcexp.run.cost import training
 from pcexp.run.job import Job
 from pcexp.train import Observation
 
@@ -33,6 +36,9 @@ CLASSES = 10
 
 class NetworkKinds(AbstractStudy):
     """Training from labels to images, with the image of every label."""
+
+    def cost(self, spec: Spec, dataset: Dataset) -> Work:
+        return training(spec, dataset, programs=3)  # of training, of its first row, of inference in the test
 
     def run(self, job: Job) -> None:
         job.train(measure, probe_size=1)

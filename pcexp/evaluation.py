@@ -62,6 +62,10 @@ class AbstractEvaluation(eqx.Module):
     def scores(self, model: Any, batch: Batch) -> Scores:
         """Named scores of the examples of a batch: the `loss` of what is above, and others."""
 
+    def forward_passes(self) -> float:
+        """Matrix products of the scores of an example in units of one forward pass."""
+        return 1.0
+
     def hits(self, guess: Float[Array, "k batch"], target: Float[Array, "k batch"]) -> Scores:
         """Whether the largest entry is the target's, and whether the `top` largest have it."""
         right = jnp.argmax(target, axis=0)
@@ -101,6 +105,9 @@ class ByInference(AbstractEvaluation):
     def check(self, model: Any, *, generative: bool) -> None:
         super().check(model, generative=generative)
         self.inference.check(model.generator if isinstance(model, Pair) else model)
+
+    def forward_passes(self) -> float:
+        return 3.0 + self.inference.forward_passes()
 
     def scores(self, model: Any, batch: Batch) -> Scores:
         network = model.generator if isinstance(model, Pair) else model

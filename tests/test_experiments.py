@@ -28,14 +28,16 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def star(found: Asked) -> Asked:
-    """Cells in which every value of every axis of every block occurs, with all learning rules, and not their whole product."""
-    seen, kept = set[tuple[Any, ...]](), []
+    """Few cells in which every value of every axis of every block occurs, with all learning rules, and not their whole product."""
+    values = []
     for one in found.cells:
         leaves = {key: str(value) for key, value in flat({k: v for k, v in one.config.items() if k in SCIENCE})}
-        new = {(one.block, one.config["choices"].get("learning"), *leaf) for leaf in leaves.items()} - seen
-        if new:
-            kept.append(one)
-            seen |= new
+        values.append({(one.block, one.config["choices"].get("learning"), *leaf) for leaf in leaves.items()})
+    missing, kept = set[tuple[Any, ...]]().union(*values), []
+    while missing:
+        most = max(range(len(values)), key=lambda i: len(values[i] & missing))
+        kept.append(found.cells[most])
+        missing -= values[most]
     return Asked(kept, kept, found.blocks, "")
 
 

@@ -103,7 +103,8 @@ def training(
     steps = iterations(t, n) if n_iterations is None else n_iterations
     rule, rows = spec.learning.forward_passes() * networks, steps / t.record_every
     passes = steps * rule + rows * probe
-    tested = len(dataset.test.x) * (1 + (0 if t.test_every is None else steps / t.test_every))
+    tests = 1 + (0 if t.test_every is None else steps / t.test_every)
+    tested = len(dataset.test.x) * tests * spec.learning.evaluation.forward_passes()
     # Inputs do not move: their products are those of a forward pass and of the weights' gradient alone.
     flops = t.batch_size * (2 * networks * steps * size.first_flops + passes * size.flops)
     flops += tested * (size.first_flops + size.flops)

@@ -1,5 +1,6 @@
 """Known defects of the numerics: a piece of the package's text, what to put in its place, and the tests that must notice."""
 
+from kinds_defects import KINDS_DEFECTS
 from platform_defects import PLATFORM_DEFECTS, Defect
 
 NUMERICS = "tests/numerics/"
@@ -562,5 +563,6 @@ DEFECTS = (
         "s",
         (f"{MASK}test_the_equilibrated_energy_of_masked_targets_is_the_least_energy_over_free_outputs_too",),
     ),
+    *KINDS_DEFECTS,
     *PLATFORM_DEFECTS,
 )

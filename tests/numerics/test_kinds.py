@@ -161,6 +161,13 @@ def test_inference_of_the_label_is_the_least_squares_answer_of_a_linear_generato
     assert found["loss"] == pytest.approx(np.sum((r - g @ X) ** 2) / 2 / B)
 
 
+def test_inference_of_the_label_starts_where_all_are_alike_and_knows_nothing_of_the_true_one() -> None:
+    none = evaluate(generator(), split(), ByInference(GradientDescent(0.1, 0)))  # no step: the first of equal entries
+    assert none["accuracy"] == pytest.approx(np.mean(LABELS == 0))
+    some = [evaluate(generator(), split(x), ByInference(GradientDescent(0.1, 3))) for x in (X, X[::-1])]
+    assert some[0]["reconstruction_loss"] == some[1]["reconstruction_loss"]
+
+
 def test_a_pair_is_evaluated_from_its_guess_whose_own_accuracy_is_there_too() -> None:
     model = pair()
     found = evaluate(model, split(), ByInference(GradientDescent(0.1, 0, form="activities")))
