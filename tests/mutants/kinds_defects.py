@@ -56,6 +56,6 @@ KINDS_DEFECTS = (
         "learning/pc.py",
         "prior = self.input_precision",
         "prior = 0.0",
-        CLAMPED,
+        (f"{HYBRID}[True]",),
     ),
 )
