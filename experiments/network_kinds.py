@@ -1,14 +1,16 @@
-"""Kinds of networks: what is clamped decides what one network is. Here a label is below and an image above.
+"""Do networks from labels up to images, trained by predictive coding, classify by inference? (beyond the sources)
 
-Setting. Fully connected networks from a label up to an image (generative), with biases; Adam on weights. PC clamps both ends
-and infers the hidden layers, by plain descent on activities or by conjugate gradients in the errors. Hybrid PC has an amortiser
-beside it, the same layers in reverse, whose guess inference starts from; it learns where inference ends.
+Setting. Fully connected tanh networks of two hidden layers from a label up to an image (generative), with biases; Adam on
+weights. PC clamps both ends and infers the hidden layers, by plain descent on activities or by conjugate gradients in the
+errors. Hybrid PC has an amortiser beside it, the same layers in reverse, whose guess inference starts from; it learns where
+inference ends.
 
 Definitions. A test image is classified by inference: it is clamped above, the label is free (no prior), inference starts where
-all labels are alike, or at the amortiser's guess, and the largest entry of the inferred label is the class. Guess: the class
-that the amortiser's forward pass names. Generated image: the forward pass from a label.
+all labels are alike, or at the amortiser's guess, and takes 200 steps of gradient descent, whatever solver trained; the
+largest entry of the inferred label is the class. Guess: the class that the amortiser's forward pass names. Generated image:
+the forward pass from a label.
 
-The claims are ours: the floor of 80 % of the test images was set before the first run.
+The claims are ours: the floor of 80 % of the test images was set before the committed runs.
 """
 
 from collections.abc import Mapping
@@ -57,18 +59,20 @@ def measure(seen: Observation) -> dict[str, Array]:
 # Claims
 
 ARMS = {
-    "generative, gradient descent": {"learning": "pc", "inference": "gradient_descent"},
-    "generative, conjugate gradients": {"learning": "pc", "inference": "error_descent"},
-    "hybrid, gradient descent": {"learning": "hybrid", "inference": "gradient_descent"},
+    "generative, trained by gradient descent": {"learning": "pc", "inference": "gradient_descent"},
+    "generative, trained by conjugate gradients": {"learning": "pc", "inference": "error_descent"},
+    "hybrid, trained by gradient descent": {"learning": "hybrid", "inference": "gradient_descent"},
 }
 
 
 @rule
 def _above_floor(records: Records, column: str, **labels: str) -> Verdict:
     part = records.select(**labels)
-    cases = [(column, Case(run[column] >= FLOOR, run[column])) for run in done(part)]
+    # Of free latents no label can be inferred: such runs decide nothing.
+    seen = [run for run in done(part) if run.get(column) is not None]
+    cases = [(column, Case(run[column] >= FLOOR, run[column])) for run in seen]
     expected = f"{column.replace('_', ' ')} >= {FLOOR} for every seed"
-    return verdict(part, expected, cases, missing=missing(part))
+    return verdict(part, expected, cases, missing=missing(part) + len(done(part)) - len(seen))
 
 
 CLAIMS = (
@@ -100,7 +104,8 @@ def _montage(images: np.ndarray) -> np.ndarray:
 
 def figure_generated(records: Records) -> Figure | None:
     """The image that each label generates, of one run an arm, and the share of test images that inference classifies."""
-    shown = {arm: runs for arm, labels in ARMS.items() if (runs := done(records.select(**labels)))}
+    named = {arm: done(records.select(**labels)) for arm, labels in ARMS.items()}
+    shown = {arm: runs for arm, runs in named.items() if any(run.get("test_accuracy") is not None for run in runs)}
     if not shown:
         return None
     title = "Images generated from labels by networks trained with predictive coding"
@@ -122,10 +127,12 @@ def figure_generated(records: Records) -> Figure | None:
             axis,
             records.about,
             len(runs),
-            f"{arm}: inference names {right}{more} % of test images, one a seed",
+            f"{arm}: {right}{more} % of test images named right",
             fontsize=8,
         )
-    axes[-1, 0].set_xlabel("label that is clamped; above it the image that seed 0 generates")
+    axes[-1, 0].set_xlabel(
+        "label that is clamped; above it the image that seed 0 generates (per cent: one number a seed)"
+    )
     return figure
 
 

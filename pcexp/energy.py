@@ -163,7 +163,8 @@ def backpropagated(network: Network, at: ForwardPass, output_error: Float[Array,
 def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activities, errors: Activities) -> Network:
     """Gradient of the energy with respect to the weights at fixed activities: dF/dtheta = -1/B sum_b J_b^T e_b.
 
-    J_b is the derivative of the predictions with respect to the weights; the errors come from the solver, which may have
+    J_b is the derivative of the predictions with respect to the weights, and e_b the errors times their precisions (`weighted`);
+    errors come from the solver, which may have
     them to higher relative accuracy than activities minus predictions would. With the forward activities and the errors
     that backpropagation has it is the gradient of the loss. Written out, because the derivative of a product in
     bfloat16 would be rounded to that.

@@ -19,7 +19,7 @@ from pcexp.inference.base import AbstractInference
 from pcexp.inference.starts import AmortisedStart
 from pcexp.model.network import AbstractModel, Network
 from pcexp.model.pair import Pair
-from pcexp.problem import InferenceProblem
+from pcexp.problem import InferenceProblem, check_prior
 
 Scores = dict[str, Shaped[Array, "outputs batch"]]
 
@@ -94,6 +94,7 @@ class ByForwardPass(AbstractEvaluation):
 class ByInference(AbstractEvaluation):
     """What is below a generative network, inferred from what is above it alone: z_0 is free, and its largest entry the class.
 
+    Where a split has a mask of what is below (free inputs, or labels of which some are not known) nothing is compared with it.
     Inference starts where all classes are alike (at zero, for latents), or at a pair's guess, whose own accuracy is there
     too. `loss` is that of the forward pass from what is known to be below, `reconstruction_loss` from what was inferred.
     """
@@ -101,6 +102,9 @@ class ByInference(AbstractEvaluation):
     inference: AbstractInference
     input_precision: float = eqx.field(default=0.0, static=True)
     generative = True
+
+    def __check_init__(self) -> None:
+        check_prior(self.input_precision)
 
     def check(self, model: Any, *, generative: bool) -> None:
         super().check(model, generative=generative)

@@ -6,6 +6,7 @@ entries of z_0 stay where they are because their gradient is zero here.
 """
 
 import dataclasses
+import math
 from functools import partial
 from typing import Literal
 
@@ -34,6 +35,12 @@ from pcexp.model.segments import AbstractSegment, Precision, Reference
 Form = Literal["activities", "deviations"]
 """The variables of inference: z itself (as published) or d = z - zhat (no cancellation near the forward pass)."""
 Output = Float[Array, "1 d_out batch"]
+
+
+def check_prior(input_precision: float) -> None:
+    """Raise ValueError where the precision of a prior is negative, infinite or no number."""
+    if not 0 <= input_precision < math.inf:
+        raise ValueError(f"input_precision={input_precision}: valid are 0 (no prior) and above")
 
 
 class InferenceProblem(eqx.Module):

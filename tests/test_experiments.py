@@ -28,11 +28,13 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def star(found: Asked) -> Asked:
-    """Few cells in which every value of every axis of every block occurs, with all learning rules, and not their whole product."""
+    """Few cells in which every value of every axis of every block occurs with all rules, every size with all activations, and not their whole product."""
     values = []
     for one in found.cells:
         leaves = {key: str(value) for key, value in flat({k: v for k, v in one.config.items() if k in SCIENCE})}
-        values.append({(one.block, one.config["choices"].get("learning"), *leaf) for leaf in leaves.items()})
+        rule, activation = one.config["choices"].get("learning"), one.config["network"].get("activation")
+        drawn = {key: activation if key in ("network.width", "network.n_hidden") else None for key in leaves}
+        values.append({(one.block, rule, drawn[key], key, value) for key, value in leaves.items()})
     missing, kept = set[tuple[Any, ...]]().union(*values), []
     while missing:
         most = max(range(len(values)), key=lambda i: len(values[i] & missing))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from pcexp.energy import Batch, energy, energy_gradient, loss_at
+from pcexp.energy import Batch, energy, energy_gradient, loss_at, weighted
 from pcexp.learning import WeightGradient
 from pcexp.learning.base import gradient_factor
 from pcexp.learning.pc import AbstractPC
@@ -24,9 +24,9 @@ class PCBesideTheory(AbstractPC):
         x, y, mask = batch.x, batch.y, batch.mask
         problem = self.problem(network, batch, key=key)
         found = self.inference.solve(problem, key=key)
-        gradient = energy_gradient(network, x, found.activities, found.errors)
+        gradient = energy_gradient(network, x, found.activities, weighted(network, found.errors))
         theory = equilibrium(network, problem.at, y, mask=mask)
-        exact = energy_gradient(network, x, activities(problem.at, theory, y), theory.errors)
+        exact = energy_gradient(network, x, activities(problem.at, theory, y), weighted(network, theory.errors))
         factor = gradient_factor(self.gradient_scale, y)
         diagnostics = {
             "energy": energy(network, found.errors),

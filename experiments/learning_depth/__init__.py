@@ -35,7 +35,7 @@ from pcexp.config.composition import Refused
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
-from pcexp.energy import Batch, energy, energy_gradient, loss
+from pcexp.energy import Batch, energy, energy_gradient, loss, weighted
 from pcexp.evaluation import batch_layout, evaluate
 from pcexp.inference import AbstractInference, GradientDescent
 from pcexp.inference.base import InferenceProblem
@@ -103,7 +103,7 @@ class Seen(NamedTuple):
 def seen_by(solver: AbstractInference, network: Network, x: Float[Array, "..."], y: Float[Array, "d batch"]) -> Seen:
     """Gradient, energy and residual where a solver stops."""
     found = solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
-    gradient = energy_gradient(network, x, found.activities, found.errors)
+    gradient = energy_gradient(network, x, found.activities, weighted(network, found.errors))
     return Seen(gradient, energy(network, found.errors), found.residual)
 
 

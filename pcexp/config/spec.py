@@ -180,6 +180,12 @@ def spec(config: Mapping[str, Any], prefixes: Sequence[str] = (), who: Identity 
         raise SpecError(f"precision={parts['precision']!r}: valid is one of {', '.join(valid)}")
     for key in who.lanes[0].values:
         _varies(built, key)
+        if key == "seed":
+            continue
+        for value in sorted({lane.values[key] for lane in who.lanes} - {who.lanes[0].values[key]}):
+            node, head = json.loads(json.dumps(parts)), key.partition(".")[0]
+            insert(node, key, value)
+            build(node[head], head, allowed, partial=head == "optimiser")
     study = built["study"]
     if parts["precision"] not in study.precisions:
         raise SpecError(f"precision={parts['precision']}: this study takes {', '.join(study.precisions)}")
@@ -232,9 +238,14 @@ def _used_key(config: Mapping[str, Any], key: str) -> str | None:
     head, _, rest = key.partition(".")
     if head == "inference":
         key = f"learning.inference.{rest}"
-        own = (config.get("learning") or {}).get("inference")
-        if own is None or (rest not in own and rest in (config.get("inference") or {})):
+        own, chosen = (config.get("learning") or {}).get("inference"), config.get("inference") or {}
+        if rest in chosen and (own is None or rest not in own):
             return None
+        if own is None:
+            raise SpecError(
+                f"lanes.inference.{rest}: there is no key {rest}{suggestion(rest, chosen)}; valid there are "
+                + ", ".join(name for name in chosen if name != "_target_")
+            )
     node: Any = config
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:

@@ -42,8 +42,12 @@ class Split(NamedTuple):
 
     def flattened(self) -> "Split":
         """The same split with inputs (n, channels * height * width), channel first as in PyTorch."""
-        x = np.moveaxis(self.x, -1, 1) if self.x.ndim == 4 else self.x
-        return self._replace(x=np.ascontiguousarray(x).reshape(len(x), int(np.prod(x.shape[1:]))))
+
+        def flat(array: np.ndarray) -> np.ndarray:
+            first = np.moveaxis(array, -1, 1) if array.ndim == 4 else array
+            return np.ascontiguousarray(first).reshape(len(array), int(np.prod(array.shape[1:])))
+
+        return self._replace(x=flat(self.x), x_mask=None if self.x_mask is None else flat(self.x_mask))
 
 
 class Arrangement(NamedTuple):
@@ -63,9 +67,10 @@ class Arrangement(NamedTuple):
             return split
         if self.latents is not None:
             free = np.zeros((len(split.x), self.latents), np.float32)
-            return Split(free, split.x, None, free)
-        # A target that counts for nothing is one that is not known: below, it is free.
-        return Split(split.y, split.x, None, split.mask)
+            return Split(free, split.x, split.x_mask, free)
+        # A target that counts for nothing is one that is not known: below, it is free, and nothing is told of it.
+        below = split.y if split.mask is None else np.where(split.mask == 1, split.y, np.float32(1 / split.y.shape[1]))
+        return Split(below, split.x, split.x_mask, split.mask)
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

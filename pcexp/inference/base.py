@@ -20,7 +20,8 @@ STEPS, TOLERANCE, ENERGY, GIVEN_UP, NOT_FINITE = range(len(STOPPED_BY))
 class Equilibrium(eqx.Module):
     """Where a solver stopped, and why (an index of STOPPED_BY).
 
-    `energy` is F, averaged over the batch; `residual` the root mean square of dF_b/dz over free units and samples. `stats` has
+    `energy` is F, averaged over the batch; `residual` the root mean square of dF_b/dz over the units of layers
+    that have free ones (zero where they are clamped) and samples. `stats` has
     what one solver alone can say.
     """
 

@@ -56,5 +56,7 @@ class Beside(AbstractLearning):
         return sum(rule.forward_passes() for rule in self.rules)
 
     def check(self, model: Any) -> None:
+        if not isinstance(model, Networks) or len(model.members) != len(self.rules):
+            raise ValueError(f"{len(self.rules)} rules side by side need as many networks side by side")
         for rule, one in zip(self.rules, model.members, strict=True):
             rule.check(one)

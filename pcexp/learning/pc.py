@@ -14,7 +14,7 @@ from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient,
 from pcexp.model.network import Network
 from pcexp.model.pair import Pair
 from pcexp.model.segments import Precision
-from pcexp.problem import InferenceProblem
+from pcexp.problem import InferenceProblem, check_prior
 
 
 class AbstractPC(AbstractLearning):
@@ -29,6 +29,9 @@ class AbstractPC(AbstractLearning):
     start: AbstractStart = eqx.field(default=ForwardStart(), kw_only=True)
     input_precision: float = eqx.field(default=0.0, kw_only=True, static=True)
     infers_inputs = True
+
+    def __check_init__(self) -> None:
+        check_prior(self.input_precision)
 
     def problem(self, model: Any, batch: Batch, *, key: PRNGKeyArray | None) -> InferenceProblem:
         """The problem of one batch, started."""

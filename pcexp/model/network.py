@@ -6,6 +6,7 @@ Everything here is written for one example; batches enter by `jax.vmap` over the
 import abc
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable
 
 import equinox as eqx
@@ -49,7 +50,9 @@ class Network(AbstractModel):
     """Precisions p_1..p_L of the layers' errors in the energy; None where all are 1."""
 
     def __check_init__(self) -> None:
-        if self.precisions is not None and (len(self.precisions) != self.depth or min(self.precisions) < 0):
+        if self.precisions is not None and (
+            len(self.precisions) != self.depth or not all(0 <= p < math.inf for p in self.precisions)
+        ):
             raise ValueError(f"precisions={list(self.precisions)}: {self.depth} are needed, one a layer, none negative")
 
     def precisions_of(self, index: int) -> np.ndarray:

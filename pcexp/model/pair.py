@@ -21,6 +21,13 @@ class Pair(AbstractModel):
     def __check_init__(self) -> None:
         if self.generator.depth != self.amortiser.depth:
             raise ValueError(f"{self.generator.depth} layers up and {self.amortiser.depth} down: a pair has as many")
+        up, down = (
+            [s.weight.shape[1] for s in n.segments for _ in range(s.depth)] for n in (self.generator, self.amortiser)
+        )
+        if up[:-1] != down[-2::-1]:
+            raise ValueError(
+                f"hidden layers of {up[:-1]} units up and {down[:-1]} down: a pair has the same, in reverse"
+            )
 
     @property
     def stacks(self) -> tuple[AbstractSegment, ...]:

@@ -27,8 +27,8 @@ def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
     """
 
     def thin(lane: pl.DataFrame) -> pl.DataFrame:
-        if "test_accuracy" in lane.columns:
-            tested = pl.col("test_accuracy").is_not_null()
+        if "test_loss" in lane.columns:
+            tested = pl.col("test_loss").is_not_null()
             kinds = one_kind(lane.filter(~tested)), one_kind(lane.filter(tested))
             return pl.concat(kinds).sort("iteration", maintain_order=True)
         return one_kind(lane)

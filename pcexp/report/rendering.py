@@ -116,28 +116,37 @@ def main(arguments: Iterable[str] | None = None) -> None:
             f"pcexp: there are no runs of a study {name} under {source}; there are runs of {', '.join(known) or 'none'}"
         )
     console = Console(width=None if sys.stdout.isatty() else 160)
-    parts = []
-    # All studies are on the page; only those asked for are drawn again and printed.
+    parts, failed = [], False
+    # All studies are on the page, and of results/ all scales; only those asked for are drawn again and printed.
+    scales = [options.scale] if options.scale and not options.results else list(reversed(SCALES))
     for name in known:
-        chosen = not options.studies or name in options.studies
+        named = not options.studies or name in options.studies
         largest: str | None = None
-        for scale in [options.scale] if options.scale else reversed(SCALES):
+        for scale in scales:
+            chosen = named and options.scale in (None, scale)
             records = read_results(source, name, scale) if options.results else read_outputs(source, name, scale)
             if not len(records.asked):
                 continue
             try:
                 study = importlib.import_module(records.module)
             except ModuleNotFoundError as error:
-                if chosen and options.studies:
+                if named and options.studies:
                     sys.exit(f"pcexp: the study {name} is not at hand: {error}")
                 print(f"left out: the study {name} is not at hand: {error}")
                 break
-            judged = judge(study, records)
             # Plain names in results/NAME/ are those of the largest scale that has runs.
             largest = largest or scale
             folder = target / name if options.results else target / name / scale
             suffix = f"_{scale}" if options.results and scale != largest else ""
-            drawings = figures(study, records, folder, chosen, suffix)
+            try:
+                judged = judge(study, records)
+                drawings = figures(study, records, folder, chosen, suffix)
+            except Exception as error:
+                if options.results:  # a page that is committed loses no study
+                    raise
+                print(f"left out: claims or figures of {name} at {scale} failed with {type(error).__name__}: {error}")
+                failed = True
+                continue
             of_records = notes(source / name / "notes.md", scale)
             parts.append(Part(name, study.__doc__ or "", judged, drawings, records, of_records))
             if not chosen:
@@ -156,3 +165,5 @@ def main(arguments: Iterable[str] | None = None) -> None:
     if options.results:
         replace_bytes(target / "INDEX.md", index_markdown(parts).encode())
     print(f"page         {target / 'index.html'}")
+    if failed:
+        sys.exit(1)

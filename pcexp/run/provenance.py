@@ -12,6 +12,8 @@ import sys
 
 import jax
 
+from pcexp import __version__
+
 UNKNOWN = "unknown"
 PACKAGES = ("pcexp", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
 
@@ -85,6 +87,8 @@ def _git(folder: pathlib.Path, *arguments: str) -> str | None:
 
 
 def _version(package: str) -> str:
+    if package == "pcexp":
+        return __version__  # of the code that runs: the metadata are those of the last install
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed

@@ -117,8 +117,11 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
             spec(configs[cell], execution.targets, placed(who, own, asked.variant)) for cell, who in wanted.items()
         ]
         tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
+        models: dict[str, Any] = {}
         for cell in specs:
-            _check(cell)
+            shape = json.dumps([cell.science["network"], cell.science["parameterisation"]], sort_keys=True)
+            models[shape] = models[shape] if shape in models else _model(cell)
+            _check(cell, models[shape])
     except (SpecError, ValueError) as error:
         raise Refused(str(error)) from error
     blocks = {data: {block.name: list(block.figures) for block in there} for data, there in asked.blocks.items()}
@@ -213,16 +216,23 @@ def _about(cell: Spec) -> dict[str, Any]:
     }
 
 
-def _check(cell: Spec) -> None:
+def _model(cell: Spec) -> Any:
+    """Shapes of a cell's model, on data of made-up sizes: they do not matter to what is checked."""
+    shape = (8,) if cell.network.arrangement.flat else (64, 64, 3)
+    return jax.eval_shape(lambda: cell.network.build(cell.parameterisation, shape, 2, key=jr.key(0)))
+
+
+def _check(cell: Spec, model: Any) -> None:
     """Raise SpecError or ValueError where parts of a cell do not go together: before anything is compiled."""
     arrangement = cell.network.arrangement
-    shape = (8,) if arrangement.flat else (64, 64, 3)  # sizes of data do not matter here
-    model = jax.eval_shape(lambda: cell.network.build(cell.parameterisation, shape, 2, key=jr.key(0)))
     output = (model.generator if isinstance(model, Pair) else model).output.name
     if output not in cell.study.outputs:
         raise SpecError(f"output={output}: this study takes {', '.join(cell.study.outputs)}")
     if not cell.learns:
         return
+    own = getattr(cell.learning, "precision", cell.precision)
+    if (own == "float64") != (cell.precision == "float64"):
+        raise SpecError(f"learning.precision={own} and precision={cell.precision}: set precision alone")
     cell.learning.check(model)
     if arrangement.latents is not None and not cell.learning.infers_inputs:
         raise SpecError("network.latents are free inputs, and this rule infers none: choose learning=pc")

@@ -26,8 +26,8 @@ KINDS_DEFECTS = (
         "an amortiser without the scale of the gradient",
         "learning/hybrid.py",
         "factor = gradient_factor(self.gradient_scale, batch.y)",
-        'factor = gradient_factor("batch_sum", batch.y)',
-        (f"{HYBRID}[False]",),
+        "factor = 1.0",
+        (f"{HYBRID}[True]",),
     ),
     Defect(
         "classification that starts at the true label",
@@ -46,8 +46,8 @@ KINDS_DEFECTS = (
     Defect(
         "an unknown label that is clamped",
         "data/dataset.py",
-        "Split(split.y, split.x, None, split.mask)",
-        "Split(split.y, split.x)",
+        "Split(below, split.x, split.x_mask, split.mask)",
+        "Split(below, split.x)",
         ARRANGED,
     ),
     Defect("free inputs that training clamps", "train.py", "(data.mask, data.x_mask)", "(data.mask, None)", CLAMPED),

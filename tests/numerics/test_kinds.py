@@ -21,7 +21,7 @@ from pcexp.inference import (
     InferenceProblem,
     RandomStart,
 )
-from pcexp.learning import BP, PC, Hybrid
+from pcexp.learning import BP, PC, GradientScale, Hybrid
 from pcexp.model import FullyConnected, Network, Pair, Standard
 from pcexp.model.architecture import Hybrid as HybridNetwork
 from pcexp.train import Training, TrainingSet, advance, initial_state
@@ -79,7 +79,8 @@ def test_a_pairs_guess_is_the_amortisers_forward_pass_in_reverse(segment_size: i
 def test_hybrid_pc_descends_both_energies_at_the_activities_that_were_inferred_from_the_guess(free: bool) -> None:
     model, steps, beta, p = pair(), 4, 0.1, 0.5
     x_mask = jnp.zeros((K, B)) if free else None
-    rule = Hybrid(GradientDescent(beta, steps, form="activities"), "batch_mean", input_precision=p)
+    scale: GradientScale = "batch_sum" if free else "batch_mean"
+    rule = Hybrid(GradientDescent(beta, steps, form="activities"), scale, input_precision=p)
     out = jax.jit(lambda: rule.gradient(model, Batch(jnp.asarray(X), jnp.asarray(Y), None, x_mask)))()
 
     ups, downs = layers_of(model.generator), layers_of(model.amortiser)
@@ -110,7 +111,7 @@ def test_hybrid_pc_descends_both_energies_at_the_activities_that_were_inferred_f
     for network, exact in ((out.gradient.generator, exact_up), (out.gradient.amortiser, exact_down)):
         for mine, theirs in zip(layers_of(network), exact, strict=True):
             for a, b in zip(mine, theirs, strict=True):
-                np.testing.assert_allclose(a, b / B, rtol=1e-9, atol=1e-13)
+                np.testing.assert_allclose(a, b / (1 if free else B), rtol=1e-9, atol=1e-13)
 
 
 def test_a_random_start_has_the_scale_that_it_says_and_ends_at_the_same_equilibrium() -> None:
@@ -126,6 +127,14 @@ def test_a_random_start_has_the_scale_that_it_says_and_ends_at_the_same_equilibr
         assert bool(found.converged)
         for mine, theirs in zip(unstacked(found.activities), unstacked(exact.activities), strict=True):
             np.testing.assert_allclose(mine, theirs, atol=1e-8)
+
+
+def test_a_start_leaves_clamped_inputs_where_they_are() -> None:
+    x_mask = (draw.random((K, B)) > 0.5).astype(float)
+    problem = InferenceProblem.from_batch(generator(), Batch(jnp.asarray(X), jnp.asarray(Y), None, jnp.asarray(x_mask)))
+    z = np.asarray(RandomStart(1.0)(problem, None, key=jax.random.key(0)).start("activities")[0][0])
+    np.testing.assert_array_equal(z[x_mask == 1], X[x_mask == 1])
+    assert (z[x_mask == 0] != X[x_mask == 0]).all()
 
 
 def test_pc_starts_where_it_is_told_and_a_random_start_follows_the_key() -> None:
@@ -144,15 +153,15 @@ def split(x: np.ndarray = X, y: np.ndarray = Y, **more: Any) -> Split:
     return Split(np.asarray(x.T, np.float32), np.asarray(y.T, np.float32), **more)
 
 
-@pytest.mark.parametrize("examples", [3, 1000])
-def test_inference_of_the_label_is_the_least_squares_answer_of_a_linear_generator(examples: int) -> None:
+@pytest.mark.parametrize(("examples", "p"), [(3, 0.0), (1000, 0.7)])
+def test_inference_of_the_label_is_the_least_squares_answer_of_a_linear_generator(examples: int, p: float) -> None:
     network = generator("linear", n_hidden=1)
     (w1, b1), (w2, b2) = layers_of(network)
     y = np.asarray(split().y.T, float)
     s = np.linalg.inv(np.eye(D) + w2 @ w2.T)
     g, r = w2 @ w1, y - (w2 @ b1 + b2)[:, None]
-    below = np.linalg.solve(g.T @ s @ g, g.T @ s @ r)
-    found = evaluate(network, split(), ByInference(ClosedForm(), top=2), examples=examples)
+    below = np.linalg.solve(g.T @ s @ g + p * np.eye(K), g.T @ s @ r + p / K)
+    found = evaluate(network, split(), ByInference(ClosedForm(), input_precision=p, top=2), examples=examples)
     order = np.argsort(-below, axis=0)
     assert found["accuracy"] == pytest.approx(np.mean(order[0] == LABELS))
     assert found["accuracy_top_2"] == pytest.approx(np.mean(np.any(order[:2] == LABELS, axis=0)))
@@ -206,13 +215,14 @@ def test_data_are_arranged_as_a_network_takes_them() -> None:
     images, targets = draw.normal(size=(4, 2, 2, 3)).astype(np.float32), np.eye(4, K, dtype=np.float32)
     known = np.ones_like(targets)
     known[1] = 0
+    hidden = np.where(known == 1, targets, np.float32(1 / K))
     one = Split(images, targets, known)
     data = Dataset("made up", one, one, one, "", "")
     flat = np.moveaxis(images, -1, 1).reshape(4, -1)
     for arrangement, (x, y, mask, x_mask) in {
         Arrangement(flat=False): (images, targets, known, None),
         Arrangement(): (flat, targets, known, None),
-        Arrangement(generative=True): (targets, flat, None, known),  # a label that is not known is free
+        Arrangement(generative=True): (hidden, flat, None, known),  # a label that is not known is free, and not told
         Arrangement(generative=True, latents=2): (np.zeros((4, 2)), flat, None, np.zeros((4, 2))),
     }.items():
         for found, expected in zip(data.arranged(arrangement).test, (x, y, mask, x_mask), strict=True):
@@ -252,5 +262,14 @@ def test_a_rule_for_one_network_refuses_a_pair_and_the_other_way_round() -> None
         HybridNetwork(FullyConnected(N, 1, "tanh"))
     with pytest.raises(ValueError, match="latents=2"):
         FullyConnected(N, 1, "tanh", latents=2)
+    for rule in (
+        lambda p: PC(GradientDescent(0.1, 1), "batch_mean", input_precision=p),
+        lambda p: ByInference(ClosedForm(), p),
+    ):
+        for precision in (-1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="input_precision="):
+                rule(precision)
+    with pytest.raises(ValueError, match="a pair has the same, in reverse"):
+        Pair(generator(), FullyConnected(N + 1, 3, "tanh").build(Standard(), (D,), K, key=jax.random.key(0)))
     with pytest.raises(ValueError, match="4 layers up and 3 down"):
         dataclasses.replace(pair(), amortiser=generator(n_hidden=2))
