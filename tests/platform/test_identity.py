@@ -18,8 +18,8 @@ EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.y
 BASE = quick.composed()
 LEAVES = sorted(key for key, _ in flat({key: BASE[key] for key in SCIENCE}))
 OTHER = {
-    "precision": "float64",
-    "learning.precision": "float64",
+    "precision": "bfloat16",
+    "learning.precision": "bfloat16",
     "network.premultipliers": "forward_pass",
     "learning.inference.form": "activities",
     "learning.gradient_scale": "batch_mean",

@@ -222,9 +222,9 @@ def test_a_study_that_does_not_train_refuses_bfloat16_before_anything_is_compile
 
 def test_thinning_keeps_every_row_of_the_test_set() -> None:
     losses = [{"cell": "c", "lane": "l", "iteration": t, "loss": 1.0 / (t + 1)} for t in range(500)]
-    tests = [{"cell": "c", "lane": "l", "iteration": t, "test_accuracy": t / 500} for t in range(0, 501, 25)]
+    tests = [{"cell": "c", "lane": "l", "iteration": t, "test_loss": t / 500} for t in range(0, 501, 25)]
     kept = thinned(pl.DataFrame(losses + tests, infer_schema_length=None))
-    assert sorted(kept.drop_nulls("test_accuracy")["iteration"]) == [row["iteration"] for row in tests]
+    assert sorted(kept.drop_nulls("test_loss")["iteration"]) == [row["iteration"] for row in tests]
     assert 30 < len(kept.drop_nulls("loss")) <= 60
     assert kept["iteration"].is_sorted()
 
