@@ -198,9 +198,15 @@ class Cell:
         self._places: dict[str, list[int]] = {}
         self._known_to = 0
 
-    def rows(self, lane: str, without: str | None = None) -> dict[str, np.ndarray]:
-        """Rows of one lane that lack the column `without`, one array a column, sorted by iteration."""
-        lines = [row for row in self.lines(lane) if without not in row]
+    def rows(self, lane: str, *, measured: bool = False) -> dict[str, np.ndarray]:
+        """Rows of one lane, one array a column, sorted by iteration; if `measured`, those of the test split are left out."""
+        # They have nothing but test_ columns; a study may measure one of such a name among others.
+        kept = ("lane", "iteration")
+        lines = [
+            row
+            for row in self.lines(lane)
+            if not measured or any(name not in kept and not name.startswith("test_") for name in row)
+        ]
         return {name: np.array([row[name] for row in lines]) for name in (lines[0] if lines else {}) if name != "lane"}
 
 

@@ -27,8 +27,9 @@ def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
     """
 
     def thin(lane: pl.DataFrame) -> pl.DataFrame:
-        if "test_loss" in lane.columns:
-            tested = pl.col("test_loss").is_not_null()
+        measured = [n for n in lane.columns if n not in ("cell", "lane", "iteration") and not n.startswith("test_")]
+        if measured and any(name.startswith("test_") for name in lane.columns):
+            tested = pl.all_horizontal(pl.col(measured).is_null())
             kinds = one_kind(lane.filter(~tested)), one_kind(lane.filter(tested))
             return pl.concat(kinds).sort("iteration", maintain_order=True)
         return one_kind(lane)

@@ -284,7 +284,7 @@ class LaneTraining:
         iteration = int(state.iteration)
         if self.test_every is not None:
             self.cell.append([{"lane": lane.name, "iteration": iteration, **(found or {})}])
-        rows = self.cell.rows(lane.name, without="test_loss")
+        rows = self.cell.rows(lane.name, measured=True)
         summary: dict[str, Any] = {}
         if found is not None:
             summary |= {"iterations": iteration, "iterations_allowed": self.total, **found}
