@@ -1,15 +1,13 @@
 """The gradient flow of the activities against scipy's integrator on gradients written by hand."""
 
 import by_hand
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from solving import solved
 
-from pcexp.energy import Batch
-from pcexp.inference import ODE, InferenceProblem
+from pcexp.inference import ODE
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.parameterisation import NTK
 
@@ -43,16 +41,6 @@ def flowed(net, x, y, horizon, rate=1.0):
 
     found = solve_ivp(slope, (0, horizon), np.stack(start[:-1]).ravel(), method="DOP853", rtol=1e-12, atol=1e-13)
     return [*found.y[:, -1].reshape(shape), y]
-
-
-@eqx.filter_jit
-def solve(solver, network, x, y):
-    return solver.solve(InferenceProblem.from_batch(network, Batch(x, y)))
-
-
-def solved(solver, network, x, y):
-    traced = jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, float) else leaf, solver)
-    return solve(traced, network, jnp.asarray(x), jnp.asarray(y))
 
 
 def distance(found, expected):

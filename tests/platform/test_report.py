@@ -193,6 +193,26 @@ def test_a_report_of_several_scales_and_of_committed_results(outputs: Path, cell
     assert images == [f"{quick.STUDY}/{p.name}" for p in (tmp_path / "results" / quick.STUDY).glob("fig_*.png")] != []
 
 
+def test_a_report_of_one_scale_of_results_leaves_the_page_and_the_figures_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(quick.CONF.parent / "results" / "forward_pass", tmp_path / "forward_pass")
+    drawn: list[tuple[str, bool, str]] = []
+
+    def figures(_: object, records: Records, folder: Path, chosen: bool, suffix: str) -> list[Drawing]:
+        drawn.append((records.scale, chosen, suffix))
+        return []
+
+    monkeypatch.setattr(report, "figures", figures)
+    report.main(["forward_pass", "--results", str(tmp_path), "--scale", "small"])
+    assert sorted(drawn) == [
+        ("small", True, "_small"),
+        ("thesis", False, ""),
+    ]  # plain names are those of the largest scale
+    index = (tmp_path / "INDEX.md").read_text()
+    assert "| forward_pass | thesis |" in index and "| forward_pass | small |" in index
+
+
 def test_a_report_of_a_study_that_does_not_exist_lists_those_that_do(outputs: Path, cells: list[Spec]) -> None:
     made_up.written(outputs, cells[:1], "small")
     with pytest.raises(SystemExit, match=r"study saddle_escap\b.*\bsaddle_escape\b"):
