@@ -14,8 +14,8 @@
         lanes:                       # numbers that vary inside a cell
           optimiser.learning_rate: [0.1, 0.01]
 
-One value stands for a list of one; a mapping {smoke: .., small: .., thesis: ..} holds the values by scale. A block without
-`data` and `also` runs on any data set.
+One value stands for a list of one; a mapping {smoke: .., small: .., thesis: ..} holds the values by scale, and one such as
+{mnist: .., others: ..} those by data set. A block without `data` and `also` runs on any data set.
 """
 
 import itertools
@@ -119,10 +119,10 @@ def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
             if part is not entry:
                 _known(part, BLOCK[2:], "common")
             if _runs_on(part, data, named):
-                for keys, rows in _axes(part.get("cells") or {}, scale, f"{name}.cells").items():
+                for keys, rows in _axes(part.get("cells") or {}, scale, data, f"{name}.cells").items():
                     # An axis takes the place of those before it, of `common` or of an anchor, that it shares a key with.
                     cells = {other: kept for other, kept in cells.items() if not set(keys) & set(other)} | {keys: rows}
-                lanes |= _axes(part.get("lanes") or {}, scale, f"{name}.lanes")
+                lanes |= _axes(part.get("lanes") or {}, scale, data, f"{name}.lanes")
         if all(len(rows) for rows in cells.values()):
             figures = tuple(map(str, _listed(entry, "figures")))
             values = {keys[0]: tuple(row[0] for row in rows) for keys, rows in lanes.items()}
@@ -175,21 +175,15 @@ def with_lanes(found: Sequence[Block], key: str, values: Sequence[float | int]) 
     return [changed(block) for block in found]
 
 
-def _axes(node: Any, scale: str, path: str) -> Axes:
-    """Axes of a block at a scale. Raises GridError."""
+def _axes(node: Any, scale: str, data: str, path: str) -> Axes:
+    """Axes of a block at a scale and on a data set. Raises GridError."""
     if not isinstance(node, Mapping):
         raise GridError(f"grid, {path}: a mapping of keys to values is needed, not {node!r}")
     found: Axes = {}
     for text, value in node.items():
         keys = tuple(part.strip() for part in str(text).split(","))
-        if isinstance(value, Mapping):
-            if not value or not set(value) <= set(SCALES):
-                raise GridError(
-                    f"grid, {path}.{text}: values by scale have the keys {', '.join(SCALES)}, not {list(value)}"
-                )
-            if scale not in value:
-                raise GridError(f"grid, {path}.{text}: there is nothing for scale={scale}")
-            value = value[scale]
+        while isinstance(value, Mapping):
+            value = _chosen(value, scale, data, f"{path}.{text}")
         options = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         if len(keys) > 1 and options and not isinstance(options[0], Sequence):
             options = [options]
@@ -198,6 +192,22 @@ def _axes(node: Any, scale: str, path: str) -> Axes:
             raise GridError(f"grid, {path}.{text}: every row needs {len(keys)} values")
         found[keys] = rows
     return found
+
+
+def _chosen(value: Mapping[str, Any], scale: str, data: str, path: str) -> Any:
+    """What a mapping by scale or by data set holds for these. Raises GridError."""
+    if set(value) & set(SCALES):
+        if not set(value) <= set(SCALES):
+            raise GridError(f"grid, {path}: values by scale have the keys {', '.join(SCALES)}, not {list(value)}")
+        if scale not in value:
+            raise GridError(f"grid, {path}: there is nothing for scale={scale}")
+        return value[scale]
+    if data not in value and OTHERS not in value:
+        raise GridError(
+            f"grid, {path}: there is nothing for scale={scale} and data={data}; values go by scale ({', '.join(SCALES)}) "
+            f"or by data set (names, {OTHERS}), not by {list(value)}"
+        )
+    return value.get(data, value.get(OTHERS))
 
 
 def _entries(node: Any, name: str) -> list[Mapping[str, Any]]:

@@ -103,6 +103,22 @@ def test_other_values_take_the_place_of_what_is_there_in_every_block() -> None:
     assert {values["training.epochs"] for _, values, _ in cells(grid.asked(blocks(), "training.epochs", [7]))} == {7}
 
 
+@pytest.mark.parametrize(
+    ("data", "scale", "steps"), [("mnist", "small", 5), ("mnist", "thesis", 9), ("digits", "thesis", 7)]
+)
+def test_a_value_may_go_by_data_set_and_by_scale_within_it_or_the_other_way_round(
+    data: str, scale: str, steps: int
+) -> None:
+    for text in (
+        "{mnist: {small: 5, thesis: 9}, others: 7}",
+        "{small: {mnist: 5, others: 7}, thesis: {mnist: 9, others: 7}}",
+    ):
+        for part in ("cells", "lanes"):
+            (found,) = grid.blocks([{"block": "a", part: {"steps": yaml.safe_load(text)}}], None, scale, data)
+            ((values, lanes),) = found.configurations()
+            assert values | lanes == {"steps": steps if part == "cells" else (steps,)}
+
+
 def test_lane_values_of_the_command_replace_an_axis_where_it_is_and_seeds_everywhere() -> None:
     width, depth = grid.with_lanes(blocks(), "optimiser.learning_rate", [0.5])
     assert depth.lanes["optimiser.learning_rate"] == (0.5,) and "optimiser.learning_rate" not in width.lanes
@@ -121,6 +137,8 @@ def test_lane_values_of_the_command_replace_an_axis_where_it_is_and_seeds_everyw
         ("[{block: a, cells: {'x, y': [[1, 2, 3]]}}]", "every row needs 2 values"),
         ("[{block: a, cells: {x: {smoke: 1, huge: 2}}}]", "smoke, small, thesis"),
         ("[{block: a, cells: {x: {smoke: 1}}}]", "nothing for scale=small"),
+        ("[{block: a, cells: {x: {mnist: 1, small: 2}}}]", "smoke, small, thesis, not"),
+        ("[{block: a, cells: {x: {mnist: 1}}}]", "nothing for scale=small and data=digits; values go by scale"),
         ("[{block: a, cells: [x]}]", "a mapping of keys to values"),
     ],
 )
