@@ -5,15 +5,14 @@ matplotlib is imported when the first figure is drawn: a run needs none, and stu
 
 import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 else:
-    Axes = Figure = Line2D = Any
+    Axes = Figure = Any
 
 COLOURS = {
     "pc": "#c1272d",
@@ -71,11 +70,27 @@ def written(label: str) -> str:
     return NAMES.get(label, label)
 
 
-def panels(rows: int, columns: int, title: str, width: float = 3.0, height: float = 2.4) -> tuple[Figure, Any]:
-    """A grid of panels (always a 2-D array of axes) under one title; width and height of a panel in inches."""
+def panels(
+    rows: int,
+    columns: int,
+    title: str,
+    x: str = "",
+    y: str | Sequence[str] = "",
+    *,
+    width: float = 3.0,
+    height: float = 2.4,
+) -> tuple[Figure, Any]:
+    """A grid of panels (always a 2-D array of axes) under one title; width and height of a panel in inches.
+
+    `x` is written below the last row, and `y` left of the first column, one for all rows or each its own.
+    """
     size = (width * columns + 0.4, height * rows + 0.6)
     figure, axes = pyplot().subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     figure.suptitle(title, fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel(x)
+    for axis, label in zip(axes[:, 0], [y] * rows if isinstance(y, str) else y, strict=True):
+        axis.set_ylabel(label)
     return figure, axes
 
 
@@ -116,14 +131,12 @@ def outer_labels(axes: Any, x: str, y: str) -> None:
         axis.set_ylabel(y)
 
 
-def mark(label: str, colour: Any = GREY, **style: Any) -> Line2D:
+def mark(label: str, colour: Any = GREY, **style: Any) -> Any:
     """A line or a marker, for a legend."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=colour, label=label, **style)
+    return pyplot().Line2D([], [], color=colour, label=label, **style)
 
 
-def dots(label: str, colour: Any = GREY, marker: str = "o", ms: float = 4, **style: Any) -> Line2D:
+def dots(label: str, colour: Any = GREY, marker: str = "o", ms: float = 4, **style: Any) -> Any:
     """A marker without a line, for a legend."""
     return mark(label, colour, marker=marker, ls="", ms=ms, **style)
 
@@ -135,15 +148,16 @@ def patch(label: str, colour: Any, **style: Any) -> Any:
     return Patch(color=colour, label=label, **style)
 
 
-def diverged() -> Line2D:
+def diverged() -> Any:
     """The mark of runs that diverged, for a legend."""
     return dots("diverged", marker="x", ms=5)
 
 
-def legend(figure: Figure, handles: Iterable[Any], columns: int = 6) -> None:
-    """One legend below all panels, in so many columns at most."""
+def legend(figure: Figure, handles: Iterable[Any], columns: int = 6) -> Figure:
+    """The figure with one legend below all panels, in so many columns at most."""
     shown = list(handles)
     figure.legend(handles=shown, loc="outside lower center", ncols=min(len(shown), columns))
+    return figure
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
