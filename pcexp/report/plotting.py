@@ -123,14 +123,6 @@ def note(axis: Axes, text: str) -> None:
     )
 
 
-def outer_labels(axes: Any, x: str, y: str) -> None:
-    """Labels on the outer panels of a grid: below the last row, left of the first column."""
-    for axis in axes[-1]:
-        axis.set_xlabel(x)
-    for axis in axes[:, 0]:
-        axis.set_ylabel(y)
-
-
 def mark(label: str, colour: Any = GREY, **style: Any) -> Any:
     """A line or a marker, for a legend."""
     return pyplot().Line2D([], [], color=colour, label=label, **style)
