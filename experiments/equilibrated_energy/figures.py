@@ -1,6 +1,6 @@
 """Energies where inference stopped against F*, the gap by horizon, and two trainings side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,14 @@ def _level(t: np.ndarray, run: Run, name: str) -> np.ndarray:
     return np.full(len(t), max(value, ROUND_OFF))
 
 
-def _depths(*runs: Sequence[Run]) -> list[int]:
-    return sorted({n_hidden_of(run) for found in runs for run in found}) or [2, 5, 10]
+def _by_depth(
+    title: str, runs: Iterable[Sequence[Run]], labels: Sequence[str]
+) -> tuple[plotting.Figure, dict[int, Any]]:
+    """A figure with a column of three panels a depth."""
+    depths = sorted({n_hidden_of(run) for found in runs for run in found}) or [2, 5, 10]
+    width = 3.0 if len(depths) > 1 else 5.0
+    figure, axes = plotting.panels(3, len(depths), title, "training iteration", labels, width=width)
+    return figure, dict(zip(depths, axes.T, strict=True))
 
 
 def _both(panel: Any, protocol: str, t: np.ndarray, energy: np.ndarray, theory: np.ndarray) -> None:
@@ -52,10 +58,8 @@ def _legend(figure: plotting.Figure, theory: str, levels: str, columns: int) -> 
 def _energies(records: Records, optimiser: str, title: str) -> plotting.Figure:
     """Rows: energies by either inference, and their gap; columns: depths. One line a seed."""
     runs = {p: of.at_the_longest(runs_of(select(records, "energy", p, optimiser))) for p in PROTOCOLS}
-    depths = _depths(*runs.values())
-    labels, width = ("energy", "energy", "|F / F* - 1|"), 3.0 if len(depths) > 1 else 5.0
-    figure, axes = plotting.panels(3, len(depths), title, "training iteration", labels, width=width)
-    for depth, (*energies, gaps) in zip(depths, axes.T, strict=True):
+    figure, columns = _by_depth(title, runs.values(), ("energy", "energy", "|F / F* - 1|"))
+    for depth, (*energies, gaps) in columns.items():
         total = 0
         for axis, protocol in zip(energies, PROTOCOLS, strict=True):
             here = [run for run in runs[protocol] if n_hidden_of(run) == depth]
@@ -72,7 +76,7 @@ def _energies(records: Records, optimiser: str, title: str) -> plotting.Figure:
             gaps.axhline(level, color="#777777", lw=0.7, ls=":")
         gaps.set_title(f"both, H = {depth}", loc="left")
         plotting.caption(gaps, records.about, total)
-    return _legend(figure, "theory F*", f"{of.CLOSE:g} and {of.EXACT:g}", len(depths))
+    return _legend(figure, "theory F*", f"{of.CLOSE:g} and {of.EXACT:g}", len(columns))
 
 
 def figure_4_1(records: Records) -> plotting.Figure:
@@ -152,12 +156,10 @@ def figure_d_5(records: Records) -> plotting.Figure:
 def figure_beside(records: Records) -> plotting.Figure:
     """Training by inference beside training on F*: how far F* and the weights are apart. One line a seed."""
     runs = {protocol: runs_of(select(records, "beside", protocol)) for protocol in PROTOCOLS}
-    depths = _depths(*runs.values())
     title = "Training by inference beside training on F*: same start, same batches (Adam)"
     labels = "F* at the weights", "difference of F*, relative", "difference of weights\nover movement"
-    width = 3.0 if len(depths) > 1 else 5.0
-    figure, axes = plotting.panels(3, len(depths), title, "training iteration", labels, width=width)
-    for depth, (energies, drifts, differences) in zip(depths, axes.T, strict=True):
+    figure, columns = _by_depth(title, runs.values(), labels)
+    for depth, (energies, drifts, differences) in columns.items():
         lines = [(p, run) for p in PROTOCOLS for run in runs[p] if n_hidden_of(run) == depth]
         for protocol, run in lines:
             colour = COLOURS[protocol]
@@ -173,7 +175,7 @@ def figure_beside(records: Records) -> plotting.Figure:
         for axis in (drifts, differences):
             axis.set_ylim(ROUND_OFF / 3, 30)
             axis.axhline(of.EXACT, color="#777777", lw=0.7, ls=":")
-    return _legend(figure, "trained on F*", f"{of.EXACT:g}", len(depths))
+    return _legend(figure, "trained on F*", f"{of.EXACT:g}", len(columns))
 
 
 FIGURES = {

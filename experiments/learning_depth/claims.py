@@ -187,33 +187,25 @@ def _aligned(row: str, statement: str, expected: str, holds: Callable[[float], b
 
 CLAIMS = (
     Claim(
-        "start",
-        "published: at most 4 layers get a gradient above float32 round-off, at the start and at the end",
+        "start", "published: at most 4 layers get a gradient above float32 round-off, at the start and at the end",
         _each(
-            PUBLISHED,
-            "layers above round-off <= 4",
-            lambda run: max(run["start_above"], run["end_above"]),
-            lambda n, _: n <= 4,
+            PUBLISHED, "layers above round-off <= 4",
+            lambda run: max(run["start_above"], run["end_above"]), lambda n, _: n <= 4,
         ),
     ),
     Claim(
-        "grid",
-        "published: inference closes less than a tenth of the energy gap at the start",
+        "grid", "published: inference closes less than a tenth of the energy gap at the start",
         _each(PUBLISHED, "closed fraction < 0.1", lambda run: run["start_closed"], lambda part, _: part < 0.1),
     ),
     _moves("published: at most the top 5 layers move", PUBLISHED, 5),
     _accuracy("published: as accurate as BP on the last k layers alone, at the same rates", PUBLISHED, LAST_K),
     _accuracy(
-        "published: less accurate than BP on all layers at its best rate",
-        PUBLISHED,
-        expected="difference < 0 points",
-        holds=lambda points: points < 0,
+        "published: less accurate than BP on all layers at its best rate", PUBLISHED,
+        expected="difference < 0 points", holds=lambda points: points < 0,
     ),
     _accuracy(
         "exact gradients alone change nothing: deviations at the published rates are as accurate as activities",
-        DEVIATIONS,
-        PUBLISHED,
-        figure="eps",
+        DEVIATIONS, PUBLISHED, figure="eps",
     ),
     _moves("exact gradients, eps near 0 and eta = 0.01: every layer moves", EXACT),
     _accuracy("exact gradients and eps near 0: as accurate as BP, each at its best rate", BEST_EXACT, figure="eps"),
@@ -221,24 +213,17 @@ CLAIMS = (
     _aligned("end", "trained at equilibrium, PC's gradient leaves BP's direction", "<= 0.8", lambda c: c <= 0.8),
     _accuracy(
         "trained at equilibrium, up to 8 hidden layers: as accurate as BP, each at its best rate",
-        EQUILIBRIUM,
-        sizes=lambda size: size.n_hidden <= 8,
+        EQUILIBRIUM, sizes=lambda size: size.n_hidden <= 8,
     ),
     _accuracy(
-        "trained at equilibrium, 32 hidden layers and more: less accurate than BP, each at its best rate",
-        EQUILIBRIUM,
-        expected="difference < -1 point",
-        holds=lambda points: points < -1,
-        sizes=lambda size: size.n_hidden >= 32,
+        "trained at equilibrium, 32 hidden layers and more: less accurate than BP, each at its best rate", EQUILIBRIUM,
+        expected="difference < -1 point", holds=lambda points: points < -1, sizes=lambda size: size.n_hidden >= 32,
     ),
     _moves("beta = 0.25 and T = 4 H: every layer moves", FAR),
     _accuracy(
-        "beta = 0.25 and T = 4 H: more accurate than as published",
-        FAR,
-        PUBLISHED,
-        "difference > 1 point",
-        lambda points: points > 1,
+        "beta = 0.25 and T = 4 H: more accurate than as published", FAR, PUBLISHED,
+        expected="difference > 1 point", holds=lambda points: points > 1,
     ),
     _accuracy("beta = 0.25 and T = 4 H: as accurate as BP, each at its best rate", FAR),
     Claim("movement", "some rule trains 100 layers and more, all of them, with PC's own gradient", _all_of_a_hundred),
-)
+)  # fmt: skip

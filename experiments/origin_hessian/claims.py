@@ -144,49 +144,33 @@ def _at_the_saddle(figure: str, h: int) -> Iterator[Claim]:
 
 CLAIMS = (
     _each(
-        "4.4",
-        f"4.3, 4.4, B.2: Hessians at the origin in closed form (Eqs 4.6, 4.8) {AUTODIFF}",
-        f"{OF_AN_ENTRY} {EXACT:g}",
-        below(EXACT, *CLOSED, "outside"),
+        "4.4", f"4.3, 4.4, B.2: Hessians at the origin in closed form (Eqs 4.6, 4.8) {AUTODIFF}",
+        f"{OF_AN_ENTRY} {EXACT:g}", below(EXACT, *CLOSED, "outside"),
     ),
     _each("4.4", "4.3, 4.4, B.2: so are their spectra", OF_AN_EIGENVALUE, below(EXACT, *SAME_SPECTRA)),
     _each(
-        "4.4",
-        "T = 50 unrolled steps give Eq. 4.8 with its block of W_L times 1 - (1 - beta)^(2T)",
-        f"{OF_AN_ENTRY} {FACTOR:g}",
-        below(FACTOR, "unrolled_50_block_difference"),
+        "4.4", "T = 50 unrolled steps give Eq. 4.8 with its block of W_L times 1 - (1 - beta)^(2T)",
+        f"{OF_AN_ENTRY} {FACTOR:g}", below(FACTOR, "unrolled_50_block_difference"),
     ),
     _each(
-        "4.4",
-        "T = 60 unrolled steps give Eq. 4.8",
-        f"{OF_AN_ENTRY} {UNROLLED:g} of the largest",
-        below(UNROLLED, "unrolled_60_relative"),
+        "4.4", "T = 60 unrolled steps give Eq. 4.8",
+        f"{OF_AN_ENTRY} {UNROLLED:g} of the largest", below(UNROLLED, "unrolled_60_relative"),
     ),
     _each(
-        "4.4",
-        "theorem 3.2: for H > 1 the spectrum of F* is minus eig(Sigma_yy), each N times, and zeros",
-        OF_AN_EIGENVALUE,
-        below(EXACT, "theorem_difference"),
-        lambda h: h > 1,
+        "4.4", "theorem 3.2: for H > 1 the spectrum of F* is minus eig(Sigma_yy), each N times, and zeros",
+        OF_AN_EIGENVALUE, below(EXACT, "theorem_difference"), lambda h: h > 1,
     ),
-    _each(
-        "4.4", "the origin is a strict saddle of F* for all H", STRICT, below(NEGATIVE, "numeric_equilibrated_lowest")
-    ),
+    _each("4.4", "the origin is a strict saddle of F* for all H", STRICT, below(NEGATIVE, "numeric_equilibrated_lowest")),
     _each("4.4", "of the loss for H = 1", STRICT, below(NEGATIVE, "numeric_loss_lowest"), lambda h: h == 1),
     _each("4.4", "and not for H > 1: the Hessian of the loss is null", NULL, _null, lambda h: h > 1),
     _each(
-        "orders",
-        "from the origin, along a generic ray, the loss changes as d^(H+1) and F* as d^2",
-        f"slopes within {ORDER:g} of H + 1 and 2",
-        _order,
+        "orders", "from the origin, along a generic ray, the loss changes as d^(H+1) and F* as d^2",
+        f"slopes within {ORDER:g} of H + 1 and 2", _order,
     ),
     *_at_the_saddle("B.3", 3),
     *_at_the_saddle("B.4", 4),
     _each(
-        "orders",
-        "from the saddle of rank zero the loss changes as d^H and F* as d^2",
-        f"slopes within {ORDER:g} of H and 2",
-        _order,
-        arms=("saddle",),
+        "orders", "from the saddle of rank zero the loss changes as d^H and F* as d^2",
+        f"slopes within {ORDER:g} of H and 2", _order, arms=("saddle",),
     ),
-)
+)  # fmt: skip

@@ -24,10 +24,8 @@ COLOURS = {
     "theory": "#000000",
 }
 """Colour of each learning rule and parameterisation, the same in every figure."""
-
 NAMES = {"pc": "PC", "bp": "BP", "mupc": "muPC", "ntk": "NTK", "relu": "ReLU"}
 """How labels are written for people where that is not the label itself."""
-
 GREY = "#555555"
 """What is of no rule and no parameterisation."""
 
@@ -135,9 +133,7 @@ def dots(label: str, colour: Any = GREY, marker: str = "o", ms: float = 4, **sty
 
 def patch(label: str, colour: Any, **style: Any) -> Any:
     """A filled area, for a legend."""
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour, label=label, **style)
+    return pyplot().Rectangle((0, 0), 1, 1, color=colour, label=label, **style)
 
 
 def diverged() -> Any:
