@@ -68,8 +68,11 @@ def _energies(records: Records, optimiser: str, title: str) -> plotting.Figure:
                 _both(axis, protocol, t, energy, theory)
                 shown = _gap(energy, theory) if protocol == "published" else _level(t, run, "largest_gap")
                 gaps.plot(t, shown, color=COLOURS[protocol], lw=0.8, alpha=0.8)
+            if not here:
+                plotting.note(axis, "no runs yet")
             axis.set_yscale("log")
-            plotting.dress(axis, records.about, len(here), f"{protocol}, H = {depth}")
+            axis.set_title(f"{protocol}, H = {depth}", loc="left")
+            plotting.caption(axis, records.about, len(here))
             total += len(here)
         gaps.set(yscale="log", ylim=(ROUND_OFF / 3, 30))
         for level in (of.CLOSE, of.EXACT):
