@@ -24,8 +24,8 @@ n_hidden steps an error k layers below the output is of order beta^k, so its low
 """
 
 import dataclasses
+import itertools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -44,7 +44,6 @@ from pcexp.learning import Beside, Networks
 from pcexp.model.network import Network
 from pcexp.report import claims, plotting
 from pcexp.report.claims import Case, Claim, Records, Run, Verdict, ended, missing, rule
-from pcexp.report.plotting import Figure
 from pcexp.run.cost import training
 from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
@@ -96,12 +95,12 @@ def hidden_rate(
     """The optimiser with its updates of weight matrices 2..L-1 multiplied by a factor, one for each network."""
 
     def scaled(updates: Networks, _: Any = None) -> Networks:
-        return Networks(tuple(one(*pair) for pair in zip(updates.members, factors, strict=True)))
-
-    def one(network: Network, factor: Float[Array, ""]) -> Network:
-        first, *hidden, last = network.segments
-        hidden = [eqx.tree_at(lambda s: s.weight, s, factor * s.weight) for s in hidden]
-        return Network((first, *hidden, last))
+        members = []
+        for network, factor in zip(updates.members, factors, strict=True):
+            first, *hidden, last = network.segments
+            hidden = [eqx.tree_at(lambda s: s.weight, s, factor * s.weight) for s in hidden]
+            members.append(Network((first, *hidden, last)))
+        return Networks(tuple(members))
 
     return optax.chain(optimiser(), optax.stateless(scaled))
 
@@ -135,22 +134,18 @@ def movement(network: Network, start: Network, x: Float[Array, "d_in batch"]) ->
 # Claims
 
 ACTIVATIONS = ("linear", "tanh", "relu")
-
-
-def size_of(run: Run, axis: str) -> int:
-    """Width N, or depth L."""
-    return claims.width_of(run) if axis == "width" else claims.n_hidden_of(run) + 1
+SIZES: Mapping[str, Callable[[Run], int]] = {"width": claims.width_of, "depth": lambda run: claims.n_hidden_of(run) + 1}
+"""Width N, and depth L."""
 
 
 def arm(records: Records, axis: str) -> list[Run]:
     """Runs that ended on one arm of the grid, smallest first."""
-    other = "depth" if axis == "width" else "width"
-    return claims.arm_of_an_l(ended(records), lambda run: size_of(run, axis), lambda run: size_of(run, other))
+    return claims.arm_of_an_l(ended(records), SIZES[axis], SIZES["depth" if axis == "width" else "width"])
 
 
 def slope(runs: Sequence[Run], axis: str, column: str) -> float:
     """Log-log slope of a column against a size; NaN with fewer than three sizes, or where nothing moved."""
-    points = [(size_of(run, axis), run[column]) for run in runs if run["outcome"] == "done"]
+    points = [(SIZES[axis](run), run[column]) for run in runs if run["outcome"] == "done"]
     if len({size for size, _ in points}) < 3 or min(y for _, y in points) <= 0:
         return math.nan
     size, value = np.log(np.array(points, float)).T
@@ -162,21 +157,20 @@ def _slopes(records: Records, labels: Mapping[str, str], axis: str, column: str,
     """One case a seed and activation. A run that diverged refutes flatness; growth is judged on the sizes that ended."""
     records = records.select(labels)
     expected = f"|slope in {axis}| < {FLAT_SLOPE}" if flat else f"slope in {axis} > {GROWING_SLOPE}"
-    lines: dict[tuple[str, int], list[Run]] = defaultdict(list)
-    for run in arm(records, axis):
-        lines[run["activation"], run["seed"]].append(run)
+    runs, cases, n = arm(records, axis), [], 0
     # Sizes are not among the labels of what was asked for: any run that is missing may be one of this arm.
-    cases, n, lost = [], 0, missing(records)
-    for (activation, _), runs in sorted(lines.items(), key=lambda line: (ACTIVATIONS.index(line[0][0]), line[0][1])):
-        value, beyond = slope(runs, axis, column), any(run["outcome"] == "diverged" for run in runs)
+    lost = missing(records)
+    for key in sorted({(ACTIVATIONS.index(run["activation"]), run["seed"]) for run in runs}):
+        line = [run for run in runs if (ACTIVATIONS.index(run["activation"]), run["seed"]) == key]
+        value, beyond = slope(line, axis, column), any(run["outcome"] == "diverged" for run in line)
         if math.isnan(value) and not (flat and beyond):
-            lost += len(runs)
+            lost += len(line)
             continue
         holds = abs(value) < FLAT_SLOPE and not beyond if flat else value > GROWING_SLOPE
-        cases.append((activation, Case(holds, value)))
-        n += len(runs)
+        cases.append((ACTIVATIONS[key[0]], Case(holds, value)))
+        n += len(line)
     found = claims.verdict(records, expected, cases, n=n, missing=lost)
-    diverged = sum(run["outcome"] == "diverged" for runs in lines.values() for run in runs)
+    diverged = sum(run["outcome"] == "diverged" for run in runs)
     return dataclasses.replace(found, observed=f"{found.observed}; {diverged} runs diverged") if diverged else found
 
 
@@ -201,13 +195,10 @@ CLAIMS = tuple(
 
 # Figures
 
-MODELS = {
-    "SP": ("standard", ""),
-    "NTK": ("ntk", ""),
-    "muPC": ("mupc", ""),
-    "muPC, control": ("mupc", "control_"),
-}
+MODELS = {"SP": ("standard", ""), "NTK": ("ntk", ""), "muPC": ("mupc", ""), "muPC, control": ("mupc", "control_")}
 SMALLEST_SHOWN = 1e-6
+START = "#999999"
+"""Colour of what is as it was drawn."""
 
 
 def _lines(part: Records, axis: str, column: str, row: int) -> list[tuple[list[int], np.ndarray]]:
@@ -218,29 +209,27 @@ def _lines(part: Records, axis: str, column: str, row: int) -> list[tuple[list[i
         mine = [run for run in runs if run["seed"] == seed]
         values = np.array([part.lane(run["cell"], run["lane"])[column][row] for run in mine])
         # What is below is round-off of a layer that did not move, or zero.
-        lines.append(([size_of(run, axis) for run in mine], np.where(values < SMALLEST_SHOWN, np.nan, values)))
+        lines.append(([SIZES[axis](run) for run in mine], np.where(values < SMALLEST_SHOWN, np.nan, values)))
     return lines
 
 
-def _grid(records: Records, axis: str, title: str, curves: Sequence[tuple[str, str, int, Any]]) -> Figure:
+def _grid(records: Records, axis: str, title: str, curves: Sequence[tuple[str, str, int, Any]]) -> plotting.Figure:
     """Rows are activations, columns models; curves are (learning, column, row, colour)."""
-    figure, panels = plotting.panels(len(ACTIVATIONS), len(MODELS), title)
-    for i, activation in enumerate(ACTIVATIONS):
-        for j, (name, (parameterisation, prefix)) in enumerate(MODELS.items()):
-            panel, part = panels[i, j], records.select(activation=activation, parameterisation=parameterisation)
-            for learning, column, row, colour in curves:
-                for sizes, values in _lines(part.select(learning=learning), axis, prefix + column, row):
-                    panel.plot(sizes, values, ".-", color=colour, lw=0.8, ms=3, alpha=0.8)
-            rules = {learning for learning, *_ in curves}
-            drawn = [run for rule in rules for run in arm(part.select(learning=rule), axis)]
-            sizes = sorted({size_of(run, axis) for run in drawn})
-            lost = sorted({size_of(run, axis) for run in drawn if run["outcome"] == "diverged"})
-            panel.plot(lost, [0.97] * len(lost), "x", color="#555555", ms=5, transform=panel.get_xaxis_transform())
-            _scale(panel, sizes)
-            title = f"{plotting.written(activation)}, {name}"
-            plotting.dress(panel, records.about, len(drawn), title, fontsize=8)
     what = "change" if curves[0][1].startswith("change") else "activity"
-    plotting.outer_labels(panels, "width N" if axis == "width" else "depth L", f"mean absolute {what}")
+    labels = "width N" if axis == "width" else "depth L", f"mean absolute {what}"
+    figure, panels = plotting.panels(len(ACTIVATIONS), len(MODELS), title, *labels)
+    for panel, (activation, name) in zip(panels.flat, itertools.product(ACTIVATIONS, MODELS), strict=True):
+        parameterisation, prefix = MODELS[name]
+        part = records.select(activation=activation, parameterisation=parameterisation)
+        for learning, column, row, colour in curves:
+            for sizes, values in _lines(part.select(learning=learning), axis, prefix + column, row):
+                panel.plot(sizes, values, ".-", color=colour, lw=0.8, ms=3, alpha=0.8)
+        rules = {learning for learning, *_ in curves}
+        drawn = [run for rule in rules for run in arm(part.select(learning=rule), axis)]
+        lost = sorted({SIZES[axis](run) for run in drawn if run["outcome"] == "diverged"})
+        panel.plot(lost, [0.97] * len(lost), "x", color="#555555", ms=5, transform=panel.get_xaxis_transform())
+        _scale(panel, sorted({SIZES[axis](run) for run in drawn}))
+        plotting.dress(panel, records.about, len(drawn), f"{plotting.written(activation)}, {name}", fontsize=8)
     return figure
 
 
@@ -258,34 +247,27 @@ def _scale(panel: Any, sizes: Sequence[int]) -> None:
         panel.set_ylim(min(0.7 * low, middle / 10), max(1.4 * high, middle * 10))
 
 
-def _change(axis: str, learning: str) -> Callable[[Records], Figure]:
-    def figure(records: Records) -> Figure:
-        colours = list(plotting.shades(LAYERS).values())
-        curves = [(learning, f"change_{k}", -1, colour) for k, colour in enumerate(colours, start=1)]
+def _change(axis: str, learning: str) -> Callable[[Records], plotting.Figure]:
+    def figure(records: Records) -> plotting.Figure:
+        colours = plotting.shades(LAYERS)
+        curves = [(learning, f"change_{k}", -1, colour) for k, colour in enumerate(colours.values(), start=1)]
         title = f"{plotting.written(learning)}: change of activities by the updates, against {axis}"
-        made = _grid(records, axis, title, curves)
-        marks = [plotting.mark(name, colour) for name, colour in zip(LAYERS, colours, strict=True)]
-        plotting.legend(
-            made, [*marks, plotting.diverged(), plotting.mark(f"(not drawn below {SMALLEST_SHOWN:g})", ls="")]
-        )
-        return made
+        marks = [plotting.mark(name, colour) for name, colour in colours.items()]
+        marks += [plotting.diverged(), plotting.mark(f"(not drawn below {SMALLEST_SHOWN:g})", ls="")]
+        return plotting.legend(_grid(records, axis, title, curves), marks)
 
     figure.__doc__ = f"Change of activities by the updates of {learning.upper()}, against {axis}: one line a seed."
     return figure
 
 
-def _size(axis: str) -> Callable[[Records], Figure]:
-    def figure(records: Records) -> Figure:
-        column, start = f"size_{LAST_HIDDEN + 1}", "#999999"
-        curves = [("bp", column, 0, start), *((rule, column, -1, plotting.COLOURS[rule]) for rule in ("bp", "pc"))]
-        made = _grid(
-            records, axis, f"Size of the last hidden layer before and after the updates, against {axis}", curves
-        )
-        names = {"at initialisation": start} | {
-            f"updated by {plotting.written(r)}": plotting.COLOURS[r] for r in ("pc", "bp")
-        }
-        plotting.legend(made, [*(plotting.mark(name, c) for name, c in names.items()), plotting.diverged()])
-        return made
+def _size(axis: str) -> Callable[[Records], plotting.Figure]:
+    def figure(records: Records) -> plotting.Figure:
+        column, of_rule = f"size_{LAST_HIDDEN + 1}", plotting.COLOURS
+        curves = [("bp", column, 0, START), *((rule, column, -1, of_rule[rule]) for rule in ("bp", "pc"))]
+        title = f"Size of the last hidden layer before and after the updates, against {axis}"
+        marks = [plotting.mark("at initialisation", START)]
+        marks += [plotting.mark(f"updated by {plotting.written(rule)}", of_rule[rule]) for rule in ("pc", "bp")]
+        return plotting.legend(_grid(records, axis, title, curves), [*marks, plotting.diverged()])
 
     figure.__doc__ = f"Mean absolute activity of the last hidden layer against {axis}: one line a seed."
     return figure

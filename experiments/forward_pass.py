@@ -22,6 +22,7 @@ bounded: it grows with skips like sqrt(l), and decays without like 1/sqrt(l) whe
 Memory. One network at a time: 2 GB of weights at L = 512, N = 1024.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -41,8 +42,7 @@ from pcexp.evaluation import batch_layout
 from pcexp.model.network import Network
 from pcexp.model.segments import AbstractSegment
 from pcexp.report import plotting
-from pcexp.report.claims import Case, Claim, Records, Run, Verdict, done, n_hidden_of, rule, verdict
-from pcexp.report.plotting import Figure
+from pcexp.report.claims import Case, Claim, Records, Run, Verdict, done, n_hidden_of, verdict, with_rows
 from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
 
@@ -110,29 +110,11 @@ def _through(segment: AbstractSegment, z: Float[Array, "d_in batch"]) -> tuple[A
 # Claims
 
 ACTIVATIONS = ("linear", "tanh", "relu")
+Cases = Callable[[Sequence[Run]], Case]
+"""The case of the runs of a seed and activation at all depths, from the shallowest."""
 
 
-@rule
-def _over_depth(
-    records: Records,
-    expected: str,
-    case: Callable[[Sequence[Run]], Case],
-    labels: Mapping[str, str],
-    activations: Sequence[str] = ACTIVATIONS,
-) -> Verdict:
-    """One case a seed and activation: its runs at all depths that were asked for, from the shallowest."""
-    records = records.select(labels)
-    runs = defaultdict(list)
-    for run in sorted(done(records), key=n_hidden_of):
-        runs[run["activation"], run["seed"]].append(run)
-    asked = Counter((a["activation"], a["seed"]) for a in records.asked.iter_rows(named=True))
-    wanted = [(activation, key) for activation in activations for key in sorted(asked) if key[0] == activation]
-    cases = [(activation, case(runs[key])) for activation, key in wanted if len(runs[key]) == asked[key]]
-    n = sum(asked[key] for _, key in wanted if len(runs[key]) == asked[key])
-    return verdict(records, expected, cases, n=n, missing=sum(asked[key] for _, key in wanted) - n)
-
-
-def _away(sign: int) -> Callable[[Sequence[Run]], Case]:
+def _away(sign: int) -> Cases:
     def case(runs: Sequence[Run]) -> Case:
         growth = np.array([run["log10_growth"] for run in runs])
         holds = len(runs) > 1 and sign * growth[-1] > np.log10(AWAY_FACTOR) and bool(np.all(np.diff(sign * growth) > 0))
@@ -155,93 +137,96 @@ def _output(runs: Sequence[Run]) -> Case:
 EXPLODES = f"growth > {AWAY_FACTOR} at the greatest depth, and larger at each greater depth"
 VANISHES = f"growth < 1/{AWAY_FACTOR} at the greatest depth, and smaller at each greater depth"
 FLAT = f"every hidden layer within a factor {FLAT_FACTOR} of the first, at every depth"
-DRAWS = {"standard_uniform": "U, as the code drew it", "standard": "N(0, 1/fan_in), Table 5.1"}
+SAME = f"outputs of all depths within a factor {FLAT_FACTOR}"
 
 
 def _model(parameterisation: str, skips: bool) -> dict[str, str]:
     return {"parameterisation": parameterisation, "network": "residual" if skips else "pre_activation"}
 
 
+def _claim(
+    statement: str,
+    expected: str,
+    case: Cases,
+    parameterisation: str,
+    skips: bool,
+    activations: Sequence[str] = ACTIVATIONS,
+) -> Claim:
+    """One case a seed and activation: its runs at all depths that were asked for."""
+
+    def judge(records: Records) -> Verdict:
+        records = records.select(_model(parameterisation, skips))
+        runs = defaultdict(list)
+        for run in sorted(done(records), key=n_hidden_of):
+            runs[run["activation"], run["seed"]].append(run)
+        asked = Counter((a["activation"], a["seed"]) for a in records.asked.iter_rows(named=True))
+        wanted = [key for activation in activations for key in sorted(asked) if key[0] == activation]
+        whole = [key for key in wanted if len(runs[key]) == asked[key]]
+        n = sum(asked[key] for key in whole)
+        cases = [(key[0], case(runs[key])) for key in whole]
+        return verdict(records, expected, cases, n=n, missing=sum(asked[key] for key in wanted) - n)
+
+    return Claim("C.30", statement, judge)
+
+
 CLAIMS = (
-    *(
-        claim
-        for name, draw in DRAWS.items()
-        for claim in (
-            Claim("C.30", f"SP with skips explodes ({draw})", _over_depth(EXPLODES, _away(1), _model(name, True))),
-            Claim("C.30", f"SP without skips vanishes ({draw})", _over_depth(VANISHES, _away(-1), _model(name, False))),
-        )
-    ),
-    Claim("C.30", "Depth-muP is flat over layers, at every depth", _over_depth(FLAT, _flat, _model("mupc", True))),
-    Claim(
-        "C.30",
-        "Depth-muP: the size of the output does not depend on depth",
-        _over_depth(f"outputs of all depths within a factor {FLAT_FACTOR}", _output, _model("mupc", True)),
-    ),
-    Claim(
-        "C.30",
-        "orthogonal is flat for linear and tanh networks",
-        _over_depth(FLAT, _flat, _model("orthogonal", False), ("linear", "tanh")),
-    ),
-    Claim(
-        "C.30",
-        "orthogonal vanishes for ReLU networks",
-        _over_depth(VANISHES, _away(-1), _model("orthogonal", False), ("relu",)),
-    ),
+    _claim("SP with skips explodes (U, as the code drew it)", EXPLODES, _away(1), "standard_uniform", True),
+    _claim("SP without skips vanishes (U, as the code drew it)", VANISHES, _away(-1), "standard_uniform", False),
+    _claim("SP with skips explodes (N(0, 1/fan_in), Table 5.1)", EXPLODES, _away(1), "standard", True),
+    _claim("SP without skips vanishes (N(0, 1/fan_in), Table 5.1)", VANISHES, _away(-1), "standard", False),
+    _claim("Depth-muP is flat over layers, at every depth", FLAT, _flat, "mupc", True),
+    _claim("Depth-muP: the size of the output does not depend on depth", SAME, _output, "mupc", True),
+    _claim("orthogonal is flat for linear and tanh networks", FLAT, _flat, "orthogonal", False, ("linear", "tanh")),
+    _claim("orthogonal vanishes for ReLU networks", VANISHES, _away(-1), "orthogonal", False, ("relu",)),
 )
 
 
 # Figures
 
 
-def _sizes(records: Records, models: Mapping[str, Mapping[str, str]], title: str) -> Figure:
+def _sizes(records: Records, title: str, models: Mapping[str, tuple[str, bool]]) -> plotting.Figure:
     """Rows are activations, columns models; one thin line a seed, a colour a depth, a ring for the output layer."""
     depths = sorted({n_hidden_of(run) + 1 for run in records.runs.iter_rows(named=True)})
     colours = plotting.shades(depths)
-    figure, axes = plotting.panels(len(ACTIVATIONS), len(models), title)
-    for i, activation in enumerate(ACTIVATIONS):
-        for j, (name, labels) in enumerate(models.items()):
-            axis, part, n = axes[i, j], records.select(labels, activation=activation), 0
-            for run in part.runs.iter_rows(named=True):
-                rows = part.lane(run["cell"], run["lane"])
-                if not len(rows):
-                    continue
-                depth = n_hidden_of(run) + 1
-                shown = np.array([rows[f"layer_{k}"][0] for k in range(1, 7)]) / depth
-                size = 10.0 ** np.array([rows[f"log10_size_{k}"][0] for k in range(1, 7)])
-                axis.plot(shown[:-1], size[:-1], color=colours[depth], lw=0.8, alpha=0.8)
-                axis.plot(shown[-1], size[-1], "o", ms=3, mfc="none", mew=0.8, color=colours[depth])
-                n += 1
-            axis.set_yscale("log")
-            low, high = axis.get_ylim()
-            axis.set_ylim(min(low, 1e-3), max(high, 1e3))  # or what is flat would fill the panel with its noise
-            axis.set_xlim(0, 1.05)
-            plotting.dress(axis, records.about, n, f"{plotting.written(activation)}, {name}")
-    plotting.outer_labels(axes, "layer / depth L", "mean absolute activity")
+    labels = "layer / depth L", "mean absolute activity"
+    figure, axes = plotting.panels(len(ACTIVATIONS), len(models), title, *labels)
+    for axis, (activation, name) in zip(axes.flat, itertools.product(ACTIVATIONS, models), strict=True):
+        runs = with_rows(records.select(_model(*models[name]), activation=activation))
+        for run, rows in runs:
+            depth = n_hidden_of(run) + 1
+            shown = np.array([rows[f"layer_{k}"][0] for k in range(1, 7)]) / depth
+            size = 10.0 ** np.array([rows[f"log10_size_{k}"][0] for k in range(1, 7)])
+            axis.plot(shown[:-1], size[:-1], color=colours[depth], lw=0.8, alpha=0.8)
+            axis.plot(shown[-1], size[-1], "o", ms=3, mfc="none", mew=0.8, color=colours[depth])
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        axis.set_ylim(min(low, 1e-3), max(high, 1e3))  # or what is flat would fill the panel with its noise
+        axis.set_xlim(0, 1.05)
+        plotting.dress(axis, records.about, len(runs), f"{plotting.written(activation)}, {name}")
     marks = [plotting.mark(f"L = {depth}", colours[depth]) for depth in depths]
-    plotting.legend(figure, [*marks, plotting.mark("output", marker="o", mfc="none", ls="")])
-    return figure
+    return plotting.legend(figure, [*marks, plotting.mark("output", marker="o", mfc="none", ls="")])
 
 
-def figure_c_30(records: Records) -> Figure:
+def figure_c_30(records: Records) -> plotting.Figure:
     """Size of the activities at initialisation over layers: SP as the code drew it, Depth-muP, orthogonal."""
     models = {
-        "SP, skips": _model("standard_uniform", True),
-        "SP": _model("standard_uniform", False),
-        "Depth-muP": _model("mupc", True),
-        "orthogonal": _model("orthogonal", False),
+        "SP, skips": ("standard_uniform", True),
+        "SP": ("standard_uniform", False),
+        "Depth-muP": ("mupc", True),
+        "orthogonal": ("orthogonal", False),
     }
-    return _sizes(records, models, "Figure C.30: activities at initialisation (SP: W uniform, as the code drew it)")
+    return _sizes(records, "Figure C.30: activities at initialisation (SP: W uniform, as the code drew it)", models)
 
 
-def figure_c_30_others(records: Records) -> Figure:
+def figure_c_30_others(records: Records) -> plotting.Figure:
     """The same where SP is drawn as in Table 5.1, and of muPC without and orthogonal with skips, beyond the source."""
     models = {
-        "SP, skips": _model("standard", True),
-        "SP": _model("standard", False),
-        "muPC, no skips": _model("mupc", False),
-        "orthogonal, skips": _model("orthogonal", True),
+        "SP, skips": ("standard", True),
+        "SP": ("standard", False),
+        "muPC, no skips": ("mupc", False),
+        "orthogonal, skips": ("orthogonal", True),
     }
-    return _sizes(records, models, "Figure C.30, other models (SP: W normal, Table 5.1)")
+    return _sizes(records, "Figure C.30, other models (SP: W normal, Table 5.1)", models)
 
 
 FIGURES = {"C.30": figure_c_30, "C.30.others": figure_c_30_others}

@@ -16,9 +16,11 @@ Per size and (eta, beta) the geometric mean over seeds; ratio: its value at the 
 size's own best. The published claim is by eye; that the ratio stays within 1.1 is ours.
 """
 
+import itertools
 import math
+import operator
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +29,6 @@ from jaxtyping import Array
 from pcexp.config.study import AbstractStudy
 from pcexp.report import claims, plotting
 from pcexp.report.claims import Case, Claim, Records, Verdict, ended, insufficient, missing, rule
-from pcexp.report.plotting import Figure
 from pcexp.run.job import Job
 from pcexp.train import Observation
 
@@ -56,13 +57,6 @@ def measure(seen: Observation) -> dict[str, Array]:
 # Grids
 
 
-class Size(NamedTuple):
-    """A network's width and number of hidden layers."""
-
-    width: int
-    n_hidden: int
-
-
 Pair = tuple[float, float]
 """Rates (eta, beta)."""
 
@@ -70,7 +64,8 @@ Pair = tuple[float, float]
 class Grid(NamedTuple):
     """Lowest loss of one size, by pair of rates: geometric mean over seeds, infinite where one diverged."""
 
-    size: Size
+    width: int
+    n_hidden: int
     loss: dict[Pair, float]
     n: int
 
@@ -79,24 +74,22 @@ class Grid(NamedTuple):
         return min(sorted(self.loss), key=lambda pair: self.loss[pair])
 
 
-def grids(records: Records) -> list[Grid]:
-    """One grid a size, from the runs that ended or diverged; a pair whose seeds are not all there is left out."""
-    seeds: dict[Size, dict[Pair, list[float]]] = defaultdict(lambda: defaultdict(list))
+def grids(records: Records, axis: str) -> list[Grid]:
+    """One grid a size along one arm of the L, the smallest first, of runs that ended or diverged.
+
+    A pair whose seeds are not all there is left out.
+    """
+    seeds: dict[tuple[int, int], dict[Pair, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in ended(records):
-        size = Size(claims.width_of(run), claims.n_hidden_of(run))
+        size = claims.width_of(run), claims.n_hidden_of(run)
         seeds[size][run[ETA], run[BETA]].append(run["lowest_loss"] if run["outcome"] == "done" else math.inf)
     found = []
     for size, pairs in sorted(seeds.items()):
         whole = max(len(values) for values in pairs.values())
         loss = {pair: float(np.exp(np.mean(np.log(v)))) for pair, v in pairs.items() if len(v) == whole}
-        found.append(Grid(size, loss, sum(len(values) for values in pairs.values())))
-    return found
-
-
-def arm(found: list[Grid], axis: str) -> list[Grid]:
-    """Grids along one arm of the L, the smallest first."""
-    this, other = (0, 1) if axis == "width" else (1, 0)
-    return claims.arm_of_an_l(found, lambda grid: grid.size[this], lambda grid: grid.size[other])
+        found.append(Grid(*size, loss, sum(len(values) for values in pairs.values())))
+    sizes = operator.attrgetter("width"), operator.attrgetter("n_hidden")
+    return claims.arm_of_an_l(found, *(sizes if axis == "width" else reversed(sizes)))
 
 
 def transfer_ratio(small: Grid, large: Grid) -> float:
@@ -120,12 +113,12 @@ def _transfers(records: Records, protocol: str, activation: str, axis: str) -> V
         return insufficient(records, expected, f"no {activation} runs were asked for")
     if lost := missing(part):  # any pair that is not there may be the best one
         return insufficient(part, expected, f"{lost} of {len(part.asked)} runs missing")
-    line = arm(grids(part), axis)
+    line = grids(part, axis)
     if len(line) < 2 or not math.isfinite(line[0].loss[line[0].best]):
         return insufficient(part, expected, f"{len(line)} sizes with numbers")
     ratios = [(grid, transfer_ratio(line[0], grid)) for grid in line[1:]]
     name = "N={0.width}" if axis == "width" else "H={0.n_hidden}"
-    cases = [(name.format(grid.size), Case(ratio <= WITHIN, ratio)) for grid, ratio in ratios]
+    cases = [(name.format(grid), Case(ratio <= WITHIN, ratio)) for grid, ratio in ratios]
     return claims.verdict(part, expected, cases, n=sum(grid.n for grid in line))
 
 
@@ -163,42 +156,37 @@ def _draw(axis: Any, grid: Grid, smallest: Grid, levels: np.ndarray) -> Any:
     return drawn
 
 
-def _contours(records: Records, title: str, activation: str, ends_only: bool = False) -> Figure | None:
-    """Rows are protocols and arms, columns sizes; of what was asked for, if there is any."""
-    axes_of = ("depth",) if ends_only else ("width", "depth")
+def _contours(
+    records: Records, title: str, activation: str, arms: Sequence[str] = ("width", "depth")
+) -> plotting.Figure | None:
+    """Rows are arms and protocols, columns sizes (of one arm its ends); of what was asked for, if there is any."""
     lines = {}
-    for axis in axes_of:
-        for protocol in PROTOCOLS:
-            part = records.select(protocol=protocol, activation=activation)
-            if len(part.runs):
-                line = arm(grids(part), axis)
-                lines[protocol, axis] = [line[0], line[-1]] if ends_only and len(line) > 2 else line
+    for axis, protocol in itertools.product(arms, PROTOCOLS):
+        part = records.select(protocol=protocol, activation=activation)
+        if len(part.runs):
+            line = grids(part, axis)
+            lines[protocol, axis] = [line[0], line[-1]] if len(arms) == 1 and len(line) > 2 else line
     # A size alone shows no transfer: a row of it is there only where nothing else is.
-    lines = {key: line for key, line in lines.items() if len(line) != 1} or ({} if ends_only else lines)
+    lines = {key: line for key, line in lines.items() if len(line) != 1} or ({} if len(arms) == 1 else lines)
     if not lines:
         return None
-    rows = list(lines)
     columns = max(1, *(len(line) for line in lines.values()))
-    figure, panels = plotting.panels(len(rows), columns, title, width=2.6, height=2.3)
+    labels = r"$\beta$ (on the batch mean)", r"$\eta$"
+    figure, panels = plotting.panels(len(lines), columns, title, *labels, width=2.6, height=2.3)
     seen = [np.log10(loss) for line in lines.values() for g in line for loss in g.loss.values() if math.isfinite(loss)]
     # Loss 1/2 is that of f = 0: what is far above it is all alike.
     lowest, highest = math.floor(10 * min(seen, default=-1)) / 10, math.ceil(10 * min(max(seen, default=0), 0)) / 10
     levels = np.linspace(lowest, max(highest, lowest + 0.1), 11)
     drawn = None
-    for i, key in enumerate(rows):
-        for j in range(columns):
-            axis = panels[i, j]
-            if j >= len(lines[key]):
-                if j == 0:
-                    plotting.note(axis, "no runs yet")
-                else:
-                    axis.set_axis_off()
-                continue
-            grid = lines[key][j]
-            drawn = _draw(axis, grid, lines[key][0], levels) or drawn
-            axis.set_title(f"{key[0]}, N = {grid.size.width}, H = {grid.size.n_hidden}", loc="left", fontsize=8, pad=12)
-            plotting.caption(axis, records.about, grid.n)
-    plotting.outer_labels(panels, r"$\beta$ (on the batch mean)", r"$\eta$")
+    for row, ((protocol, _), line) in zip(panels, lines.items(), strict=True):
+        for axis, grid in zip(row, line, strict=False):
+            drawn = _draw(axis, grid, line[0], levels) or drawn
+            title = f"{protocol}, N = {grid.width}, H = {grid.n_hidden}"
+            plotting.dress(axis, records.about, grid.n, title, fontsize=8, pad=12)
+        if not line:
+            plotting.note(row[0], "no runs yet")
+        for axis in row[max(1, len(line)) :]:
+            axis.set_axis_off()
     if drawn is not None:
         figure.colorbar(drawn, ax=panels, label="log10 of the lowest batch loss", shrink=0.6, format="%.2f")
     marks = [
@@ -206,26 +194,25 @@ def _contours(records: Records, title: str, activation: str, ends_only: bool = F
         plotting.dots("best of the smallest", "#999999", ms=9, mec="black", mfc="none"),
         plotting.dots("a seed diverged", "#c1272d", "x", ms=5),
     ]
-    plotting.legend(figure, marks)
-    return figure
+    return plotting.legend(figure, marks)
 
 
-def figure_5_1_left(records: Records) -> Figure | None:
+def figure_5_1_left(records: Records) -> plotting.Figure | None:
     """Lowest loss over both learning rates, the shallowest and the deepest net, tanh."""
-    return _contours(records, "Figure 5.1, left: lowest training loss, tanh", "tanh", ends_only=True)
+    return _contours(records, "Figure 5.1, left: lowest training loss, tanh", "tanh", ("depth",))
 
 
-def figure_5_5(records: Records) -> Figure | None:
+def figure_5_5(records: Records) -> plotting.Figure | None:
     """Lowest loss over both learning rates, by width and by depth, tanh."""
     return _contours(records, "Figure 5.5: lowest training loss over learning rates, tanh", "tanh")
 
 
-def figure_c_31(records: Records) -> Figure | None:
+def figure_c_31(records: Records) -> plotting.Figure | None:
     """Lowest loss over both learning rates, by width and by depth, linear."""
     return _contours(records, "Figure C.31: lowest training loss over learning rates, linear", "linear")
 
 
-def figure_c_32(records: Records) -> Figure | None:
+def figure_c_32(records: Records) -> plotting.Figure | None:
     """Lowest loss over both learning rates, by width and by depth, ReLU."""
     return _contours(records, "Figure C.32: lowest training loss over learning rates, ReLU", "relu")
 

@@ -26,8 +26,7 @@ from pcexp.data import Dataset
 from pcexp.energy import outputs
 from pcexp.model import Pair
 from pcexp.report import plotting
-from pcexp.report.claims import Case, Claim, Records, Verdict, done, missing, rule, verdict
-from pcexp.report.plotting import Figure
+from pcexp.report.claims import Case, Claim, Records, Verdict, done, missing, rule, vectors, verdict
 from pcexp.run.cost import training
 from pcexp.run.job import Job
 from pcexp.train import Observation
@@ -66,29 +65,22 @@ ARMS = {
 
 
 @rule
-def _above_floor(records: Records, column: str, **labels: str) -> Verdict:
-    part = records.select(**labels)
+def _above_floor(records: Records, column: str, labels: Mapping[str, str]) -> Verdict:
+    part = records.select(labels)
     # Of free latents no label can be inferred: such runs decide nothing.
-    seen = [run for run in done(part) if run.get(column) is not None]
-    cases = [(column, Case(run[column] >= FLOOR, run[column])) for run in seen]
+    seen = [run.get(column) for run in done(part)]
+    cases = [(column, None if value is None else Case(value >= FLOOR, value)) for value in seen]
     expected = f"{column.replace('_', ' ')} >= {FLOOR} for every seed"
-    return verdict(part, expected, cases, missing=missing(part) + len(done(part)) - len(seen))
+    return verdict(part, expected, cases, missing=missing(part))
 
 
-CLAIMS = (
-    *(
-        Claim(
-            "kinds.generated",
-            f"ours, {arm}: inference of the label classifies test images",
-            _above_floor("test_accuracy", **labels),
-        )
-        for arm, labels in ARMS.items()
-    ),
-    Claim(
-        "kinds.generated",
-        "ours, hybrid: the amortiser's guess alone classifies test images",
-        _above_floor("test_guess_accuracy", learning="hybrid"),
-    ),
+INFERRED = "inference of the label classifies test images"
+CLAIMS = tuple(
+    Claim("kinds.generated", f"ours, {statement}", _above_floor(column, labels))
+    for statement, column, labels in (
+        *((f"{arm}: {INFERRED}", "test_accuracy", labels) for arm, labels in ARMS.items()),
+        ("hybrid: the amortiser's guess alone classifies test images", "test_guess_accuracy", {"learning": "hybrid"}),
+    )
 )
 
 
@@ -102,18 +94,18 @@ def _montage(images: np.ndarray) -> np.ndarray:
     return np.concatenate([part for image in images for part in (image.reshape(side, side), gap)], axis=1)[:, :-1]
 
 
-def figure_generated(records: Records) -> Figure | None:
+def figure_generated(records: Records) -> plotting.Figure | None:
     """The image that each label generates, of one run an arm, and the share of test images that inference classifies."""
     named = {arm: done(records.select(**labels)) for arm, labels in ARMS.items()}
     shown = {arm: runs for arm, runs in named.items() if any(run.get("test_accuracy") is not None for run in runs)}
     if not shown:
         return None
     title = "Images generated from labels by networks trained with predictive coding"
-    figure, axes = plotting.panels(len(shown), 1, title, width=6.2, height=1.15)
+    below = "label that is clamped; above it the image that seed 0 generates (per cent: one number a seed)"
+    figure, axes = plotting.panels(len(shown), 1, title, below, width=6.2, height=1.15)
     for axis, (arm, runs) in zip(axes[:, 0], shown.items(), strict=True):
         last = records.lane(runs[0]["cell"], runs[0]["lane"]).drop_nulls("image_1").tail(1)
-        names = [name for name in last.columns if name.startswith("image_")]
-        picture = _montage(last.select(names).to_numpy().reshape(CLASSES, -1))
+        picture = _montage(vectors(last, "image").reshape(CLASSES, -1))
         axis.imshow(picture, cmap="gray_r", interpolation="nearest")
         axis.grid(False)
         axis.spines[:].set_visible(False)
@@ -123,16 +115,8 @@ def figure_generated(records: Records) -> Figure | None:
         axis.tick_params(length=0)
         right = ", ".join(f"{100 * run['test_accuracy']:.1f}" for run in runs[:5])
         more = " ..." if len(runs) > 5 else ""
-        plotting.dress(
-            axis,
-            records.about,
-            len(runs),
-            f"{arm}: {right}{more} % of test images named right",
-            fontsize=8,
-        )
-    axes[-1, 0].set_xlabel(
-        "label that is clamped; above it the image that seed 0 generates (per cent: one number a seed)"
-    )
+        title = f"{arm}: {right}{more} % of test images named right"
+        plotting.dress(axis, records.about, len(runs), title, fontsize=8)
     return figure
 
 

@@ -20,18 +20,18 @@ constant map is a short way from the start, and the saddle that is hard to leave
 """
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from pcexp.config.study import AbstractStudy
 from pcexp.energy import outputs
 from pcexp.report import claims, plotting
 from pcexp.report.claims import Claim, Ratio, Records, Rule, Run, Verdict, done, rule
-from pcexp.report.plotting import Figure
 from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms
 
@@ -86,34 +86,24 @@ def measure(seen: Observation) -> dict[str, Array]:
 
     `constant_map_loss` is the probe loss of the best map that is constant in x: the mean of the probe targets.
     """
-    f = outputs(seen.network, seen.data.probe_x)
-    y = seen.data.probe_y
+    f, y = outputs(seen.network, seen.data.probe_x), seen.data.probe_y
+    squares = jnp.linalg.eigvalsh(f @ f.T)  # of the singular values
     return {
         "train_error": 2 * seen.loss / y.shape[0],
         "probe_loss": jnp.sum(jnp.square(y - f)) / (2 * y.shape[1]),
         "constant_map_loss": jnp.sum(jnp.var(y, axis=1)) / 2,
-        "map_rank": _numerical_rank(f),
+        "map_rank": jnp.sum(squares > RANK_FRACTION**2 * squares[-1]),
         "gradient_norm": weight_norms(seen.gradient),
         **seen.diagnostics,
     }
-
-
-def _numerical_rank(f: Float[Array, "d_out probe"]) -> Array:
-    # Eigenvalues of f f^T are squared singular values.
-    squares = jnp.linalg.eigvalsh(f @ f.T)
-    return jnp.sum(squares > RANK_FRACTION**2 * squares[-1])
 
 
 # Claims
 
 PROTOCOLS = ("published", "corrected")
 ACTIVATIONS = ("linear", "tanh", "relu")
-
-
-def passage_ratio(pc: Run, bp: Run, event: str) -> Ratio:
-    """Iterations of BP to an event (escape, departure, beyond_constant) over those of PC; a bound where one did not get there."""
-    seen = {"escape": "escaped", "departure": "departed"}.get(event, event)
-    return claims.censored_ratio(bp[f"{event}_iteration"], bp[seen], pc[f"{event}_iteration"], pc[seen])
+EVENTS = {"escape": "escaped", "departure": "departed", "beyond_constant": "beyond_constant"}
+"""Events of which a run has the iteration, and the column that says whether they were seen."""
 
 
 @rule
@@ -127,7 +117,9 @@ def _exceeds_one(
 
 
 def _escapes(protocol: str, start: str, event: str = "escape") -> Rule:
-    return _exceeds_one(protocol, start, "iterations of BP / PC > 1", lambda pc, bp: passage_ratio(pc, bp, event))
+    columns = f"{event}_iteration", EVENTS[event]
+    expected = "iterations of BP / PC > 1"
+    return _exceeds_one(protocol, start, expected, lambda pc, bp: claims.passage_ratio(pc, bp, *columns))
 
 
 def _norm_ratio(pc: Run, bp: Run) -> Ratio:
@@ -144,13 +136,11 @@ def _second_plateau(records: Records, protocol: str) -> Verdict:
     if len(runs) < len(part.asked) or not runs:
         return claims.insufficient(part, expected, f"{len(runs)} of {len(part.asked)} runs departed")
     shown = [r["rank_at_departure"] == 1 and r["rank_one_iterations"] > r["departure_iteration"] / 10 for r in runs]
-    fractions = {
-        a: [r["rank_one_iterations"] / max(r["departure_iteration"], 1) for r in runs if r["activation"] == a]
-        for a in ACTIVATIONS
-    }
-    interval = "rank-one stretch / departure: " + "; ".join(
-        f"{a} {claims.spread(v)}" for a, v in fractions.items() if v
-    )
+    fractions = defaultdict(list)
+    for run in runs:
+        fractions[run["activation"]].append(run["rank_one_iterations"] / max(run["departure_iteration"], 1))
+    spreads = "; ".join(f"{a} {claims.spread(fractions[a])}" for a in ACTIVATIONS if a in fractions)
+    interval = f"rank-one stretch / departure: {spreads}"
     status: claims.Status = "reproduced" if all(shown) else "not_reproduced"
     return Verdict(status, f"{sum(shown)} of {len(runs)} runs", interval, expected, len(runs), part.scale)
 
@@ -176,33 +166,29 @@ CLAIMS = tuple(
 
 # Figures
 
-EVENTS = (("escape", "escaped", "o"), ("beyond_constant", "beyond_constant", "^"))
+MARKERS = {"escape": "o", "beyond_constant": "^"}
 
 
 def _curves(
     records: Records, start: str, title: str, column: Callable[[Any], np.ndarray], ylabel: str, yscale: str
-) -> Figure:
+) -> plotting.Figure:
     """Rows are protocols, columns activations; one thin line a seed, a mark at each event."""
-    figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title)
+    labels = "training iteration + 1", ylabel
+    figure, axes = plotting.panels(len(PROTOCOLS), len(ACTIVATIONS), title, *labels)
     for axis, (protocol, activation) in zip(axes.flat, itertools.product(PROTOCOLS, ACTIVATIONS), strict=True):
-        part, n = records.select(protocol=protocol, activation=activation, parameterisation=start), 0
-        for run in part.runs.iter_rows(named=True):
-            rows = part.lane(run["cell"], run["lane"])
-            if not len(rows):
-                continue
+        runs = claims.with_rows(records.select(protocol=protocol, activation=activation, parameterisation=start))
+        for run, rows in runs:
             x, y = rows["iteration"].to_numpy() + 1, column(rows)
             colour = plotting.COLOURS[run["learning"]]
             axis.plot(x, y, color=colour, lw=0.9, alpha=0.8)
             if run["outcome"] != "done":
                 axis.plot(x[-1], y[-1], "x", color=colour, ms=6)
-            for event, seen, marker in EVENTS:
-                if run["outcome"] == "done" and run[seen]:
+            for event, marker in MARKERS.items():
+                if run["outcome"] == "done" and run[EVENTS[event]]:
                     nearest = int(np.argmin(np.abs(x - 1 - run[f"{event}_iteration"])))
                     axis.plot(x[nearest], y[nearest], marker, color=colour, ms=3.5, mec="white", mew=0.5, zorder=5)
-            n += 1
         axis.set(xscale="log", yscale=yscale)
-        plotting.dress(axis, records.about, n, f"{plotting.written(activation)}, {protocol}")
-    plotting.outer_labels(axes, "training iteration + 1", ylabel)
+        plotting.dress(axis, records.about, len(runs), f"{plotting.written(activation)}, {protocol}")
     limits = [axis.dataLim for axis in axes.flat if axis.lines]
     if yscale == "linear" and limits and min(box.y0 for box in limits) < max(box.y1 for box in limits) / 2:
         for axis in axes.flat:
@@ -212,8 +198,7 @@ def _curves(
     marks.append(plotting.dots("< 0.97 of the best constant map's", marker="^"))
     if len(records.runs) and (records.runs["outcome"] != "done").any():
         marks.append(plotting.diverged())
-    plotting.legend(figure, marks)
-    return figure
+    return plotting.legend(figure, marks)
 
 
 def _train_error(rows: Any) -> np.ndarray:
@@ -226,19 +211,19 @@ def _gradient_norm(rows: Any) -> np.ndarray:
     return norms / rows["gradient_factor"].to_numpy()
 
 
-def figure_4_5(records: Records) -> Figure:
+def figure_4_5(records: Records) -> plotting.Figure:
     """Training error per batch from near the origin."""
     title = "Figure 4.5: training error from near the saddle at the origin"
     return _curves(records, "near_origin", title, _train_error, "mean squared error", "linear")
 
 
-def figure_b_5(records: Records) -> Figure:
+def figure_b_5(records: Records) -> plotting.Figure:
     """Norm of the weight gradient from near the origin."""
     title = "Figure B.5: norm of the weight gradient, averaged over the batch"
     return _curves(records, "near_origin", title, _gradient_norm, "gradient norm", "log")
 
 
-def figure_b_6(records: Records) -> Figure:
+def figure_b_6(records: Records) -> plotting.Figure:
     """Training error per batch from near the zero-rank saddle."""
     title = "Figure B.6: training error from near the zero-rank saddle"
     return _curves(records, "near_zero_rank", title, _train_error, "mean squared error", "linear")

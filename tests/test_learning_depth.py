@@ -14,7 +14,7 @@ import quick
 
 from experiments import learning_depth
 from experiments.learning_depth import LearningDepth
-from experiments.learning_depth.runs import ROUND_OFF
+from experiments.learning_depth.claims import ROUND_OFF
 from pcexp.data.dataset import Dataset, Split
 from pcexp.inference import ErrorDescent
 from pcexp.learning.layerwise import cosines, norms, relative_errors

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from experiments import learning_depth
-from experiments.learning_depth.runs import EPS, ETA
+from experiments.learning_depth.claims import EPS, ETA
 from pcexp.records.tables import Records
 from pcexp.report.claims import Verdict
 

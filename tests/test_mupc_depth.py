@@ -8,7 +8,7 @@ import pytest
 import quick
 
 from experiments import mupc_depth
-from experiments.mupc_depth.runs import BETA, ETA, SP
+from experiments.mupc_depth.claims import BETA, ETA, SP
 from pcexp.config.spec import Spec
 from pcexp.data.dataset import Dataset, Split
 from pcexp.model.architecture import FullyConnected

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from experiments import mupc_depth
-from experiments.mupc_depth.runs import BETA, ETA, SP
+from experiments.mupc_depth.claims import BETA, ETA, SP
 from pcexp.records.tables import Records
 from pcexp.report.claims import Verdict
 from pcexp.report.plotting import pyplot

@@ -10,7 +10,7 @@ import pytest
 import quick
 
 from experiments import origin_hessian
-from experiments.origin_hessian import measured, runs
+from experiments.origin_hessian import claims, measured
 from pcexp.energy import loss
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
@@ -88,22 +88,22 @@ def test_rows_keep_spectra_and_matrices_whole_in_at_most_as_many_rows_as_are_com
     draw = np.random.default_rng(size)
     spectra = {"theory_loss": draw.normal(size=size), "numeric_equilibrated": draw.normal(size=size)}
     matrices = {"numeric": draw.normal(size=(size, size))} if size < 80 else {}
-    rows = list(runs.in_rows({"size": size, "loss_change": np.arange(9.0)}, spectra, matrices))
-    assert len(rows) <= runs.MOST_ROWS
+    rows = list(claims.in_rows({"size": size, "loss_change": np.arange(9.0)}, spectra, matrices))
+    assert len(rows) <= claims.MOST_ROWS
     other = {"cell": "b", "lane": "0", "iteration": 0, **{f"theory_loss_{i}": 0.0 for i in range(1, 99)}}  # a wider one
     plain = [
         {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in r.items()} for r in rows
     ]
     table = pl.DataFrame([{"cell": "a", "lane": "0"} | _wide(row) for row in plain] + [other], infer_schema_length=None)
-    found = runs.found(
+    found = claims.found(
         Records("x", "small", pl.DataFrame(), table, pl.DataFrame()), {"cell": "a", "lane": "0", "size": size}
     )
     for name, values in spectra.items():
-        np.testing.assert_array_equal(found.spectra[name], values)
-    assert found.matrices.keys() == matrices.keys()
+        np.testing.assert_array_equal(found[name], values)
+    assert {name for name in found if name.startswith("hessian_")} == {f"hessian_{name}" for name in matrices}
     for name, matrix in matrices.items():
-        np.testing.assert_array_equal(found.matrices[name], matrix)
-    np.testing.assert_array_equal(found.changes["loss_change"], np.arange(9.0))
+        np.testing.assert_array_equal(found[f"hessian_{name}"], matrix)
+    np.testing.assert_array_equal(found["loss_change"], np.arange(9.0))
 
 
 def test_toy_data_have_the_dimension_and_the_second_target_that_the_grid_says() -> None:

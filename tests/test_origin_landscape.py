@@ -10,7 +10,7 @@ import pytest
 import quick
 
 from experiments import origin_landscape
-from experiments.origin_landscape.landscape import generic_plane, landscape, plane
+from experiments.origin_landscape import landscape, plane
 from pcexp.energy import Batch
 from pcexp.learning import BP
 from pcexp.model.architecture import FullyConnected
@@ -48,7 +48,7 @@ def test_the_wide_nets_plane_is_of_the_top_of_sigma_yy_at_the_last_unit_and_of_t
 
 def test_a_generic_plane_keeps_the_lowest_eigenvector_and_draws_another_of_the_highest() -> None:
     x, y = batch(1)
-    (lowest, first), (_, second) = (generic_plane(net(1, 2, 1), x, y, seed=seed) for seed in (0, 1))
+    (lowest, first), (_, second) = (plane(net(1, 2, 1), x, y, drawn=seed) for seed in (0, 1))
     np.testing.assert_allclose(lowest, [0, 0, 1], atol=1e-12)
     for drawn in (first, second):
         assert abs(np.linalg.norm(drawn) - 1) < 1e-12 and drawn[2] == 0 and np.all(np.abs(drawn[:2]) > 1e-3)

@@ -17,25 +17,30 @@ weights; difference of two trainings: ||W - W'|| over the movement of the one on
 are of all test examples, in per cent; points are hundredths.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from experiments.equilibrated_energy.claims import CLAIMS as CLAIMS
 from experiments.equilibrated_energy.figures import FIGURES as FIGURES
-from experiments.equilibrated_energy.rules import PCBesideTheory, distance, length
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
+from pcexp.energy import Batch, energy, energy_gradient, weighted
 from pcexp.inference import ErrorDescent
-from pcexp.learning import Beside, Equilibrated, Networks
+from pcexp.learning import PC, Beside, Equilibrated, Networks, WeightGradient
+from pcexp.model.network import Network
 from pcexp.run.cost import training
 from pcexp.run.draw import Start, initial_start
 from pcexp.run.job import Job
+from pcexp.theory.equilibrated import activities, equilibrium
 from pcexp.train import Observation
 
 
@@ -55,16 +60,12 @@ class EquilibratedEnergy(AbstractStudy):
         return training(spec, dataset, networks=1 if self.arm == "energy" else 2, programs=2)
 
     def run(self, job: Job) -> None:
+        batch_size = job.spec.training.batch_size
         if self.arm == "energy":
-            job.train(measure, probe_size=job.spec.training.batch_size)
+            job.train(measure, batch_size)
         else:
-            job.train(
-                energies,
-                probe_size=job.spec.training.batch_size,
-                at=lambda lane, dataset: side_by_side(job, lane, dataset),
-                after=movement,
-                tested=False,
-            )
+            at = functools.partial(side_by_side, job)
+            job.train(energies, batch_size, at=at, after=movement, tested=False)
 
     def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if self.arm == "beside":
@@ -86,11 +87,49 @@ class EquilibratedEnergy(AbstractStudy):
         }
 
 
+class PCBesideTheory(PC):
+    """Predictive coding; beside its gradient F where inference stopped, F*, and how far the gradient is from that of F*.
+
+    Inference knows nothing of F*: no number of the closed form enters the gradient.
+    """
+
+    def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        x, y, problem = batch.x, batch.y, self.problem(network, batch, key=key)
+        found = self.inference.solve(problem, key=key)
+        gradient = energy_gradient(network, x, found.activities, weighted(network, found.errors))
+        theory = equilibrium(network, problem.at, y, mask=batch.mask)
+        exact = energy_gradient(network, x, activities(problem.at, theory, y), weighted(network, theory.errors))
+        diagnostics = {
+            "energy": energy(network, found.errors),
+            "equilibrated_energy": theory.energy,
+            "residual": found.residual,
+            "inference_steps": found.n_steps,
+            "gradient_error": distance(gradient, exact) / length(exact),
+        }
+        return self.learned(network, batch, problem, found)._replace(diagnostics=diagnostics)
+
+    def forward_passes(self) -> float:
+        return 6.0 + self.inference.forward_passes()
+
+    def check(self, model: Any) -> None:
+        super().check(model)
+        if not model.is_linear:
+            raise ValueError("F* has a closed form for linear networks only: choose network.activation=linear")
+
+
+def length(tree: Network) -> Float[Array, ""]:
+    """Norm over all parameters."""
+    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)])))
+
+
+def distance(a: Network, b: Network) -> Float[Array, ""]:
+    """Norm of the difference over all parameters."""
+    return length(jax.tree.map(jnp.subtract, a, b))
+
+
 def measure(seen: Observation) -> dict[str, Array]:
     """Loss of the batch, and what the rule says of its inference and of theory."""
-    return {"loss": seen.loss} | {
-        name: seen.diagnostics[name] for name in seen.diagnostics if name != "gradient_factor"
-    }
+    return {"loss": seen.loss} | seen.diagnostics
 
 
 def side_by_side(job: Job, lane: Lane, dataset: Dataset) -> Start:
@@ -103,9 +142,11 @@ def side_by_side(job: Job, lane: Lane, dataset: Dataset) -> Start:
 
 def energies(seen: Observation) -> dict[str, Array]:
     """Loss of both trainings, and F* of both, of the batch at the weights before the update."""
-    names = {"loss_0": "loss", "equilibrated_energy_0": "equilibrated_energy"}
-    names |= {"loss_1": "loss_beside", "equilibrated_energy_1": "equilibrated_energy_beside"}
-    return {column: seen.diagnostics[name] for name, column in names.items()}
+    return {
+        f"{name}{beside}": seen.diagnostics[f"{name}_{i}"]
+        for i, beside in enumerate(("", "_beside"))
+        for name in ("loss", "equilibrated_energy")
+    }
 
 
 def movement(seen: Observation, after: Networks) -> dict[str, Array]:

@@ -3,30 +3,18 @@
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from pcexp.report.claims import (
-    Case,
-    Claim,
-    Records,
-    Run,
-    Verdict,
-    ended,
-    insufficient,
-    missing,
-    n_hidden_of,
-    rule,
-    verdict,
-)
+from pcexp.report import claims
+from pcexp.report.claims import Case, Claim, Records, Run, Verdict, ended, missing, n_hidden_of, verdict
 
 HORIZON = "learning.inference.horizon"
 PROTOCOLS = ("published", "corrected")
 
 
 def select(records: Records, arm: str, protocol: str, optimiser: str = "adam") -> Records:
-    """The records of an arm."""
     return records.select({"config.study.arm": arm}, protocol=protocol, optimiser=optimiser)
 
 
@@ -62,139 +50,101 @@ def several_horizons(records: Records) -> dict[int, dict[float, list[Run]]]:
 
 def accuracies(records: Records, run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Iterations and accuracies (in per cent) of the tests of a run."""
-    rows = records.lane(run["cell"], run["lane"])
-    if "test_accuracy" not in rows.columns:
-        return np.zeros(0), np.zeros(0)
-    rows = rows.select("iteration", "test_accuracy").drop_nulls()
-    return rows["iteration"].to_numpy(), 100 * rows["test_accuracy"].to_numpy()
+    at, values = claims.curve(records, run, "test_accuracy")
+    return at, 100 * values
 
-
-def curve(records: Records, run: Run, *columns: str) -> list[np.ndarray]:
-    """Iterations and these columns of a run, where they were measured."""
-    rows = records.lane(run["cell"], run["lane"])
-    if not set(columns) <= set(rows.columns):
-        return [np.zeros(0)] * (1 + len(columns))
-    rows = rows.select("iteration", *columns).drop_nulls()
-    return [rows[name].to_numpy() for name in rows.columns]
-
-
-# Rules
 
 EXACT, CLOSE, APART = 1e-6, 1e-3, 1e-2
 CONVERGED = 1e-8
 POINTS = 0.5
-OPTIMISERS = ("adam", "sgd")
+ARMS = {"4.1": ("energy", ("adam", "sgd")), "beside": ("beside", ("adam",))}
+"""Arm of a figure, and its optimisers."""
 
 
-@rule
-def _each(
-    records: Records,
-    arm: str,
-    protocol: str,
-    optimisers: Sequence[str],
-    expected: str,
-    value: Callable[[Run], float],
-    holds: Callable[[Run], bool],
-    depths: Callable[[int], bool] = lambda _: True,
-) -> Verdict:
-    """Every run of an arm at its longest horizon is a case; one that diverged does not hold."""
-    cases, lost = [], 0
-    for optimiser in optimisers:
-        part = select(records, arm, protocol, optimiser)
-        lost += missing(part)
-        for run in at_the_longest(runs_of(part)):
-            if depths(n_hidden_of(run)):
-                done = run["outcome"] == "done"
-                case = Case(done and holds(run), value(run) if done else math.nan)
-                cases.append((f"H={n_hidden_of(run)} {optimiser}", case))
-    if not cases:
-        return insufficient(records, expected, "no runs of these depths", scale="thesis")
-    return verdict(records, expected, cases, missing=lost)
-
-
-def gap_falls(records: Records) -> Verdict:
+def _gap_falls(records: Records) -> Verdict:
     """A case a seed and depth: the mean gap is smaller at every longer horizon."""
     expected = "mean of F / F* - 1 over iterations smaller at each longer horizon, every seed"
     cases, found = [], several_horizons(records)
     for depth, by_horizon in found.items():
         for seed in sorted({run["seed"] for runs in by_horizon.values() for run in runs}):
             runs = [run for found in by_horizon.values() for run in found if run["seed"] == seed]
-            if len(runs) < len(by_horizon):
-                continue
             gaps = [run["mean_gap"] if run["outcome"] == "done" else math.nan for run in runs]
-            falls = all(b < a for a, b in itertools.pairwise(gaps))
-            cases.append((f"H={depth}: longest over shortest", Case(falls, gaps[-1] / gaps[0])))
+            if len(gaps) == len(by_horizon):
+                falls = all(b < a for a, b in itertools.pairwise(gaps))
+                cases.append((f"H={depth}: longest over shortest", Case(falls, gaps[-1] / gaps[0])))
     n = sum(len(runs) for by_horizon in found.values() for runs in by_horizon.values())
     return verdict(records, expected, cases, n=n, missing=missing(select(records, "energy", "published")))
 
 
-def accuracy_rises(records: Records) -> Verdict:
+def _accuracy_rises(records: Records) -> Verdict:
     """A case a depth: the mean accuracy over seeds rises with the horizon, but for half a point."""
     expected = f"final accuracy at the longest horizon above the shortest's, no step down by more than {POINTS} points"
     cases, n = [], 0
     for depth, by_horizon in several_horizons(records).items():
-        means = [
-            float(np.mean([100 * run["test_accuracy"] if run["outcome"] == "done" else math.nan for run in runs]))
-            for runs in by_horizon.values()
+        done = [
+            [r["test_accuracy"] if r["outcome"] == "done" else math.nan for r in runs] for runs in by_horizon.values()
         ]
+        means = [float(np.mean([100 * accuracy for accuracy in accuracies])) for accuracies in done]
         rises = means[-1] > means[0] and all(b - a >= -POINTS for a, b in itertools.pairwise(means))
         cases.append((f"H={depth}: longest less shortest, in points", Case(rises, means[-1] - means[0])))
         n += sum(len(runs) for runs in by_horizon.values())
     return verdict(records, expected, cases, n=n, missing=missing(select(records, "energy", "published")))
 
 
-def _gap(run: Run) -> float:
-    return run["largest_gap"]
+def _each(
+    figure: str,
+    protocol: str,
+    statement: str,
+    expected: str,
+    value: str,
+    holds: Callable[[Run], bool],
+    depths: Callable[[int], bool] = lambda _: True,
+) -> Claim:
+    """Every run of the figure's arm at its longest horizon is a case; one that diverged does not hold."""
+    arm, optimisers = ARMS[figure]
 
+    def judge(records: Records) -> Verdict:
+        parts = {optimiser: select(records, arm, protocol, optimiser) for optimiser in optimisers}
+        cases = []
+        for optimiser, part in parts.items():
+            for run in at_the_longest(runs_of(part)):
+                if depths(n_hidden_of(run)):
+                    done = run["outcome"] == "done"
+                    case = Case(done and holds(run), run[value] if done else math.nan)
+                    cases.append((f"H={n_hidden_of(run)} {optimiser}", case))
+        if not cases:
+            return claims.insufficient(records, expected, "no runs of these depths", scale="thesis")
+        return verdict(records, expected, cases, missing=missing(*parts.values()))
 
-def _deep(n_hidden: int) -> bool:
-    return n_hidden >= 5
+    return Claim(figure, f"{protocol}: {statement}", judge)
 
 
 CLAIMS = (
-    Claim(
-        "4.1",
-        "corrected: inference that has converged ends at F*",
-        _each(
-            "energy", "corrected", OPTIMISERS,
-            f"|F / F* - 1| < {EXACT:g} with a residual < {CONVERGED:g} at every iteration",
-            _gap, lambda run: _gap(run) < EXACT and run["largest_residual"] < CONVERGED,
-        ),
+    _each(
+        "4.1", "corrected", "inference that has converged ends at F*",
+        f"|F / F* - 1| < {EXACT:g} with a residual < {CONVERGED:g} at every iteration",
+        "largest_gap", lambda run: run["largest_gap"] < EXACT and run["largest_residual"] < CONVERGED,
     ),
-    Claim(
-        "4.1",
-        "published: the horizon of 300 is enough for two hidden layers",
-        _each(
-            "energy", "published", OPTIMISERS, f"|F / F* - 1| < {CLOSE:g} at every iteration, H = 2",
-            _gap, lambda run: _gap(run) < CLOSE, lambda n_hidden: n_hidden == 2,
-        ),
+    _each(
+        "4.1", "published", "the horizon of 300 is enough for two hidden layers",
+        f"|F / F* - 1| < {CLOSE:g} at every iteration, H = 2",
+        "largest_gap", lambda run: run["largest_gap"] < CLOSE, lambda n_hidden: n_hidden == 2,
     ),
-    Claim(
-        "4.1",
-        "published: five and ten hidden layers are not at equilibrium at a horizon of 300",
-        _each(
-            "energy", "published", OPTIMISERS, f"F / F* - 1 > {CLOSE:g} at some iteration, H = 5 and 10",
-            _gap, lambda run: _gap(run) > CLOSE, _deep,
-        ),
+    _each(
+        "4.1", "published", "five and ten hidden layers are not at equilibrium at a horizon of 300",
+        f"F / F* - 1 > {CLOSE:g} at some iteration, H = 5 and 10",
+        "largest_gap", lambda run: run["largest_gap"] > CLOSE, lambda n_hidden: n_hidden >= 5,
     ),
-    Claim("6.1", "published: the energy comes nearer to F* with the horizon", gap_falls),
-    Claim("6.1", "published: accuracy rises with the horizon", accuracy_rises),
-    Claim(
-        "beside",
-        "corrected: training by converged inference is training on F*, step by step",
-        _each(
-            "beside", "corrected", ("adam",),
-            f"weights within {EXACT:g} of the movement, and F* within {EXACT:g}, at every iteration",
-            lambda run: run["largest_difference"],
-            lambda run: run["largest_difference"] < EXACT and run["largest_drift"] < EXACT,
-        ),
+    Claim("6.1", "published: the energy comes nearer to F* with the horizon", _gap_falls),
+    Claim("6.1", "published: accuracy rises with the horizon", _accuracy_rises),
+    _each(
+        "beside", "corrected", "training by converged inference is training on F*, step by step",
+        f"weights within {EXACT:g} of the movement, and F* within {EXACT:g}, at every iteration",
+        "largest_difference", lambda run: run["largest_difference"] < EXACT and run["largest_drift"] < EXACT,
     ),
-    Claim(
-        "beside",
-        "published: at a horizon of 300 five and ten hidden layers train another way than on F*",
-        _each(
-            "beside", "published", ("adam",), f"weights apart by > {APART:g} of the movement at the end, H = 5 and 10",
-            lambda run: run["last_difference"], lambda run: run["last_difference"] > APART, _deep,
-        ),
+    _each(
+        "beside", "published", "at a horizon of 300 five and ten hidden layers train another way than on F*",
+        f"weights apart by > {APART:g} of the movement at the end, H = 5 and 10",
+        "last_difference", lambda run: run["last_difference"] > APART, lambda n_hidden: n_hidden >= 5,
     ),
 )  # fmt: skip

@@ -19,7 +19,6 @@ Best rate: the highest mean accuracy over seeds on the validation split. Accurac
 means over seeds, in points (hundredths).
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,8 +28,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments.learning_depth.claims import CLAIMS as CLAIMS
+from experiments.learning_depth.claims import ROUND_OFF
 from experiments.learning_depth.figures import FIGURES as FIGURES
-from experiments.learning_depth.runs import ROUND_OFF
 from pcexp.config.composition import Refused
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
@@ -137,7 +136,7 @@ def measure(study: LearningDepth, observed: Observation) -> dict[str, Array]:
 def outcome(study: LearningDepth, initial: Network, final: Network, *, dataset: Dataset) -> dict[str, Any]:
     """Movement of every layer, accuracy on the validation split, and the grid of T and beta on the initial weights."""
     found: dict[str, Any] = {"validation_accuracy": evaluate(final, dataset.validation)["accuracy"]}
-    found |= _numbered("movement", np.asarray(movement(initial, final)))
+    found |= _numbered("movement", np.asarray(relative_errors(final, initial)))
     if study.horizons and study.activity_lrs:
         x, y = dataset.train.x[: study.probe_size], dataset.train.y[: study.probe_size]
         for name, values in grid(study, initial, batch_layout(initial, jnp.asarray(x)), jnp.asarray(y).T).items():
@@ -148,11 +147,6 @@ def outcome(study: LearningDepth, initial: Network, final: Network, *, dataset: 
 def _numbered(name: str, values: Iterable[float]) -> dict[str, float]:
     """Columns name_1, name_2, ..."""
     return {f"{name}_{i}": float(value) for i, value in enumerate(values, start=1)}
-
-
-def movement(initial: Network, final: Network) -> Float[Array, " depth"]:
-    """||W - W0|| / ||W0|| of every layer."""
-    return relative_errors(final, initial)
 
 
 def grid(
@@ -176,10 +170,6 @@ def grid(
             "grid_closed": jnp.where(finite, closed_fraction(start, deviations.energy, lowest), jnp.nan),
         }
 
-    found: dict[str, list[float]] = defaultdict(list)
-    for multiple in study.horizons:
-        for beta in study.activity_lrs:
-            values = at(jnp.asarray(beta), max(1, round(multiple * study.max_steps)))
-            for name, value in values.items():
-                found[name].append(float(value))
-    return dict(found)
+    steps = [max(1, round(multiple * study.max_steps)) for multiple in study.horizons]
+    points = [at(jnp.asarray(beta), n) for n in steps for beta in study.activity_lrs]
+    return {name: [float(point[name]) for point in points] for name in points[0]}

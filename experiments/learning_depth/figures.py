@@ -2,16 +2,15 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from experiments.learning_depth import runs as of
-from experiments.learning_depth.runs import BEST_BP, LAST_K, MOVED, PUBLISHED, Arm, Size, by_network, layers, of_arm
+from experiments.learning_depth import claims as of
+from experiments.learning_depth.claims import BEST_BP, LAST_K, MOVED, PUBLISHED, Arm, Size, by_network, layers
 from pcexp.report import plotting
 from pcexp.report.claims import Records, Run
-from pcexp.report.plotting import Figure
 
 COLOURS = {
     "bp": "#3b6ea5",
@@ -23,25 +22,26 @@ COLOURS = {
     "pc_equilibrium": "#3a9b35",
 }
 """BP and PC as published in the colours that they have everywhere."""
-
-
 GRADIENTS = {
     "bp": "BP",
-    "pc_activities": "PC as published (activities)",
-    "pc": "PC, deviations",
-    "pc_far": r"PC, deviations, $\beta$ = 0.25, T = 4 H",
-    "pc_float64": "PC, deviations, float64",
     "pc_equilibrium": "PC, equilibrium",
+    "pc_float64": "PC, deviations, float64",
+    "pc_far": r"PC, deviations, $\beta$ = 0.25, T = 4 H",
+    "pc": "PC, deviations",
+    "pc_activities": "PC as published (activities)",
 }
-SHOWN = (
-    ("BP, best rate", BEST_BP),
-    ("BP, last k layers, published rates", LAST_K),
-    ("PC as published", PUBLISHED),
-    ("PC in deviations, published rates", Arm("pc", of.published)),
-    (r"PC in deviations, $\beta$ = 0.25, T = 4 H, best rate", of.FAR),
-    (r"PC in float64, $\epsilon$ near 0, best rate", of.BEST_EXACT),
-    ("PC at equilibrium, best rate", of.EQUILIBRIUM),
-)
+FORMS = {"bp": "bp", "pc_equilibrium": "equilibrium", "pc_activities": "activities"}
+"""By which gradients a rule is shown, if not those in deviations."""
+SHOWN = {
+    "BP, best rate": BEST_BP,
+    "BP, last k layers, published rates": LAST_K,
+    "PC as published": PUBLISHED,
+    "PC in deviations, published rates": of.DEVIATIONS,
+    r"PC in deviations, $\beta$ = 0.25, T = 4 H, best rate": of.FAR,
+    r"PC in float64, $\epsilon$ near 0, best rate": of.BEST_EXACT,
+    "PC at equilibrium, best rate": of.EQUILIBRIUM,
+}
+LAYER = "layer (1: input side)"
 
 
 def sizes_of(records: Records) -> list[Size]:
@@ -51,7 +51,7 @@ def sizes_of(records: Records) -> list[Size]:
 
 def done(records: Records, size: Size, arm: Arm) -> list[Run]:
     """Runs of an arm at a size that ended with numbers."""
-    return [run for run in of_arm(records, size, arm) if run["outcome"] == "done"]
+    return [run for run in arm.runs(records, size) if run["outcome"] == "done"]
 
 
 def _line(axis: Any, y: np.ndarray, colour: str, marked: np.ndarray | None = None) -> None:
@@ -63,57 +63,43 @@ def _line(axis: Any, y: np.ndarray, colour: str, marked: np.ndarray | None = Non
         axis.plot(x[~marked], y[~marked], "x", color=colour, ms=3.5, alpha=0.6)
 
 
-def _gradients(records: Records, title: str, lines: Sequence[tuple[str, str, Arm]], at: int) -> Figure:
-    """Rows are norms and cosines, columns networks; lines are (form, colour, arm), in the first or the last row of a run."""
-    sizes = sizes_of(records)
-    figure, panels = plotting.panels(2, len(sizes), title, width=3.6)
-    for j, size in enumerate(sizes):
-        norm, cosine = panels[0, j], panels[1, j]
+def _gradients(records: Records, title: str, arms: Mapping[str, Arm], at: int) -> plotting.Figure:
+    """Rows are norms and cosines, columns networks; a line a rule and run of its arm, in the run's first or last row."""
+    sizes, labels = sizes_of(records), ("norm of the layer's gradient", "cosine with BP's")
+    figure, panels = plotting.panels(2, len(sizes), title, LAYER, labels, width=3.6)
+    for size, (norm, cosine) in zip(sizes, panels.T, strict=True):
         n = 0
-        for form, colour, arm in lines:
+        for rule, arm in arms.items():
+            form = FORMS.get(rule, "deviations")
             for run in done(records, size, arm):
                 row = records.lane(run["cell"], run["lane"]).row(at, named=True)
                 y = layers(run, f"{form}_norm", row)
                 marked = layers(run, "activities_error", row) < of.ROUND_OFF if form == "activities" else None
-                _line(norm, np.where(y > 0, y, math.nan), COLOURS[colour], marked)
+                _line(norm, np.where(y > 0, y, math.nan), COLOURS[rule], marked)
                 if form != "bp":
-                    _line(cosine, layers(run, f"{form}_cosine", row), COLOURS[colour], marked)
+                    _line(cosine, layers(run, f"{form}_cosine", row), COLOURS[rule], marked)
                 n += 1
         if n:
             norm.set_yscale("log")
         plotting.dress(norm, records.about, n, str(size))
-        cosine.set(ylim=(-0.45, 1.05), xlabel="layer (1: input side)")
-    panels[0, 0].set_ylabel("norm of the layer's gradient")
-    panels[1, 0].set_ylabel("cosine with BP's")
-    marks = [plotting.mark(GRADIENTS[rule], COLOURS[rule]) for _, rule, _ in lines]
+        cosine.set_ylim(-0.45, 1.05)
+    marks = [plotting.mark(GRADIENTS[rule], COLOURS[rule]) for rule in arms]
     for marker, label in (("o", "above round-off"), ("x", "round-off")):
         marks.append(plotting.dots(label, COLOURS["pc_activities"], marker))
-    plotting.legend(figure, marks, columns=2 * len(sizes))
-    return figure
+    return plotting.legend(figure, marks, columns=2 * len(sizes))
 
 
-def figure_start(records: Records) -> Figure:
+def figure_start(records: Records) -> plotting.Figure:
     """Gradient of every layer on the initial weights: its norm, and its cosine with BP's; one line a seed."""
-    lines = [
-        ("bp", "bp", PUBLISHED),
-        ("equilibrium", "pc_equilibrium", PUBLISHED),
-        ("deviations", "pc_float64", of.EXACT),
-        ("deviations", "pc_far", of.FAR),
-        ("deviations", "pc", PUBLISHED),
-        ("activities", "pc_activities", PUBLISHED),
-    ]
-    return _gradients(records, "Gradients on the initial weights", lines, 0)
+    arms = dict.fromkeys(GRADIENTS, PUBLISHED) | {"pc_float64": of.EXACT, "pc_far": of.FAR}
+    return _gradients(records, "Gradients on the initial weights", arms, 0)
 
 
-def figure_end(records: Records) -> Figure:
+def figure_end(records: Records) -> plotting.Figure:
     """The same on the weights that each rule ended with (BP's norm on its own); one line a seed."""
-    lines = [("bp", "bp", BEST_BP), ("equilibrium", "pc_equilibrium", of.EQUILIBRIUM)]
-    lines += [
-        ("deviations", "pc_float64", of.BEST_EXACT),
-        ("deviations", "pc_far", of.FAR),
-        ("activities", "pc_activities", PUBLISHED),
-    ]
-    return _gradients(records, "Gradients on the weights that each rule ends with", lines, -1)
+    arms = {"bp": BEST_BP, "pc_equilibrium": of.EQUILIBRIUM, "pc_float64": of.BEST_EXACT, "pc_far": of.FAR}
+    arms["pc_activities"] = PUBLISHED
+    return _gradients(records, "Gradients on the weights that each rule ends with", arms, -1)
 
 
 GRIDS = {
@@ -124,124 +110,103 @@ GRIDS = {
 }
 
 
-def figure_grid(records: Records) -> Figure:
+def figure_grid(records: Records) -> plotting.Figure:
     """Inference by T and beta on the initial weights: layers reached, cosine, closed fraction; means over seeds."""
-    sizes = sizes_of(records)
-    figure, panels = plotting.panels(len(GRIDS), len(sizes), "Reach of inference on the initial weights", width=3.2)
-    for j, size in enumerate(sizes):
+    sizes, title = sizes_of(records), "Reach of inference on the initial weights"
+    beta, labels = r"$\beta$ per sample (published: 0.0078)", [f"{label}\n\nsteps T" for label in GRIDS.values()]
+    figure, panels = plotting.panels(len(GRIDS), len(sizes), title, beta, labels, width=3.2)
+    for size, column in zip(sizes, panels.T, strict=True):
+        column[0].set_title(str(size), loc="left", pad=12)
         runs = done(records, size, LAST_K)
-        for i, (name, label) in enumerate(GRIDS.items()):
-            axis, most = panels[i, j], size.n_hidden + 1 if name in ("grid_above", "grid_alive") else 1
-            plotting.caption(axis, records.about, len(runs))
+        for axis, name in zip(column, GRIDS, strict=True):
+            plotting.dress(axis, records.about, len(runs))
             axis.grid(False)
-            if j == 0:
-                axis.set_ylabel(f"{label}\n\nsteps T")
-            if i == 0:
-                axis.set_title(str(size), loc="left", pad=12)
-            if i == len(GRIDS) - 1:
-                axis.set_xlabel(r"$\beta$ per sample (published: 0.0078)")
             if not runs:
-                plotting.note(axis, "no runs yet")
                 continue
-            about = runs[0]
-            horizons, betas = (json.loads(about[f"config.study.{key}"]) for key in ("horizons", "activity_lrs"))
-            shape = (len(horizons), len(betas))
+            study = {key: runs[0][f"config.study.{key}"] for key in ("horizons", "activity_lrs", "max_steps")}
+            horizons, betas = json.loads(study["horizons"]), json.loads(study["activity_lrs"])
             cells = [[run.get(f"{name}_{k + 1}") for k in range(len(horizons) * len(betas))] for run in runs]
-            values = np.mean(np.array(cells, float), axis=0).reshape(shape)
+            values = np.mean(np.array(cells, float), axis=0).reshape(len(horizons), len(betas))
+            most = size.n_hidden + 1 if name in ("grid_above", "grid_alive") else 1
             axis.imshow(values, vmin=0, vmax=most, cmap="viridis", aspect="auto")
-            for (row, column), value in np.ndenumerate(values):
+            for (i, j), value in np.ndenumerate(values):
                 text = f"{value:.3g}" if most > 1 else f"{value:.2f}" if value >= 0 else "< 0"
                 text = "n.a." if math.isnan(value) and most == 1 else text
                 shade = "white" if not value > 0.6 * most else "black"
-                axis.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
+                axis.text(j, i, text, ha="center", va="center", fontsize=7, color=shade)
             axis.set_xticks(range(len(betas)), [f"{beta:.2g}" for beta in betas])
-            steps = [max(1, round(multiple * about["config.study.max_steps"])) for multiple in horizons]
+            steps = [max(1, round(multiple * study["max_steps"])) for multiple in horizons]
             axis.set_yticks(range(len(steps)), [str(t) for t in steps])
     return figure
 
 
-def figure_movement(records: Records) -> Figure:
+def figure_movement(records: Records) -> plotting.Figure:
     """How far each layer's weights moved in training, by rule; one line a seed."""
-    sizes = sizes_of(records)
-    shown = [(label, arm) for label, arm in SHOWN if arm != Arm("pc", of.published)]
-    figure, panels = plotting.panels(1, len(sizes), "Movement of the weights in training", width=3.6, height=2.8)
-    for j, size in enumerate(sizes):
-        axis, n = panels[0, j], 0
-        for _, arm in shown:
-            for run in done(records, size, arm):
-                y = layers(run, "movement", run)
-                _line(axis, np.where(y > 0, y, math.nan), COLOURS[arm.rule])
-                n += 1
+    sizes, title, movement = sizes_of(records), "Movement of the weights in training", r"$\|W - W_0\| / \|W_0\|$"
+    figure, panels = plotting.panels(1, len(sizes), title, LAYER, movement, width=3.6, height=2.8)
+    shown = {label: arm for label, arm in SHOWN.items() if arm != of.DEVIATIONS}
+    for axis, size in zip(panels[0], sizes, strict=True):
+        runs = [(arm, run) for arm in shown.values() for run in done(records, size, arm)]
+        for arm, run in runs:
+            y = layers(run, "movement", run)
+            _line(axis, np.where(y > 0, y, math.nan), COLOURS[arm.rule])
         axis.axhline(MOVED, color=plotting.GREY, lw=0.7, ls=":")
-        axis.set(yscale="log", xlabel="layer (1: input side)")
-        plotting.dress(axis, records.about, n, str(size))
-    panels[0, 0].set_ylabel(r"$\|W - W_0\| / \|W_0\|$")
-    marks = [plotting.mark(label, COLOURS[arm.rule]) for label, arm in shown]
+        axis.set_yscale("log")
+        plotting.dress(axis, records.about, len(runs), str(size))
+    marks = [plotting.mark(label, COLOURS[arm.rule]) for label, arm in shown.items()]
     marks.append(plotting.mark(f"has moved ({MOVED})", lw=0.7, ls=":"))
-    plotting.legend(figure, marks, columns=max(1, 3 * len(sizes) // 2))
-    return figure
+    return plotting.legend(figure, marks, columns=max(1, 3 * len(sizes) // 2))
 
 
-def figure_accuracy(records: Records) -> Figure:
+def figure_accuracy(records: Records) -> plotting.Figure:
     """Test accuracy by rule and rates: one point a seed."""
-    sizes = sizes_of(records)
-    figure, panels = plotting.panels(1, len(sizes), "Test accuracy by rule", width=3.4, height=2.6)
-    for j, size in enumerate(sizes):
-        axis, n = panels[0, j], 0
-        for i, (_, arm) in enumerate(SHOWN):
-            runs = of_arm(records, size, arm)
+    sizes, title = sizes_of(records), "Test accuracy by rule"
+    figure, panels = plotting.panels(1, len(sizes), title, "test accuracy (%)", width=3.4, height=2.6)
+    for axis, size in zip(panels[0], sizes, strict=True):
+        n = 0
+        for i, arm in enumerate(SHOWN.values()):
+            runs = arm.runs(records, size)
             values = [100 * run["test_accuracy"] for run in runs if run["outcome"] == "done"]
             axis.plot(values, [i] * len(values), "o", color=COLOURS[arm.rule], ms=5, alpha=0.7)
             if len(values) < len(runs):
                 axis.text(0.02, i, "diverged", transform=axis.get_yaxis_transform(), va="center", fontsize=7)
             n += len(runs)
         axis.set_ylim(len(SHOWN) - 0.5, -0.5)
-        axis.set_yticks(range(len(SHOWN)), [label if j == 0 else "" for label, _ in SHOWN])
-        axis.set_xlabel("test accuracy (%)")
-        axis.set_title(str(size), loc="left")
-        plotting.caption(axis, records.about, n)
+        axis.set_yticks(range(len(SHOWN)), SHOWN if axis is panels[0, 0] else [""] * len(SHOWN))
+        plotting.dress(axis, records.about, n, str(size))
     return figure
 
 
-def figure_eps(records: Records) -> Figure:
+def figure_eps(records: Records) -> plotting.Figure:
     """Accuracy and the number of layers that moved against Adam's eps, gradients in deviations: one point a seed."""
-    sizes = sizes_of(records)
     curves = [("pc", 0.1, "^"), ("pc", 0.01, "o"), ("pc_float64", 0.01, "s")]
-    figure, panels = plotting.panels(2, len(sizes), "Adam's eps, with gradients free of round-off", width=3.4)
-    for j, size in enumerate(sizes):
-        top, bottom = panels[:, j]
+    sizes, title = sizes_of(records), "Adam's eps, with gradients free of round-off"
+    labels = "test accuracy (%)", f"layers that moved by > {MOVED}"
+    figure, panels = plotting.panels(2, len(sizes), title, r"Adam's $\epsilon$", labels, width=3.4)
+    for size, (top, bottom) in zip(sizes, panels.T, strict=True):
         n = 0
         for rule, eta, marker in curves:
             by_rates = by_network(records, rule).get(size, {})
-            runs = [run for rates, found in by_rates.items() if rates.eta == eta for run in found]
-            for run in runs:
+            for run in (run for rates, found in by_rates.items() if rates.eta == eta for run in found):
                 style = {"color": COLOURS[rule], "ms": 4, "alpha": 0.7, "mec": "white", "mew": 0.3}
                 if run["outcome"] == "done":
                     top.plot(run[of.EPS], 100 * run["test_accuracy"], marker, **style)
                     bottom.plot(run[of.EPS], of.moved(run), marker, **style)
                 else:
                     top.plot(run[of.EPS], 0.03, "x", color=COLOURS[rule], transform=top.get_xaxis_transform())
-            n += len(runs)
+                n += 1
         for run in done(records, size, BEST_BP):
             top.axhline(100 * run["test_accuracy"], color=COLOURS["bp"], lw=0.8)
         bottom.axhline(size.n_hidden + 1, color=plotting.GREY, lw=0.7, ls=":")
         for axis in (top, bottom):
             axis.set_xscale("log")
             axis.invert_xaxis()
-        bottom.set(ylim=(0, 1.1 * (size.n_hidden + 1)), xlabel=r"Adam's $\epsilon$")
-        top.set_title(str(size), loc="left")
-        plotting.caption(top, records.about, n)
-    panels[0, 0].set_ylabel("test accuracy (%)")
-    panels[1, 0].set_ylabel(f"layers that moved by > {MOVED}")
-    marks = [
-        plotting.dots(rf"{'float64' if '64' in rule else 'float32'}, $\eta$ = {eta}", COLOURS[rule], marker)
-        for rule, eta, marker in curves
-    ]  # fmt: skip
-    marks += [plotting.mark("BP, best rate", COLOURS["bp"], lw=0.8)]
-    marks += [plotting.mark("all layers", lw=0.7, ls=":")]
-    marks += [plotting.diverged()]
-    plotting.legend(figure, marks, columns=2 * len(sizes))
-    return figure
+        bottom.set_ylim(0, 1.1 * (size.n_hidden + 1))
+        plotting.dress(top, records.about, n, str(size))
+    names = {"pc": "float32", "pc_float64": "float64"}
+    marks = [plotting.dots(rf"{names[rule]}, $\eta$ = {eta}", COLOURS[rule], marker) for rule, eta, marker in curves]
+    lines = [plotting.mark("BP, best rate", COLOURS["bp"], lw=0.8), plotting.mark("all layers", lw=0.7, ls=":")]
+    return plotting.legend(figure, [*marks, *lines, plotting.diverged()], columns=2 * len(sizes))
 
 
 FIGURES = {

@@ -88,14 +88,11 @@ class MatrixCompletion(AbstractStudy):
         training, dataset = job.spec.training, job.session.datasets(job.spec)
         if dataset.train.mask is None:
             raise Refused("data: no entries are hidden in this data set; choose data=published_matrix or data=matrix")
-        if training.stop_error is None or not training.stop_error < min(self.levels):
-            raise Refused(
-                f"training.stop_error={training.stop_error}: it ends a run, set it below the last of study.levels"
-            )
-        if training.batch_size != len(dataset.train.x):
-            raise Refused(
-                f"training.batch_size={training.batch_size}: this study descends on all {len(dataset.train.x)} rows"
-            )
+        error, rows = training.stop_error, len(dataset.train.x)
+        if error is None or not error < min(self.levels):
+            raise Refused(f"training.stop_error={error}: it ends a run, set it below the last of study.levels")
+        if training.batch_size != rows:
+            raise Refused(f"training.batch_size={training.batch_size}: this study descends on all {rows} rows")
         starts: dict[int, tuple[Network, int]] = {}
         with arithmetic(job.spec.precision):
             for lane in job.lanes():
@@ -138,15 +135,16 @@ class MatrixCompletion(AbstractStudy):
             "final_hidden_loss": float(rows["hidden_loss"][-1]),
             "rank_threshold": float(rows["rank_threshold"][0]),
         }
-        for saddle in range(n_levels):
+        levels = [float(rows["loss"][0]), *self.levels, float(rows["end"][0])]  # of no level: where the run starts
+        for saddle in range(self.start, n_levels) if found["visited_at"] >= 0 else ():
             # Where the run was at this saddle: from the row that passed the level above it to the one that passed its own.
             here = np.flatnonzero(passed >= saddle) if saddle > self.start else np.arange(len(passed))
-            if found["visited_at"] < 0 or saddle < self.start or not here.size:
+            if not here.size:
                 continue
             first = int(here[0])
             gone = np.flatnonzero(passed > saddle)
             last = int(gone[0]) if gone.size else len(passed) - 1
-            below = np.sqrt(self._level(saddle, rows) * self._level(saddle + 1, rows))
+            below = np.sqrt(levels[saddle] * levels[saddle + 1])
             plateau = first + int(np.argmax(np.append(rows["loss"][first : last + 1] < below, True)))
             # Of the first row its own norm: what was least before it belongs to the saddle above.
             norms = [rows["gradient_norm"][first], *rows["least_gradient_norm"][first + 1 : plateau]]
@@ -159,8 +157,3 @@ class MatrixCompletion(AbstractStudy):
                 f"rank_after_{saddle}": int(rows["map_rank"][last]),
             }
         return found
-
-    def _level(self, passed: int, rows: Mapping[str, np.ndarray]) -> float:
-        """The loss below which so many levels are passed; of none the loss at the origin, or where the run starts."""
-        levels = [*self.levels, rows["end"][0]]
-        return float(levels[passed - 1] if passed else rows["loss"][0])

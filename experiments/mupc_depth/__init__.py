@@ -48,11 +48,11 @@ class MuPCDepth(AbstractStudy):
 
     def run(self, job: Job) -> None:
         dataset = job.session.datasets(job.spec)
-
-        def at_end(initial: Network, final: Network) -> dict[str, float]:
-            return {"validation_accuracy": validation_accuracy(final, dataset)}
-
-        job.train(measure, probe_size=job.spec.training.batch_size, at_end=at_end)
+        job.train(
+            measure,
+            probe_size=job.spec.training.batch_size,
+            at_end=lambda _, final: {"validation_accuracy": validation_accuracy(final, dataset)},
+        )
 
 
 def measure(seen: Observation) -> dict[str, Array]:

@@ -1,71 +1,116 @@
-"""What is claimed, protocol by protocol, and the rules that judge it, against thresholds that were set before the runs."""
+"""Runs by model and arm, and what is claimed of them, protocol by protocol, against thresholds that were set before the runs."""
 
 import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from experiments.mupc_depth import runs as of
-from experiments.mupc_depth.runs import (
-    ACTIVATIONS,
-    ANCHOR,
-    DEPTH,
-    ETA,
-    NO_LEARNING,
-    PROTOCOLS,
-    failed,
-    mupc,
-    percent,
-    runs_of,
-)
 from pcexp.report import claims
-from pcexp.report.claims import Case, Claim, Records, Run, Verdict, n_hidden_of, pairs, rule, width_of
+from pcexp.report.claims import Case, Claim, Records, Run, Verdict, ended, n_hidden_of, pairs, rule, width_of
 
 TRAINS, TRAINS_ON_CIFAR = 50.0, 30.0
 FEW_POINTS, LITTLE, NO_FALL = 3.0, 5.0, 0.5
+NO_LEARNING = 15.0
+ETA, BETA = "optimiser.learning_rate", "learning.inference.activity_lr"
+DEPTH = "config.network.n_hidden"
+MUPC_ETA = 0.1
+SP = "standard_uniform"
+ACTIVATIONS = ("relu", "tanh", "linear")
+PROTOCOLS = ("published", "corrected")
+ANCHOR = {100: (85.0, 2.0), 200: (89.0, math.inf), 500: (92.0, math.inf), 900: (94.0, 1.0)}
+"""Published test accuracy of the anchor by iteration, and the tolerance that is asked for."""
 
 
-class Found(NamedTuple):
-    """Cases, in per cent, with their kinds; the records that they rest on; what is missing where there are none."""
-
-    expected: str
-    cases: Sequence[tuple[str, Case]]
-    used: Sequence[Records]
-    why: str
-    interval: str | None = None
+def runs_of(*parts: Records) -> list[Run]:
+    """Runs that ended, with numbers or diverged, the shallowest first."""
+    runs = [run for part in parts for run in ended(part)]
+    return sorted(runs, key=lambda run: (n_hidden_of(run), width_of(run), run["seed"], run[ETA]))
 
 
-def _judged(records: Records, found: Found) -> Verdict:
-    """The verdict on the cases that are found.
+def percent(run: Run) -> float:
+    """Test accuracy at the end; a run that diverged has none."""
+    return math.nan if run["outcome"] == "diverged" else 100 * run["test_accuracy"]
+
+
+def failed(run: Run) -> bool:
+    """Diverged, or no better than a constant guess."""
+    return not percent(run) > NO_LEARNING
+
+
+def at_best_rates(runs: Sequence[Run]) -> list[Run]:
+    """Of each activation and size the runs at the pair of rates with the highest mean validation accuracy over seeds."""
+    sizes: dict[tuple[str, int, int], dict[tuple[float, float], list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        sizes[run["activation"], n_hidden_of(run), width_of(run)][run[ETA], run[BETA]].append(run)
+
+    def score(pair: list[Run]) -> float:
+        held_out = [run["validation_accuracy"] if run["outcome"] == "done" else 0.0 for run in pair]
+        return float(np.sum([value or 0.0 for value in held_out]))  # not the mean: a seed that is not there counts as 0
+
+    return [run for pairs in sizes.values() for run in max((pairs[k] for k in sorted(pairs)), key=score)]
+
+
+def curve(records: Records, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations and test accuracies, in per cent, of a run as long as its loss was finite."""
+    at, losses, values = claims.curve(records, run, "test_loss", "test_accuracy")
+    finite = np.isfinite(losses)
+    return at[finite], 100 * values[finite]
+
+
+def mupc(records: Records, protocol: str, activation: str, arm: str) -> Records:
+    return records.select(block=arm, parameterisation="mupc", learning="pc", protocol=protocol, activation=activation)
+
+
+def bp(records: Records, activation: str, arm: str) -> Records:
+    return records.select(block={"depth": "bp", "long": "bp_long"}[arm], activation=activation)
+
+
+def sp(records: Records, protocol: str, activation: str) -> Records:
+    return records.select(block=("sp", "sp_beyond"), parameterisation=SP, protocol=protocol, activation=activation)
+
+
+def means(runs: Sequence[Run], size: Callable[[Run], int]) -> dict[int, float]:
+    """Mean accuracy over seeds by size, NaN where a run diverged, the smallest first."""
+    sizes = sorted({size(run) for run in runs})
+    return {key: float(np.mean([percent(run) for run in runs if size(run) == key])) for key in sizes}
+
+
+def _judged(
+    records: Records,
+    expected: str,
+    cases: Sequence[tuple[str, Case]],
+    used: Sequence[Records],
+    why: str,
+    *,
+    interval: str | None = None,
+    originals: bool = False,
+) -> Verdict:
+    """The verdict on the cases, in per cent; `used` are the records that they rest on, `why` what is missing without cases.
+
+    On published accuracies (`originals`) a copy of the data with a caveat cannot decide.
 
     Sizes are not among the labels of what was asked for: any run of an arm that is missing may be one that counts.
     """
-    lost = claims.missing(*found.used)
-    if not found.cases and not lost:
-        return claims.insufficient(records, found.expected, found.why, scale="thesis")
-    told = claims.verdict(records, found.expected, found.cases, n=len(runs_of(*found.used)), missing=lost)
+    caveats = records.runs["run.data_caveat"].drop_nulls() if "run.data_caveat" in records.runs.columns else ()
+    if originals and any(caveats):
+        return claims.insufficient(records, expected, f"the copy of the data: {next(filter(None, caveats))}")
+    lost = claims.missing(*used)
+    if not cases and not lost:
+        return claims.insufficient(records, expected, why, scale="thesis")
+    told = claims.verdict(records, expected, cases, n=len(runs_of(*used)), missing=lost)
     if told.status == "insufficient":
         return told
     finite = defaultdict(list)
-    for kind, case in found.cases:
+    for kind, case in cases:
         if math.isfinite(case.value):
             finite[kind].append(case.value)
-    without = len(found.cases) - sum(map(len, finite.values()))
+    without = len(cases) - sum(map(len, finite.values()))
     observed = [", ".join(f"{kind} {np.median(values):.3g}" for kind, values in finite.items())]
     observed += [f"{without} without numbers"] * bool(without)
-    interval = told.interval if found.interval is None else found.interval
-    return dataclasses.replace(told, observed="; ".join(filter(None, observed)), interval=interval)
-
-
-def _of_originals(records: Records, found: Found) -> Verdict:
-    """The same of a claim on published accuracies, which a copy of the data with a caveat cannot decide."""
-    caveats = records.runs["run.data_caveat"].drop_nulls() if "run.data_caveat" in records.runs.columns else ()
-    if any(caveats):
-        return claims.insufficient(records, found.expected, f"the copy of the data: {next(filter(None, caveats))}")
-    return _judged(records, found)
+    shown = told.interval if interval is None else interval
+    return dataclasses.replace(told, observed="; ".join(filter(None, observed)), interval=shown)
 
 
 def _kind(run: Run, activations: Sequence[str]) -> str:
@@ -78,7 +123,7 @@ def trains(records: Records, protocol: str, activations: Sequence[str]) -> Verdi
     used = [mupc(records, protocol, activation, "depth") for activation in activations]
     runs = [run for part in used for run in runs_of(part)]
     cases = [(_kind(run, activations), Case(percent(run) > TRAINS, percent(run))) for run in runs]
-    return _judged(records, Found(f"> {TRAINS:g} % at every depth", cases, used, "no muPC runs were asked for"))
+    return _judged(records, f"> {TRAINS:g} % at every depth", cases, used, "no muPC runs were asked for")
 
 
 @rule
@@ -86,7 +131,7 @@ def near_bp(records: Records, protocol: str, activations: Sequence[str], deepest
     """Against BP of the same depth and seed; at one depth, or at all."""
     used, cases = [], []
     for activation in activations:
-        pc, rival = mupc(records, protocol, activation, "depth"), of.bp(records, activation, "depth")
+        pc, rival = mupc(records, protocol, activation, "depth"), bp(records, activation, "depth")
         used += [pc, rival]
         for run, other in pairs(runs_of(pc), runs_of(rival), DEPTH):
             if deepest is None or n_hidden_of(run) == deepest:
@@ -95,27 +140,27 @@ def near_bp(records: Records, protocol: str, activations: Sequence[str], deepest
                 cases.append((_kind(run, activations), Case(holds, gap)))
     there = f" at H = {deepest}" if deepest else ""
     expected = f"BP's accuracy less muPC's <= {FEW_POINTS:g} points{there}"
-    return _judged(records, Found(expected, cases, used, f"no pairs of runs{there}"))
+    return _judged(records, expected, cases, used, f"no pairs of runs{there}")
 
 
 @rule
 def sp_fails(records: Records, protocol: str, activation: str, from_depth: int) -> Verdict:
-    part = of.sp(records, protocol, activation)
-    runs = [run for run in of.at_best_rates(runs_of(part)) if n_hidden_of(run) >= from_depth]
+    part = sp(records, protocol, activation)
+    runs = [run for run in at_best_rates(runs_of(part)) if n_hidden_of(run) >= from_depth]
     cases = [(f"H={n_hidden_of(run)}", Case(failed(run), percent(run))) for run in runs]
     expected = f"at its best rates, at most {NO_LEARNING:g} % or diverged, H >= {from_depth}"
-    return _judged(records, Found(expected, cases, [part], f"no runs of H >= {from_depth}"))
+    return _judged(records, expected, cases, [part], f"no runs of H >= {from_depth}")
 
 
 @rule
 def sp_below(records: Records, protocol: str, activation: str) -> Verdict:
-    part, rival = of.sp(records, protocol, activation), mupc(records, protocol, activation, "depth")
+    part, rival = sp(records, protocol, activation), mupc(records, protocol, activation, "depth")
     cases = []
-    for run, other in pairs(of.at_best_rates(runs_of(part)), runs_of(rival), DEPTH):
+    for run, other in pairs(at_best_rates(runs_of(part)), runs_of(rival), DEPTH):
         gap = percent(other) - percent(run)
         cases.append((f"H={n_hidden_of(run)}: muPC's less SP's", Case(percent(run) > TRAINS and gap > 0, gap)))
     expected = f"at its best rates, > {TRAINS:g} % and below muPC"
-    return _judged(records, Found(expected, cases, [part, rival], "no pairs of runs"))
+    return _judged(records, expected, cases, [part, rival], "no pairs of runs")
 
 
 @rule
@@ -126,7 +171,7 @@ def keeps_with_width(records: Records, protocol: str) -> Verdict:
         used.append(part)
         runs = runs_of(part)
         depths = {n_hidden_of(run) for run in runs}
-        values = of.means([*runs, *(run for run in runs_of(other) if n_hidden_of(run) in depths)], width_of)
+        values = means([*runs, *(run for run in runs_of(other) if n_hidden_of(run) in depths)], width_of)
         best = math.nan
         for width, value in values.items():
             if not math.isnan(best):
@@ -135,7 +180,7 @@ def keeps_with_width(records: Records, protocol: str) -> Verdict:
                 cases.append((f"{activation} N={width}", Case(False, math.nan)))
             best = np.fmax(best, value)
     expected = f"mean over seeds at each N >= the best of smaller N less {NO_FALL:g} points"
-    return _judged(records, Found(expected, cases, used, "fewer than two widths"))
+    return _judged(records, expected, cases, used, "fewer than two widths")
 
 
 @rule
@@ -148,12 +193,12 @@ def one_step_is_worse(records: Records, protocol: str) -> Verdict:
             gap = percent(run) - percent(other)
             holds = gap < 0 if math.isfinite(gap) else failed(run) and not failed(other)
             cases.append((f"{activation} H={n_hidden_of(run)}", Case(holds, gap)))
-        values = of.means(runs_of(one), n_hidden_of)
+        values = means(runs_of(one), n_hidden_of)
         if len(values) > 1:
             fall = values[max(values)] - values[min(values)]
             cases.append((f"{activation} H={min(values)} to {max(values)}", Case(fall < 0, fall)))
     expected = "T = 1 below T = H at each depth and seed, and lower at the deepest than at the shallowest"
-    return _of_originals(records, Found(expected, cases, used, "no runs of T = 1"))
+    return _judged(records, expected, cases, used, "no runs of T = 1", originals=True)
 
 
 @rule
@@ -161,30 +206,31 @@ def long(
     records: Records, protocol: str, iterations: int, expected: str, holds: Callable[[float, float], bool]
 ) -> Verdict:
     """On runs of H = 128 of so many iterations; `holds` sees the highest accuracy of a run, and BP's at the end less its own."""
-    part, rival = mupc(records, protocol, "relu", "long"), of.bp(records, "relu", "long")
+    part, rival = mupc(records, protocol, "relu", "long"), bp(records, "relu", "long")
     rivals = {run["seed"]: percent(run) for run in runs_of(rival) if n_hidden_of(run) == 128}
-    curves, cases = of.tests(records), []
+    cases = []
     for run in runs_of(part):
         if n_hidden_of(run) == 128 and run["config.training.max_iterations"] >= iterations:
-            highest = float(np.max(of.curve(curves, run)[1], initial=percent(run)))
+            highest = float(np.max(curve(records, run)[1], initial=percent(run)))
             gap = rivals.get(run["seed"], math.nan) - percent(run)
             cases.append(("H=128", Case(not failed(run) and holds(highest, gap), highest)))
     why = f"no runs of H = 128 over {iterations} iterations"
-    return _of_originals(records, Found(expected, cases, [part, rival], why))
+    return _judged(records, expected, cases, [part, rival], why, originals=True)
 
 
 @rule
 def anchor(records: Records, protocol: str) -> Verdict:
-    part, curves = mupc(records, protocol, "relu", "anchor"), of.tests(records)
+    part = mupc(records, protocol, "relu", "anchor")
     runs = [run for run in runs_of(part) if (width_of(run), n_hidden_of(run)) == (128, 29)]
-    found = {t: [of.accuracy_at(of.curve(curves, run), t) for run in runs] for t in ANCHOR}
+    curves = [dict(zip(*curve(records, run), strict=True)) for run in runs]
+    found = {t: [curve.get(t, math.nan) for curve in curves] for t in ANCHOR}
     means = {t: float(np.mean(values)) for t, values in found.items() if values}
     cases = [(f"{t}:", Case(abs(mean - ANCHOR[t][0]) <= ANCHOR[t][1], mean)) for t, mean in means.items()]
     expected = ", ".join(
         f"{value:g}{'' if math.isinf(within) else f' +- {within:g}'} % at {t}" for t, (value, within) in ANCHOR.items()
     )
     interval = "; ".join(f"{t}: {claims.spread(values)}" for t, values in found.items() if values)
-    return _of_originals(records, Found(expected, cases, [part], "no runs of N = 128, H = 29", interval))
+    return _judged(records, expected, cases, [part], "no runs of N = 128, H = 29", interval=interval, originals=True)
 
 
 @rule
@@ -193,16 +239,16 @@ def forward_only_fails(records: Records, protocol: str) -> Verdict:
     runs = [run for part in used for run in runs_of(part)]
     cases = [(f"{run['activation']} eta={run[ETA]:g}", Case(failed(run), percent(run))) for run in runs]
     expected = f"at every rate and beta, at most {NO_LEARNING:g} % or diverged"
-    return _judged(records, Found(expected, cases, used, "no runs with premultipliers in the forward pass only"))
+    return _judged(records, expected, cases, used, "no runs with premultipliers in the forward pass only")
 
 
 @rule
 def scaled_rate_fails(records: Records, protocol: str, above: bool) -> Verdict:
     used = [mupc(records, protocol, activation, "rates") for activation in ACTIVATIONS]
-    runs = [run for part in used for run in runs_of(part) if (run[ETA] > of.MUPC_ETA) == above]
+    runs = [run for part in used for run in runs_of(part) if (run[ETA] > MUPC_ETA) == above]
     cases = [(run["activation"], Case(failed(run), percent(run))) for run in runs]
     expected = f"at most {NO_LEARNING:g} % or diverged"
-    return _judged(records, Found(expected, cases, used, "no runs at scaled rates"))
+    return _judged(records, expected, cases, used, "no runs at scaled rates")
 
 
 def _claims(p: str) -> Iterable[Claim]:

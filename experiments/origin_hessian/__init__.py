@@ -34,9 +34,9 @@ import numpy as np
 
 from experiments.origin_hessian import measured
 from experiments.origin_hessian.claims import CLAIMS as CLAIMS
+from experiments.origin_hessian.claims import in_rows
 from experiments.origin_hessian.figures import FIGURES as FIGURES
 from experiments.origin_hessian.measured import Hessians
-from experiments.origin_hessian.runs import in_rows
 from pcexp.config.composition import Refused
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
@@ -98,7 +98,8 @@ class OriginHessian(AbstractStudy):
         point = zero_rank(network, [network.depth - 1] if saddle else [])
         size = vectorised(point)[0].size
         reduced, inputs = measured.seen(point, x)
-        h = measured.hessians(reduced, inputs, y, activity_lr=self.activity_lr, horizons=self.horizons)
+        lr, horizons = self.activity_lr, tuple(self.horizons)
+        h = jax.tree.map(np.asarray, measured.hessians(reduced, inputs, y, activity_lr=lr, horizons=horizons))
         theory = (jnp.zeros(size), zero_rank_spectrum(point, y)) if saddle else origin_spectra(point, x, y)
         spectra = {
             "theory_loss": np.asarray(theory[0]),
@@ -111,7 +112,7 @@ class OriginHessian(AbstractStudy):
         distances = jnp.asarray(measured.DISTANCES)
         numbers: dict[str, Any] = {
             "size": size,
-            **differences(h, spectra, y, network.segments[-1].weight.shape[-1], self.activity_lr, self.horizons),
+            **differences(self, h, spectra, y, network.segments[-1].weight.shape[-1]),
             "outside": measured.outside(point, x, y, key=jax.random.fold_in(key, 1)),
             "gradient": measured.largest_gradient(point, x, y),
             "loss_order": saddle_order(distances, of_loss),
@@ -120,17 +121,16 @@ class OriginHessian(AbstractStudy):
             "equilibrated_change": of_equilibrated,
         }
         if saddle:
-            found = negative_curvature(reduced, inputs, y)
-            v = np.asarray(vectorised(found.direction)[0])
-            numbers |= {"form": found.form, "form_numeric": v @ h.equilibrated @ v}
+            curved = negative_curvature(reduced, inputs, y)
+            v = np.asarray(vectorised(curved.direction)[0])
+            numbers |= {"form": curved.form, "form_numeric": v @ h.equilibrated @ v}
         matrices = {"loss": h.loss, "theory": h.closed_equilibrated, "numeric": h.equilibrated}
         return numbers, spectra, matrices if len(h.loss) == size <= KEPT_MATRIX else {}
 
     def summary(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        kept = ("size", "outside", "gradient", "form", "form_numeric", "loss_order", "equilibrated_order")
-        found = {
-            name: float(rows[name][0]) for name in rows if name in kept or name.endswith(("_difference", "_relative"))
-        }
+        ours = ("size", "outside", "gradient", "form", "form_numeric", "loss_order", "equilibrated_order")
+        kept = [name for name in rows if name in ours or name.endswith(("_difference", "_relative"))]
+        found = {name: float(rows[name][0]) for name in kept}
         for name in ("theory_loss", "theory_equilibrated", "numeric_loss", "numeric_equilibrated"):
             values = rows[name].ravel()[: int(rows["size"][0])]
             found |= {f"{name}_lowest": float(np.min(values)), f"{name}_highest": float(np.max(values))}
@@ -138,12 +138,7 @@ class OriginHessian(AbstractStudy):
 
 
 def differences(
-    h: Hessians,
-    spectra: Mapping[str, np.ndarray],
-    y: jax.Array,
-    width: int,
-    activity_lr: float,
-    horizons: Sequence[int],
+    study: OriginHessian, h: Hessians, spectra: Mapping[str, np.ndarray], y: jax.Array, width: int
 ) -> dict[str, float]:
     """Largest absolute differences, entry by entry, of what should be equal."""
     block = width * len(y)  # W_L comes last
@@ -156,8 +151,8 @@ def differences(
         "theorem_difference": _apart(measured.theorem_3_2(np.asarray(y), width, size), spectra["numeric_equilibrated"]),
     }
     scale = float(np.max(np.abs(h.closed_equilibrated)))
-    for steps, unrolled in zip(horizons, h.unrolled, strict=True):
-        factor = 1 - (1 - activity_lr) ** (2 * steps)
+    for steps, unrolled in zip(study.horizons, h.unrolled, strict=True):
+        factor = 1 - (1 - study.activity_lr) ** (2 * steps)
         expected = h.closed_equilibrated.copy()
         expected[-block:, -block:] *= factor
         found |= {

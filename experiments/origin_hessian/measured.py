@@ -1,8 +1,7 @@
 """What is measured at a point of a linear network: Hessians by three routes, their spectra, and changes along a ray."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,20 +13,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pcexp.energy import Batch, energy, loss
 from pcexp.inference import GradientDescent, InferenceProblem
 from pcexp.model.network import Network
+from pcexp.theory import hessian as theory
 from pcexp.theory.equilibrated import equilibrated_energy, equilibrated_gradient
-from pcexp.theory.hessian import (
-    hessian,
-    hessian_product,
-    vectorised,
-    zero_output_equilibrated_hessian,
-    zero_output_loss_hessian,
-)
 from pcexp.theory.saddles import along, equilibrated_change, loss_change
 
 Inputs = Float[Array, "d_in batch"]
 Targets = Float[Array, "d_out batch"]
-Square = Float[np.ndarray, "n n"]
-
+Square = Float[Any, "n n"]
 DISTANCES = np.geomspace(1e-4, 1e-3, 9)
 """From the point along a ray."""
 
@@ -58,32 +50,24 @@ def seen(network: Network, x: Inputs) -> tuple[Network, Inputs]:
 
 def unrolled_energy(network: Network, x: Inputs, y: Targets, *, activity_lr: float, steps: int) -> Float[Array, ""]:
     """Energy after so many steps of gradient descent on the activities, from the forward pass."""
-    found = GradientDescent(activity_lr, steps, wavefront=False).solve(
-        InferenceProblem.from_batch(network, Batch(x, y))
-    )
-    return energy(network, found.errors)
+    problem = InferenceProblem.from_batch(network, Batch(x, y))
+    return energy(network, GradientDescent(activity_lr, steps, wavefront=False).solve(problem).errors)
 
 
 @eqx.filter_jit
-def _hessians(
-    network: Network, x: Inputs, y: Targets, activity_lr: float, horizons: tuple[int, ...]
-) -> tuple[Array, ...]:
-    def unrolled(steps: int) -> Array:
-        return hessian(lambda n: unrolled_energy(n, x, y, activity_lr=activity_lr, steps=steps), network)
-
-    return (
-        zero_output_loss_hessian(network, x, y),
-        zero_output_equilibrated_hessian(network, x, y),
-        hessian(lambda n: loss(n, x, y), network),
-        hessian(lambda n: equilibrated_energy(n, x, y), network),
-        *(unrolled(steps) for steps in horizons),
-    )
-
-
-def hessians(network: Network, x: Inputs, y: Targets, *, activity_lr: float, horizons: Sequence[int]) -> Hessians:
+def hessians(network: Network, x: Inputs, y: Targets, *, activity_lr: float, horizons: tuple[int, ...]) -> Hessians:
     """All Hessians at a point where W_L = 0."""
-    first, second, third, fourth, *unrolled = map(np.asarray, _hessians(network, x, y, activity_lr, tuple(horizons)))
-    return Hessians(first, second, third, fourth, tuple(unrolled))
+
+    def unrolled(steps: int) -> Array:
+        return theory.hessian(lambda n: unrolled_energy(n, x, y, activity_lr=activity_lr, steps=steps), network)
+
+    return Hessians(
+        theory.zero_output_loss_hessian(network, x, y),
+        theory.zero_output_equilibrated_hessian(network, x, y),
+        theory.hessian(lambda n: loss(n, x, y), network),
+        theory.hessian(lambda n: equilibrated_energy(n, x, y), network),
+        tuple(unrolled(steps) for steps in horizons),
+    )
 
 
 def spectrum(h: Square, size: int) -> Float[np.ndarray, " size"]:
@@ -108,19 +92,17 @@ def outside(network: Network, x: Inputs, y: Targets, *, key: PRNGKeyArray) -> Fl
     first = network.segments[0]
     drawn = jr.normal(key, first.weight.shape, first.weight.dtype)
     unseen = dataclasses.replace(first, weight=drawn - (drawn @ basis) @ basis.T)
-    v, _ = vectorised(Network((unseen, *jax.tree.map(jnp.zeros_like, network.segments[1:]))))
-    objectives: tuple[Callable[[Network], Array], ...] = (
-        lambda n: loss(n, x, y),
-        lambda n: equilibrated_energy(n, x, y),
-    )
-    products = [hessian_product(objective, network)(v / jnp.linalg.norm(v)) for objective in objectives]
+    v, _ = theory.vectorised(Network((unseen, *jax.tree.map(jnp.zeros_like, network.segments[1:]))))
+    unit = v / jnp.linalg.norm(v)
+    objectives: list[theory.Objective] = [lambda n: loss(n, x, y), lambda n: equilibrated_energy(n, x, y)]
+    products = [theory.hessian_product(objective, network)(unit) for objective in objectives]
     return jnp.max(jnp.stack([jnp.linalg.norm(product) for product in products]))
 
 
 @eqx.filter_jit
 def ray(network: Network, x: Inputs, y: Targets, *, key: PRNGKeyArray) -> tuple[Array, Array]:
     """Changes of the loss and of F* at `DISTANCES` along a direction with normal entries."""
-    vector, unravel = vectorised(network)
+    vector, unravel = theory.vectorised(network)
     direction = unravel(jr.normal(key, vector.shape, vector.dtype))
 
     def changes(distance: Array) -> tuple[Array, Array]:
@@ -134,4 +116,4 @@ def ray(network: Network, x: Inputs, y: Targets, *, key: PRNGKeyArray) -> tuple[
 def largest_gradient(network: Network, x: Inputs, y: Targets) -> Float[Array, ""]:
     """The largest entry of the gradients of the loss and of F*: 0 at a critical point of both."""
     gradients = jax.grad(loss)(network, x, y), equilibrated_gradient(network, x, y)
-    return jnp.max(jnp.abs(jnp.concatenate([vectorised(gradient)[0] for gradient in gradients])))
+    return jnp.max(jnp.abs(jnp.concatenate([theory.vectorised(gradient)[0] for gradient in gradients])))

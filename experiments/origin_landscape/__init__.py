@@ -35,17 +35,18 @@ from jaxtyping import Array, Float
 from experiments.origin_landscape.claims import CLAIMS as CLAIMS
 from experiments.origin_landscape.claims import ESCAPE_FRACTION
 from experiments.origin_landscape.figures import FIGURES as FIGURES
-from experiments.origin_landscape.landscape import generic_plane, landscape, plane
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.energy import loss
+from pcexp.model.network import Network
 from pcexp.run.cost import training
 from pcexp.run.draw import initial_network, network_size
 from pcexp.run.job import Job
 from pcexp.theory.equilibrated import equilibrated_energy
-from pcexp.theory.hessian import vectorised
+from pcexp.theory.hessian import vectorised, zero_output_equilibrated_hessian
+from pcexp.theory.saddles import zero_rank
 from pcexp.train import Observation, weight_norms
 
 
@@ -77,7 +78,7 @@ class OriginLandscape(AbstractStudy):
             return
 
         def rows(lane: Lane, dataset: Dataset) -> Iterator[dict[str, Any]]:
-            drawn = generic_plane(network, x, y, seed=int(lane.values["seed"]))
+            drawn = plane(network, x, y, drawn=int(lane.values["seed"]))
             at, generic = (landscape(network, p, x, y, grid=self.grid, extent=self.extent) for p in (axes, drawn))
             for row in range(self.grid):
                 yield {
@@ -120,3 +121,64 @@ def measure(
         "path": axes.astype(vector.dtype) @ vector,
         "gradient_factor": jax.lax.convert_element_type(factor, vector.dtype),
     }
+
+
+# Planes through the origin of weight space, and the loss and F* on them; in float64
+
+Plane = Float[np.ndarray, "2 n"]
+
+SAME = 1e-9
+"""Eigenvalues closer than this, of the largest, are one."""
+
+
+def plane(network: Network, x: np.ndarray, y: np.ndarray, *, drawn: int | None = None) -> Plane:
+    """Unit vectors of the plane: both weights where there are two, else eigenvectors of F*'s Hessian at the origin.
+
+    Of the lowest eigenvalue the one nearest to the axis of the last weight, of the highest that nearest to the first's, or
+    to a random direction `drawn` from that seed.
+    """
+    with jax.enable_x64(True):
+        network, inputs, targets = _in_float64(network, x, y)
+        h = np.asarray(zero_output_equilibrated_hessian(zero_rank(network), inputs, targets))
+    axes = np.eye(len(h))
+    if len(h) == 2:
+        return axes
+    first = axes[0] if drawn is None else np.random.default_rng(drawn).standard_normal(len(h))
+    values, vectors = np.linalg.eigh(h)
+
+    def nearest(value: float, direction: np.ndarray) -> np.ndarray:
+        """The unit vector of an eigenspace that is nearest to a direction: independent of the basis that it came with."""
+        space = vectors[:, np.abs(values - value) <= SAME * np.max(np.abs(values))]
+        projected = space @ (space.T @ direction)
+        return projected / np.linalg.norm(projected)
+
+    return np.stack([nearest(values[0], axes[-1]), nearest(values[-1], first)])
+
+
+def landscape(
+    network: Network, axes: Plane, x: np.ndarray, y: np.ndarray, *, grid: int, extent: float
+) -> dict[str, np.ndarray]:
+    """Loss and F* at a p_1 + b p_2, rows by b and columns by a, both from -extent to extent; and their value at the origin."""
+    with jax.enable_x64(True):
+        network, inputs, targets = _in_float64(network, x, y)
+        steps = jnp.linspace(-extent, extent, grid)
+        losses, energies = map(np.asarray, _on_grid(network, jnp.asarray(axes), steps, inputs, targets))
+        start = float(np.sum(np.square(np.asarray(targets))) / (2 * y.shape[1]))
+    return {"loss": losses, "equilibrated": energies, "at_origin": np.full(grid, start)}
+
+
+@eqx.filter_jit
+def _on_grid(
+    network: Network, axes: Array, steps: Array, x: Array, y: Array
+) -> tuple[Float[Array, "grid grid"], Float[Array, "grid grid"]]:
+    _, unravel = vectorised(network)
+
+    def at(b: Array, a: Array) -> tuple[Array, Array]:
+        there = unravel(a * axes[0] + b * axes[1])
+        return loss(there, x, y), equilibrated_energy(there, x, y)
+
+    return jax.vmap(jax.vmap(at, in_axes=(None, 0)), in_axes=(0, None))(steps, steps)
+
+
+def _in_float64(network: Network, x: np.ndarray, y: np.ndarray) -> tuple[Network, Array, Array]:
+    return jax.tree.map(lambda w: w.astype(jnp.float64), network), jnp.asarray(x, float), jnp.asarray(y, float)

@@ -4,32 +4,22 @@ from typing import Any
 
 import numpy as np
 
-from experiments.origin_landscape.claims import CHAINS, NAMES, escape_ratio, training
+from experiments.origin_landscape.claims import ARMS, NAMES, escape_ratio, training
 from pcexp.report import plotting
-from pcexp.report.claims import Records, done, pc_and_bp
-from pcexp.report.plotting import Axes, Figure
+from pcexp.report.claims import Records, done, pc_and_bp, vectors
 
 DRAWN = ("chain_1", "chain_2", "chain_3", "wide")
 ENERGIES = (("loss", "loss", "bp", "probe_loss"), ("equilibrated", "$F^*$", "pc", "probe_equilibrated"))
 AXES = {"chain_1": ("$w_1$", "$w_2$")}
 EIGENVECTORS = (r"along $\lambda_{\min}$", r"along $\lambda_{\max}$")
-CURVES = (("train_loss", "training loss"), ("test_loss", "test loss"), ("gradient_norm", "gradient norm"))
-
-
-def _matrix(rows: Any, name: str) -> np.ndarray:
-    """A recorded vector over the rows of a lane, one column an entry."""
-    n = sum(column.startswith(f"{name}_") and column[len(name) + 1 :].isdigit() for column in rows.columns)
-    table = rows.select([f"{name}_{i}" for i in range(1, n + 1)]).to_numpy().astype(float)
-    return table[:, ~np.all(np.isnan(table), axis=0)]
+CURVES = {"train_loss": "training loss", "test_loss": "test loss", "gradient_norm": "gradient norm"}
 
 
 def _path(records: Records, net: str, learning: str, height: str) -> np.ndarray | None:
     """Coordinates and height of the first seed's path at one scale, one row a recorded iteration."""
-    part = training(records, net, "corrected").select(learning=learning)
-    for run in done(part):
-        rows = part.lane(run["cell"], run["lane"])
-        return np.column_stack([_matrix(rows, "path"), rows[height].to_numpy()])
-    return None
+    runs = done(training(records, net, "corrected").select(learning=learning))
+    rows = records.lane(runs[0]["cell"], runs[0]["lane"]) if runs else None
+    return None if rows is None else np.column_stack([vectors(rows, "path"), rows[height].to_numpy()])
 
 
 def _surface(axis: Any, steps: np.ndarray, values: np.ndarray, path: np.ndarray | None, colour: str) -> None:
@@ -45,7 +35,7 @@ def _surface(axis: Any, steps: np.ndarray, values: np.ndarray, path: np.ndarray 
     axis.set_box_aspect((1, 1, 0.75), zoom=1.1)
 
 
-def _contours(axis: Axes, steps: np.ndarray, values: np.ndarray, path: np.ndarray | None, colour: str) -> Any:
+def _contours(axis: plotting.Axes, steps: np.ndarray, values: np.ndarray, path: np.ndarray | None, colour: str) -> Any:
     image: Any
     if np.ptp(values) < 1e-6 * np.max(values):
         image = axis.pcolormesh(steps, steps, values, cmap="viridis", vmin=0, vmax=2 * float(np.max(values)))
@@ -62,7 +52,7 @@ def _contours(axis: Axes, steps: np.ndarray, values: np.ndarray, path: np.ndarra
     return image
 
 
-def figure_4_2(records: Records) -> Figure:
+def figure_4_2(records: Records) -> plotting.Figure:
     """Loss (with the path of BP) and equilibrated energy (with the path of PC, both at one scale, first seed) around the origin: of
     both weights for H = 1, along two eigenvectors of F*'s Hessian for H > 1. Paths of nets with more than two weights are projected;
     on surfaces they are drawn at their own height, which leaves the plane.
@@ -80,7 +70,7 @@ def figure_4_2(records: Records) -> Figure:
                 surface.set_axis_off()
                 plotting.note(contours, "no runs yet")
                 continue
-            values = _matrix(part.lane(runs[0]["cell"], runs[0]["lane"]), name)
+            values = vectors(part.lane(runs[0]["cell"], runs[0]["lane"]), name)
             extent = runs[0]["config.study.extent"]
             steps = np.linspace(-extent, extent, len(values))
             path, colour = _path(records, net, learning, height), plotting.COLOURS[learning]
@@ -98,22 +88,20 @@ def figure_4_2(records: Records) -> Figure:
         plotting.dots("start", "black"),
         plotting.dots("end", marker="*", ms=8),
     ]
-    plotting.legend(figure, marks)
-    return figure
+    return plotting.legend(figure, marks)
 
 
-def figure_b_1(records: Records) -> Figure:
+def figure_b_1(records: Records) -> plotting.Figure:
     """Training loss, test loss and gradient norm of BP and PC from near the origin: mean (line) and standard deviation (band, no
     lower than the lowest seed) over seeds. Wide nets at the published gradient scales, where BP's is 96 times smaller, and at one scale.
     """
-    columns = [(net, "corrected") for net in CHAINS]
-    columns += [(net, protocol) for net in ("wide", "wide_code") for protocol in ("corrected", "published")]
     title = "Figure B.1: training from near the origin, mean and standard deviation over seeds"
-    figure, axes = plotting.panels(len(CURVES), len(columns), title, width=2.05, height=2.0)
-    for j, (net, protocol) in enumerate(columns):
+    labels = "iteration + 1", list(CURVES.values())
+    figure, axes = plotting.panels(len(CURVES), len(ARMS), title, *labels, width=2.05, height=2.0)
+    for (net, protocol), column in zip(ARMS, axes.T, strict=True):
         scale = "one scale" if protocol == "corrected" else "published"
-        for i, (name, _) in enumerate(CURVES):
-            axis, n = axes[i, j], 0
+        for axis, name in zip(column, CURVES, strict=True):
+            n = 0
             for learning in ("bp", "pc"):
                 part = training(records, net, protocol).select(learning=learning)
                 lanes = [part.lane(run["cell"], run["lane"]) for run in done(part)]
@@ -121,33 +109,28 @@ def figure_b_1(records: Records) -> Figure:
                     continue
                 n += len(lanes)
                 shared = sorted(set.intersection(*({*rows["iteration"].to_list()} for rows in lanes)))
-                values = np.array(
-                    [rows.filter(rows["iteration"].is_in(shared))[name].to_numpy() for rows in lanes], float
-                )
+                kept = [rows.filter(rows["iteration"].is_in(shared)) for rows in lanes]
+                values = np.array([rows[name].to_numpy() for rows in kept], float)
                 mean, sd = values.mean(axis=0), values.std(axis=0, ddof=1 if len(lanes) > 1 else 0)
                 x, colour = np.array(shared) + 1, plotting.COLOURS[learning]
                 axis.plot(x, mean, color=colour, lw=1.2)
                 # On a logarithmic axis: no lower than the lowest seed.
                 low = np.maximum(mean - sd, values.min(axis=0))
                 axis.fill_between(x, low, mean + sd, color=colour, alpha=0.2, lw=0)
-            axis.set(xscale="log", yscale="log", xlabel="iteration + 1" if i == len(CURVES) - 1 else "")
-            above = f"{NAMES[net]}\n{scale}" if i == 0 else None
+            axis.set(xscale="log", yscale="log")
+            above = f"{NAMES[net]}\n{scale}" if axis is column[0] else None
             plotting.dress(axis, records.about, n, above, fontsize=8, pad=12)
-    for axis, (_, label) in zip(axes[:, 0], CURVES, strict=True):
-        axis.set_ylabel(label)
-    plotting.legend(figure, [plotting.mark(plotting.written(rule), plotting.COLOURS[rule]) for rule in ("pc", "bp")])
-    return figure
+    marks = [plotting.mark(plotting.written(rule), plotting.COLOURS[rule]) for rule in ("pc", "bp")]
+    return plotting.legend(figure, marks)
 
 
-def figure_escape(records: Records) -> Figure:
+def figure_escape(records: Records) -> plotting.Figure:
     """Iterations that BP takes to leave the origin over those that PC takes, one mark a seed, a line at the median. An arrow marks a
     bound: BP was still on the plateau when its run ended.
     """
-    columns = [(net, "corrected") for net in (*CHAINS, "wide", "wide_code")]
-    columns += [(net, "published") for net in ("wide", "wide_code")]
-    figure, axes = plotting.panels(
-        1, 1, "Escape from the origin: iterations of BP over iterations of PC", width=7.2, height=2.9
-    )
+    columns = sorted(ARMS, key=lambda arm: arm[1])
+    title = "Escape from the origin: iterations of BP over iterations of PC"
+    figure, axes = plotting.panels(1, 1, title, y="ratio of escape iterations", width=7.2, height=2.9)
     axis, n = axes[0, 0], 0
     for place, (net, protocol) in enumerate(columns):
         both, _ = pc_and_bp(training(records, net, protocol))
@@ -165,11 +148,9 @@ def figure_escape(records: Records) -> Figure:
     names = [NAMES[net].replace(", ", "\n").replace("chain H", "chain\nH") for net, _ in columns]
     scales = ["published" if protocol == "published" else "one scale" for _, protocol in columns]
     axis.set_xticks(range(len(columns)), [f"{n}\n{s}" for n, s in zip(names, scales, strict=True)], fontsize=7.5)
-    axis.set_ylabel("ratio of escape iterations")
     plotting.dress(axis, records.about, n)
     marks = [plotting.dots("a seed", "#333333"), plotting.dots("at least (BP did not escape)", "#333333", "^")]
-    plotting.legend(figure, [*marks, plotting.mark("median", "#333333")])
-    return figure
+    return plotting.legend(figure, [*marks, plotting.mark("median", "#333333")])
 
 
 FIGURES = {"4.2": figure_4_2, "B.1": figure_b_1, "escape": figure_escape}

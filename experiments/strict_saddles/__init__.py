@@ -33,22 +33,21 @@ between those and strict saddles, where lambda_min is zero and F* is lowered fro
 """
 
 import itertools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
 from experiments.strict_saddles import search
-from experiments.strict_saddles.batches import D_OUT, Batch, KindName, batch
 from experiments.strict_saddles.claims import CLAIMS as CLAIMS
+from experiments.strict_saddles.claims import FOUND, LOWEST, TOLERANCE
 from experiments.strict_saddles.figures import FIGURES as FIGURES
-from experiments.strict_saddles.points import FOUND, LOWEST, TOLERANCE
 from experiments.strict_saddles.search import with_maps, with_matrices
-from experiments.strict_saddles.starts import Start, near, random_weights, saddle
+from experiments.strict_saddles.starts import D_OUT, Batch, KindName, Start, batch, near, random_weights, saddle
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
@@ -63,6 +62,9 @@ TOGETHER = 4
 """Points that are probed in one call: a fixed number, or each would be compiled."""
 EDGE = 1e-12
 """Curvature relative to the Hessian's norm at which the edge of local minima is put: ten times round-off or more."""
+
+Begun = tuple[Start, int, Network]
+"""A start: its sort, the rank of its map (-1: random weights), and its network."""
 
 
 class StrictSaddles(AbstractStudy):
@@ -88,49 +90,41 @@ class StrictSaddles(AbstractStudy):
             key = lane_key(job.spec, lane, 0)
             like = in_floats(job.spec.network.build(job.spec.parameterisation, (len(at.x),), D_OUT, key=key))
             generator = np.random.default_rng([job.spec.root_seed, int(lane.values["seed"])])
-            begun = self.starts(like, at, generator)
-            for number, row in enumerate(searched(begun, at, self.max_steps, key)):
-                yield {"iteration": number} | row
+            found = searched(self.starts(like, at, generator), at, self.max_steps, key)
+            return ({"iteration": number} | row for number, row in enumerate(found))
 
         job.record(rows)
 
-    def starts(self, like: Network, at: Batch, generator: np.random.Generator) -> list["Begun"]:
+    def starts(self, like: Network, at: Batch, generator: np.random.Generator) -> list[Begun]:
         """`n_starts` of every sort."""
         layers = [segment for segment in like.segments for _ in range(segment.depth)]
-        width, begun = layers[-1].weight.shape[-1], []
+        width = layers[-1].weight.shape[-1]
+        sizes, begun = [len(at.x), *[width] * (len(layers) - 1), D_OUT], list[Begun]()
         for sort in SOUGHT:
             for _ in range(self.n_starts):
                 if sort in (Start.RANDOM, Start.SMALL_OUTPUT):
-                    sizes = [len(at.x), *[width] * (len(layers) - 1), D_OUT]
                     weights = random_weights(sizes, generator, small_output=sort is Start.SMALL_OUTPUT)
-                    begun.append(Begun(sort, -1, with_matrices(like, weights)))
+                    begun.append((sort, -1, with_matrices(like, weights)))
                 else:
                     n_zero = 2 if sort in (Start.SADDLE, Start.NEAR_SADDLE) else 3
                     maps, rank = saddle(at, width, len(layers) - 1, n_zero, generator)
                     maps = near(maps, generator) if sort in (Start.NEAR_SADDLE, Start.NEAR_TIGHTENED) else maps
-                    begun.append(Begun(sort, rank, with_maps(like, maps)))
+                    begun.append((sort, rank, with_maps(like, maps)))
         return begun
-
-
-class Begun(NamedTuple):
-    """A start: its sort, the rank of its map (-1: random weights), and its network."""
-
-    sort: Start
-    rank: int
-    network: Network
 
 
 def searched(begun: Sequence[Begun], at: Batch, max_steps: int, key: jax.Array) -> list[dict[str, Any]]:
     """A row for each start, with what holds where the polish came to, and one for each edge of local minima found."""
     x, y = jnp.asarray(at.x), jnp.asarray(at.y)
-    first = _stack([one.network for one in begun])
+    sorts, ranks, networks = zip(*begun, strict=True)
+    first = jax.tree.map(lambda *leaves: jnp.stack(leaves), *networks)
     gradients = search.points(first, x, y).gradient
     ended, steps = search.polished(first, x, y, max_steps)
     ended_at = described(ended, at)
     ended_at["descent"] = _descents(ended, ended_at, at, key)
-    begun_at = {"start": [one.sort for one in begun], "start_rank": [one.rank for one in begun]}
-    columns = begun_at | {"start_gradient": gradients, "steps": steps} | ended_at
-    rows = [{name: np.asarray(values)[i] for name, values in columns.items()} for i in range(len(begun))]
+    begun_at = {"start": sorts, "start_rank": ranks, "start_gradient": gradients, "steps": steps}
+    columns = {name: np.asarray(values) for name, values in (begun_at | ended_at).items()}
+    rows = [{name: values[i] for name, values in columns.items()} for i in range(len(begun))]
     minima = np.flatnonzero(_candidates(ended_at) & (ended_at["descent"] <= LOWEST))
     return rows + (edges(ended, minima, rows, at, key) if len(minima) else [])
 
@@ -153,7 +147,7 @@ def edges(
     `TOGETHER` of the minima; none of those along which no scale from 1/64 to 64 has negative curvature.
     """
     some = np.resize(minima, TOGETHER)  # repeats fill up the call
-    start = _take(networks, some)
+    start = jax.tree.map(operator.itemgetter(some), networks)
 
     def curved(logs: np.ndarray) -> np.ndarray:
         return negative(described(search.rescaled(start, jnp.exp(logs)), at), EDGE)
@@ -194,7 +188,8 @@ def _descents(networks: Network, point: Mapping[str, np.ndarray], at: Batch, key
     lower = np.zeros(len(point["gradient"]))
     for i in range(0, len(chosen), TOGETHER):
         some = np.resize(chosen[i : i + TOGETHER], TOGETHER)
-        lower[some] = search.descents(_take(networks, some), x, y, jr.fold_in(key, i))
+        taken = jax.tree.map(operator.itemgetter(some), networks)
+        lower[some] = search.descents(taken, x, y, jr.split(jr.fold_in(key, i), TOGETHER))
     return lower
 
 
@@ -203,11 +198,3 @@ def level_errors(energies: np.ndarray, at: Batch) -> np.ndarray:
     sums = [sum(some) for r in range(len(at.spectrum) + 1) for some in itertools.combinations(at.spectrum, r)]
     levels = (np.sum(at.spectrum) - np.array(sums)) / 2
     return np.min(np.abs(energies[:, None] - levels), axis=1)
-
-
-def _stack(networks: Sequence[Network]) -> Network:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *networks)
-
-
-def _take(networks: Network, indices: np.ndarray) -> Network:
-    return jax.tree.map(lambda leaf: leaf[indices] if eqx.is_array(leaf) else leaf, networks)

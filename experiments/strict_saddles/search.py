@@ -54,52 +54,41 @@ def matrices(network: Network) -> list[Float[Array, "_ _"]]:
 
 def with_matrices(network: Network, weights: Sequence[ArrayLike]) -> Network:
     """The network with the weights W_1..W_L."""
-    left, stacks = iter(weights), []
-    for segment in network.segments:
-        stack = jnp.stack([jnp.asarray(next(left), segment.weight.dtype) for _ in range(segment.depth)])
-        stacks.append(stack)
+    left = iter(weights)
+    stacks = [
+        jnp.stack([jnp.asarray(next(left), segment.weight.dtype) for _ in range(segment.depth)])
+        for segment in network.segments
+    ]
     return eqx.tree_at(lambda n: [segment.weight for segment in n.segments], network, stacks)
 
 
 def with_maps(network: Network, wanted: Sequence[ArrayLike]) -> Network:
     """The network whose layers have the maps J_l = a_l W_l + tau_l I."""
     layers = [segment for segment in network.segments for _ in range(segment.depth)]
-    weights = []
-    for j, layer in zip(map(jnp.asarray, wanted), layers, strict=True):
-        weights.append((j - jnp.eye(len(j)) if layer.skip else j) / layer.premultiplier)
-    return with_matrices(network, weights)
+    pairs = zip(map(jnp.asarray, wanted), layers, strict=True)
+    return with_matrices(network, [(j - jnp.eye(len(j)) if s.skip else j) / s.premultiplier for j, s in pairs])
 
 
 def maps(network: Network) -> list[Float[Array, "_ _"]]:
     """Maps of the layers, J_l = a_l W_l + tau_l I."""
-    found = []
-    for segment in network.segments:
-        for w in segment.weight:
-            j = segment.premultiplier * w
-            found.append(j + jnp.eye(len(j), dtype=j.dtype) if segment.skip else j)
-    return found
+    scaled = [(segment.skip, segment.premultiplier * w) for segment in network.segments for w in segment.weight]
+    return [j + jnp.eye(len(j), dtype=j.dtype) if skip else j for skip, j in scaled]
 
 
 @eqx.filter_jit
-def rescaled(networks: Network, factors: Float[Array, " n"]) -> Network:
-    """Networks (stacked) with W_L multiplied by a factor each and W_1 divided by it: the same functions."""
-
-    def one(network: Network, factor: Array) -> Network:
-        first, *middle, last = matrices(network)
-        return with_matrices(network, [first / factor, *middle, factor * last])
-
-    return eqx.filter_vmap(one)(networks, factors)
+@eqx.filter_vmap
+def rescaled(network: Network, factor: Float[Array, ""]) -> Network:
+    """Each of these (stacked) networks with W_L multiplied by a factor and W_1 divided by it: the same function."""
+    first, *middle, last = matrices(network)
+    return with_matrices(network, [first / factor, *middle, factor * last])
 
 
 @eqx.filter_jit
-def polished(networks: Network, x: Array, y: Array, max_steps: int) -> tuple[Network, Float[Array, " n"]]:
-    """Networks (stacked) after the damped Newton steps that made their gradients smaller, and how many each took."""
-    return eqx.filter_vmap(lambda network: _polished(network, x, y, max_steps))(networks)
-
-
-def _polished(network: Network, x: Array, y: Array, max_steps: int) -> tuple[Network, Array]:
+@eqx.filter_vmap(in_axes=(eqx.if_array(0), None, None, None))
+def polished(network: Network, x: Array, y: Array, max_steps: int) -> tuple[Network, Float[Array, ""]]:
+    """Each of these (stacked) networks after the damped Newton steps that made its gradient smaller, and how many."""
     first, unravel = vectorised(network)
-    gradient, curvature = _derivatives(unravel, x, y)
+    _, gradient, curvature = _derivatives(unravel, x, y)
 
     def unfinished(state: tuple[Array, ...]) -> Array:
         _, g, _, damping, step, _ = state
@@ -114,25 +103,16 @@ def _polished(network: Network, x: Array, y: Array, max_steps: int) -> tuple[Net
         v, g = jnp.where(better, new, v), jnp.where(better, g_new, g)
         return v, g, curvature(v), damping * jnp.where(better, 0.3, 4.0), step + 1, taken + better
 
-    state: tuple[Array, ...] = (
-        first,
-        gradient(first),
-        curvature(first),
-        jnp.asarray(1.0, first.dtype),
-        jnp.asarray(0),
-        jnp.asarray(0),
-    )
+    none = jnp.asarray(0)
+    state: tuple[Array, ...] = first, gradient(first), curvature(first), jnp.asarray(1.0, first.dtype), none, none
     v, *_, taken = jax.lax.while_loop(unfinished, advanced, state)
     return unravel(v), taken.astype(first.dtype)
 
 
 @eqx.filter_jit
-def points(networks: Network, x: Array, y: Array) -> Measured:
+@eqx.filter_vmap(in_axes=(eqx.if_array(0), None, None))
+def points(network: Network, x: Array, y: Array) -> Measured:
     """What holds at each of these (stacked) networks."""
-    return eqx.filter_vmap(lambda network: _point(network, x, y))(networks)
-
-
-def _point(network: Network, x: Array, y: Array) -> Measured:
     weights = matrices(network)
     at = forward_pass(network, x)
     found = equilibrium(network, at, y)
@@ -178,17 +158,14 @@ def rotations(network: Network) -> Float[Array, "n_tangents n"]:
 
 
 @eqx.filter_jit
-def descents(networks: Network, x: Array, y: Array, key: PRNGKeyArray) -> Float[Array, " n"]:
-    """How far below each (stacked) network descent comes from random points close to it."""
-    keys = jr.split(key, networks.segments[0].weight.shape[0])
-    return eqx.filter_vmap(lambda network, key: _descent(network, x, y, key))(networks, keys)
+@eqx.filter_vmap(in_axes=(eqx.if_array(0), None, None, 0))
+def descents(network: Network, x: Array, y: Array, key: PRNGKeyArray) -> Float[Array, ""]:
+    """How far descent comes below each of these (stacked) networks from random points close to it, with a key each.
 
-
-def _descent(network: Network, x: Array, y: Array, key: PRNGKeyArray) -> Array:
-    """F* here less the lowest F* that steps -|H|^-1 g, at most 0.3 long, reach from six points at a distance of 0.001."""
+    F* there less the lowest F* that steps -|H|^-1 g, at most 0.3 long, reach from six points at a distance of 0.001.
+    """
     first, unravel = vectorised(network)
-    energy = lambda v: equilibrated_energy(unravel(v), x, y)  # noqa: E731
-    gradient, curvature = _derivatives(unravel, x, y)
+    energy, gradient, curvature = _derivatives(unravel, x, y)
 
     def step(_: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         v, radius = state
@@ -207,10 +184,10 @@ def _descent(network: Network, x: Array, y: Array, key: PRNGKeyArray) -> Array:
     return energy(first) - jnp.min(jax.lax.map(probe, jr.split(key, PROBES)))
 
 
-def _derivatives(unravel: Callable[[Array], Network], x: Array, y: Array) -> tuple[Function, Function]:
-    """Gradient and Hessian of F* by automatic differentiation, of the weights as one vector."""
+def _derivatives(unravel: Callable[[Array], Network], x: Array, y: Array) -> tuple[Function, Function, Function]:
+    """F*, its gradient and its Hessian by automatic differentiation, of the weights as one vector."""
 
     def energy(v: Array) -> Array:
         return equilibrated_energy(unravel(v), x, y)
 
-    return jax.grad(energy), lambda v: hessian(lambda n: equilibrated_energy(n, x, y), unravel(v))
+    return energy, jax.grad(energy), lambda v: hessian(lambda n: equilibrated_energy(n, x, y), unravel(v))

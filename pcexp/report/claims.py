@@ -6,7 +6,7 @@ left out silently, and a verdict at less than thesis scale never closes a thesis
 
 import functools
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
@@ -85,6 +85,11 @@ def censored_ratio(numerator: float, numerator_seen: bool, denominator: float, d
     return Ratio(value, "exact" if denominator_seen else "at_most")
 
 
+def passage_ratio(pc: Run, bp: Run, time: str, seen: str) -> Ratio:
+    """Iterations of BP to an event over those of PC, by the columns of its time and of whether it was seen."""
+    return censored_ratio(bp[time], bp[seen], pc[time], pc[seen])
+
+
 def median_ratio(ratios: Sequence[Ratio]) -> Ratio:
     """Median over seeds. Bounds are ordered as the values they bound; the middle one keeps its sign."""
     # Each ratio is an interval; the median of the lower ends and that of the upper ends bound the median.
@@ -132,12 +137,32 @@ def width_of(run: Run) -> int:
     return int(run["config.network.width"])
 
 
+def with_rows(part: Records) -> list[tuple[Run, Any]]:
+    """Runs and their rows, of those that have any."""
+    found = ((run, part.lane(run["cell"], run["lane"])) for run in part.runs.iter_rows(named=True))
+    return [(run, rows) for run, rows in found if len(rows)]
+
+
+def curve(records: Records, run: Run, *columns: str) -> list[np.ndarray]:
+    """Iterations and these columns of a run's rows, where all of them were measured."""
+    rows = records.lane(run["cell"], run["lane"])
+    if not set(columns) <= set(rows.columns):
+        return [np.zeros(0)] * (1 + len(columns))
+    rows = rows.select("iteration", *columns).drop_nulls()
+    return [rows[name].to_numpy() for name in rows.columns]
+
+
+def vectors(rows: Any, name: str) -> np.ndarray:
+    """A recorded vector in each of these rows, one column an entry, without entries that none has: those of other nets."""
+    columns = [f"{name}_{i}" for i in range(1, len(rows.columns)) if f"{name}_{i}" in rows.columns]
+    table = rows.select(columns).to_numpy().astype(float)
+    return table[:, ~np.all(np.isnan(table), axis=0)]
+
+
 def arm_of_an_l(found: Sequence[T], along: Callable[[T], int], across: Callable[[T], int]) -> list[T]:
     """One arm of an L-shaped grid, smallest first: what has the size `across` at which there are most sizes `along`."""
-    sizes = defaultdict(set)
-    for one in found:
-        sizes[across(one)].add(along(one))
-    fixed = max(sorted(sizes), key=lambda size: len(sizes[size]), default=None)
+    counts = Counter(size for size, _ in {(across(one), along(one)) for one in found})
+    fixed = max(sorted(counts), key=lambda size: counts[size], default=None)
     return sorted((one for one in found if across(one) == fixed), key=along)
 
 

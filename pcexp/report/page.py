@@ -57,16 +57,8 @@ def page(parts: Sequence[Part], beside: Path | None = None) -> str:
         return f"data:image/png;base64,{base64.b64encode(png.read_bytes()).decode()}"
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "headed": _headed,
-        "listed": listed,
-        "outcomes": _outcomes,
-        "prose": _prose,
-        "provenance": _provenance,
-        "source": source,
-        "split": _paragraphs,
-        "words": words,
-    }
+    filters = (headed, listed, outcomes, paragraphs_of, prose, provenance, source, words)
+    environment.filters |= {one.__name__: one for one in filters}
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
     return template.render(parts=parts, marks=STATUS_MARK)
 
@@ -88,7 +80,7 @@ def listed(names: Sequence[str], at_most: int = 5) -> str:
     return shown if len(names) <= at_most else f"{shown} ... ({len(names)} in all)"
 
 
-def _paragraphs(text: str) -> list[str]:
+def paragraphs_of(text: str) -> list[str]:
     """Paragraphs of a text, one line each; what begins with a dash stays on a line of its own."""
     return [
         "\n".join(" ".join(item.split()) for item in re.split(r"\n(?=- )", paragraph.strip()))
@@ -96,39 +88,37 @@ def _paragraphs(text: str) -> list[str]:
     ]
 
 
-def _prose(text: str) -> Markup:
+def prose(text: str) -> Markup:
     """Text as HTML, what stands between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def _headed(prose: Markup) -> Markup:
+def headed(prose: Markup) -> Markup:
     """How a paragraph begins ("Setting.", "Text and code.") is its heading."""
     return Markup(re.sub(r"^[A-Z]\w+(?: \w+){0,3}?(?=[.:]| \(| at )", r"<b>\g<0></b>", str(prose), count=1))
 
 
-def _outcomes(records: Records) -> str:
+def outcomes(records: Records) -> str:
     """How many runs ended how."""
     outcomes = records.runs["outcome"].value_counts().rows() if len(records.runs) else []
     return ", ".join(f"{n} {outcome}" for outcome, n in sorted(outcomes)) or "none finished"
 
 
-def _provenance(records: Records) -> str:
+def provenance(records: Records) -> str:
     """What made these runs, in one line."""
     if not len(records.runs):
         return "no runs"
     runs, parts = records.runs, []
-    columns = {
-        "commit": "commit",
-        "device": "device_kind",
-        "processor": "cpu_model",
-        "jax": "jax_version",
-        "date": "date",
-    }
-    for label, column in columns.items():
+    for label, column, shown in (
+        ("commit", "commit", 12),
+        ("device", "device_kind", None),
+        ("processor", "cpu_model", None),
+        ("jax", "jax_version", None),
+        ("date", "date", 10),
+    ):
         if f"run.{column}" in runs.columns:
-            shown = {"commit": 12, "date": 10}.get(label)
-            values = sorted({str(value)[:shown] for value in runs[f"run.{column}"]})
-            parts.append(f"{label} {values[0] if len(values) == 1 else f'{values[0]} ... {values[-1]}'}")
+            first, *others = sorted({str(value)[:shown] for value in runs[f"run.{column}"]})
+            parts.append(f"{label} {' ... '.join([first, *others[-1:]])}")
     if "run.dirty" in runs.columns and runs["run.dirty"].any():
         parts.append("with uncommitted changes")
     if "run.data_caveat" in runs.columns:

@@ -5,15 +5,14 @@ matplotlib is imported when the first figure is drawn: a run needs none, and stu
 
 import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 else:
-    Axes = Figure = Line2D = Any
+    Axes = Figure = Any
 
 COLOURS = {
     "pc": "#c1272d",
@@ -25,10 +24,8 @@ COLOURS = {
     "theory": "#000000",
 }
 """Colour of each learning rule and parameterisation, the same in every figure."""
-
 NAMES = {"pc": "PC", "bp": "BP", "mupc": "muPC", "ntk": "NTK", "relu": "ReLU"}
 """How labels are written for people where that is not the label itself."""
-
 GREY = "#555555"
 """What is of no rule and no parameterisation."""
 
@@ -71,11 +68,27 @@ def written(label: str) -> str:
     return NAMES.get(label, label)
 
 
-def panels(rows: int, columns: int, title: str, width: float = 3.0, height: float = 2.4) -> tuple[Figure, Any]:
-    """A grid of panels (always a 2-D array of axes) under one title; width and height of a panel in inches."""
+def panels(
+    rows: int,
+    columns: int,
+    title: str,
+    x: str = "",
+    y: str | Sequence[str] = "",
+    *,
+    width: float = 3.0,
+    height: float = 2.4,
+) -> tuple[Figure, Any]:
+    """A grid of panels (always a 2-D array of axes) under one title; width and height of a panel in inches.
+
+    `x` is written below the last row, and `y` left of the first column, one for all rows or each its own.
+    """
     size = (width * columns + 0.4, height * rows + 0.6)
     figure, axes = pyplot().subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     figure.suptitle(title, fontsize=10)
+    for axis in axes[-1]:
+        axis.set_xlabel(x)
+    for axis, label in zip(axes[:, 0], [y] * rows if isinstance(y, str) else y, strict=True):
+        axis.set_ylabel(label)
     return figure, axes
 
 
@@ -108,42 +121,31 @@ def note(axis: Axes, text: str) -> None:
     )
 
 
-def outer_labels(axes: Any, x: str, y: str) -> None:
-    """Labels on the outer panels of a grid: below the last row, left of the first column."""
-    for axis in axes[-1]:
-        axis.set_xlabel(x)
-    for axis in axes[:, 0]:
-        axis.set_ylabel(y)
-
-
-def mark(label: str, colour: Any = GREY, **style: Any) -> Line2D:
+def mark(label: str, colour: Any = GREY, **style: Any) -> Any:
     """A line or a marker, for a legend."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=colour, label=label, **style)
+    return pyplot().Line2D([], [], color=colour, label=label, **style)
 
 
-def dots(label: str, colour: Any = GREY, marker: str = "o", ms: float = 4, **style: Any) -> Line2D:
+def dots(label: str, colour: Any = GREY, marker: str = "o", ms: float = 4, **style: Any) -> Any:
     """A marker without a line, for a legend."""
     return mark(label, colour, marker=marker, ls="", ms=ms, **style)
 
 
 def patch(label: str, colour: Any, **style: Any) -> Any:
     """A filled area, for a legend."""
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour, label=label, **style)
+    return pyplot().Rectangle((0, 0), 1, 1, color=colour, label=label, **style)
 
 
-def diverged() -> Line2D:
+def diverged() -> Any:
     """The mark of runs that diverged, for a legend."""
     return dots("diverged", marker="x", ms=5)
 
 
-def legend(figure: Figure, handles: Iterable[Any], columns: int = 6) -> None:
-    """One legend below all panels, in so many columns at most."""
+def legend(figure: Figure, handles: Iterable[Any], columns: int = 6) -> Figure:
+    """The figure with one legend below all panels, in so many columns at most."""
     shown = list(handles)
     figure.legend(handles=shown, loc="outside lower center", ncols=min(len(shown), columns))
+    return figure
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

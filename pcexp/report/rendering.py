@@ -76,10 +76,9 @@ def print_claims(judged: Sequence[Judged], console: Console) -> None:
     for column in ("", "figure", "data", "claim", "observed (all seeds)", "n", "scale"):
         table.add_column(column, overflow="fold")
     for data, claim, verdict in judged:
-        observed = verdict.observed if verdict.status == "insufficient" else f"{verdict.observed} ({verdict.interval})"
-        table.add_row(
-            STATUS_MARK[verdict.status], claim.figure, data, claim.statement, observed, str(verdict.n), verdict.scale
-        )
+        shown, status, n = verdict.observed, STATUS_MARK[verdict.status], str(verdict.n)
+        shown += "" if verdict.status == "insufficient" else f" ({verdict.interval})"
+        table.add_row(status, claim.figure, data, claim.statement, shown, n, verdict.scale)
     console.print(table)
     counts = {s: sum(j.verdict.status == s for j in judged) for s in STATUS_MARK}
     console.print(", ".join(f"{n} {words(s)}" for s, n in counts.items()))
@@ -101,9 +100,8 @@ def index_markdown(parts: Sequence[Part]) -> str:
 def main(arguments: Iterable[str] | None = None) -> None:
     """`python -m pcexp report NAME ...`: claims table, figures and page of studies that have been run."""
     parser = argparse.ArgumentParser(prog="python -m pcexp report", description=main.__doc__)
-    parser.add_argument(
-        "studies", nargs="*", metavar="NAME", help="studies, as in experiments.NAME; default: all with runs"
-    )
+    asked = "studies, as in experiments.NAME; default: all with runs"
+    parser.add_argument("studies", nargs="*", metavar="NAME", help=asked)
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)")
     parser.add_argument("--results", type=Path, help="read committed records from here, and render beside them")
     parser.add_argument("--scale", choices=SCALES, help="default: every scale that has runs")
@@ -112,9 +110,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
     target = options.results or options.outputs / "report"
     known = sorted(p.name for p in source.glob("*") if list(p.glob("manifest-*.json")) or list(p.glob("*/runs.csv")))
     for name in set(options.studies) - set(known):
-        sys.exit(
-            f"pcexp: there are no runs of a study {name} under {source}; there are runs of {', '.join(known) or 'none'}"
-        )
+        there = ", ".join(known) or "none"
+        sys.exit(f"pcexp: there are no runs of a study {name} under {source}; there are runs of {there}")
     console = Console(width=None if sys.stdout.isatty() else 160)
     parts, failed = [], False
     # All studies are on the page, and of results/ all scales; only those asked for are drawn again and printed.
