@@ -94,7 +94,7 @@ def test_a_lane_key_that_neither_the_chosen_inference_nor_the_rules_own_has_is_r
     config = quick.composed(
         "learning=pc_equilibrium", "inference=ode", base=("+experiment=saddle_escape", "scale=smoke")
     )
-    with pytest.raises(SpecError, match="no key horizn"):
+    with pytest.raises(SpecError, match="horizn is no key"):
         lane_values(config | {"lanes": {"inference.horizn": [1.0]}})
     assert lane_values(config | {"lanes": {"inference.horizon": [1.0]}})[1] == [{"seed": 0}]
 

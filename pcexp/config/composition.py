@@ -5,7 +5,7 @@ composition with values of their own. No JAX here: `--help` and shell completion
 """
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,14 +54,14 @@ class Composed:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command asks for: its cells, those of the study's own grid at that scale, and of each data set its blocks.
+    """What a command asks for: its cells, those of the study's own grid at that scale, and of each data set the figures of its blocks.
 
     `variant` is the text of the overrides that may lead out of the grid.
     """
 
     cells: list[Composed]
     own: list[Composed]
-    blocks: dict[str, list[Block]]
+    blocks: Mapping[str, Mapping[str, Sequence[str]]]
     variant: str
 
 
@@ -77,13 +77,10 @@ def composed(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[tuple[A
         rest = [str(o.input_line) for o in read if o not in (swept.get("data"), swept.get("experiment"))]
         composers = [Composer(loader, [*filter(None, (experiment, data)), *rest]) for data in of_data]
         asked = [composer.asked() for composer in composers]
-        first = asked[0]
-        if len(asked) > 1:
-            own = [cell for one in asked for cell in one.own]
-            same = all(one.cells is one.own for one in asked)
-            cells = own if same else [cell for one in asked for cell in one.cells]
-            first = Asked(cells, own, {d: b for one in asked for d, b in one.blocks.items()}, first.variant)
-        yield first, composers[0].settings
+        own = [cell for one in asked for cell in one.own]
+        cells = own if all(one.cells is one.own for one in asked) else [cell for one in asked for cell in one.cells]
+        blocks = {data: figures for one in asked for data, figures in one.blocks.items()}
+        yield Asked(cells, own, blocks, asked[0].variant), composers[0].settings
 
 
 def _texts(override: Override) -> list[str]:
@@ -100,12 +97,9 @@ class Composer:
         self._base: list[str] = []
         self._lanes: dict[str, list[float | int]] = {}
         self._axes: list[tuple[str, list[Any], str]] = []
-        self._given: dict[str, Any] = {}
-        self._first: dict[str, Any] = {}
         for override in map(parsed, overrides):
             self._sort(override)
-        self._template(())
-        self.settings = self._first
+        self.settings = self._loaded(self._base)
         # What a data set needs to be told (`data.path=FILE`) says which data they are: it leads to no variant.
         needed = {k for k, v in (self.settings.get("data") or {}).items() if v == "???"}
         told = [axis for axis in self._axes if axis[0].partition(".")[2] in needed and axis[0].startswith("data.")]
@@ -121,51 +115,33 @@ class Composer:
                 if not isinstance(value, (int, float)):
                     raise Refused(f"{key}: {value!r} is not a number")
             self._lanes[key.removeprefix("lanes.")] = values
-        elif (
-            key in ("experiment", "data")
-            or override.type is not OverrideType.CHANGE
-            or key.partition(".")[0] in PLATFORM
-        ):
+        elif override.type is not OverrideType.CHANGE or override.package is not None or _platform(text):
             if override.is_sweep_override():
                 raise Refused(f"{key}: one value is needed here: {override.input_line}")
             self._base.append(text)
-        elif override.is_delete() or override.package is not None:
-            self._base.append(text)
+        elif isinstance(value := override.value(), dict):
+            self._axes += [(leaf, [one], text) for leaf, one in plain.leaves(value, f"{key}.")]
+        elif any(isinstance(one, dict) for one in _values(override)):
+            raise Refused(f"{key}: mappings are no axis; give one of them, or values of their keys")
         else:
-            value = override.value()
-            if isinstance(value, dict) and not override.is_sweep_override():
-                self._axes += [(f"{key}.{k}", [v], text) for k, v in plain.leaves(value)]
-            elif any(isinstance(one, dict) for one in _values(override)):
-                raise Refused(f"{key}: mappings are no axis; give one of them, or values of their keys")
-            else:
-                self._axes.append((key, _values(override), text))
-
-    @property
-    def scale(self) -> str:
-        return str(self.settings["scale"])
-
-    @property
-    def data(self) -> str:
-        return str(self.settings["choices"].get("data", ""))
+            self._axes.append((key, _values(override), text))
 
     def asked(self) -> Asked:
         """The cells asked for. Raises Refused."""
+        said, scale, data = self.settings, str(self.settings["scale"]), str(self.settings["choices"].get("data", ""))
         try:
-            if self.settings["lanes"]:
-                raise GridError(
-                    f"lanes={self.settings['lanes']}: in a file, lanes stand in a block of `grid` or in `common`"
-                )
-            own = grid.blocks(self.settings["grid"], self.settings["common"], self.scale, self.data)
-            wanted = own
-            if self.settings["blocks"] is not None:
-                names = self.settings["blocks"]
+            if said["lanes"]:
+                raise GridError(f"lanes={said['lanes']}: in a file, lanes stand in a block of `grid` or in `common`")
+            own = grid.blocks(said["grid"], said["common"], scale, data)
+            wanted, names = own, said["blocks"]
+            if names is not None:
                 wanted = grid.chosen(own, [names] if isinstance(names, str) else names)
-            if not self.settings["grid"]:
-                wanted = [Block("", (), (), {}, {})]
+            if not said["grid"]:
+                wanted = [Block("")]
             texts = [text for text in self._base if not _platform(text)]
-            lane_keys = {key for block in wanted for key in block.lane_keys}
+            lane_keys = {key for block in wanted for keys in block.axes for key in keys if key.startswith(grid.LANES)}
             for key, values, text in self._axes:
-                if key in lane_keys:
+                if grid.LANES + key in lane_keys:
                     wanted, beyond = grid.with_lanes(wanted, key, values), True
                 else:
                     wanted, beyond = grid.asked(wanted, key, values), not grid.inside(wanted, key, values)
@@ -173,20 +149,19 @@ class Composer:
             for key, values in self._lanes.items():
                 wanted = grid.with_lanes(wanted, key, values)
                 if key != "seed":
-                    texts.append(f"lanes.{key}={_written(values)}")
+                    texts.append(f"lanes.{key}=[{','.join(map(str, values))}]")
             if not wanted:
-                raise GridError(
-                    f"{self._study()} at scale={self.scale} on data={self.data} has no cells with "
-                    f"{' '.join(texts) or 'these settings'}"
+                study = next(
+                    (text.partition("=")[2] for text in self._base if text.startswith("+experiment=")), "this command"
                 )
+                chosen = " ".join(texts) or "these settings"
+                raise GridError(f"{study} at scale={scale} on data={data} has no cells with {chosen}")
             own_cells = list(self._cells(own, base=False))
             cells = list(self._cells(wanted, base=True)) if texts or wanted != own else own_cells
         except GridError as error:
             raise Refused(str(error)) from error
-        return Asked(cells, own_cells, {self.data: own}, " ".join(sorted(texts)))
-
-    def _study(self) -> str:
-        return next((text.partition("=")[2] for text in self._base if text.startswith("+experiment=")), "this command")
+        figures = {data: {block.name: block.figures for block in own}}
+        return Asked(cells, own_cells, figures, " ".join(sorted(texts)))
 
     def _cells(self, blocks: Iterable[Block], *, base: bool) -> Iterable[Composed]:
         said = {key for key, _, _ in self._axes} if base else set()
@@ -208,29 +183,26 @@ class Composer:
                         config[key] = None  # what the experiment itself says of an option that is taken away goes too
                 yield Composed(plain.resolved(config) | {"lanes": lanes}, block.name)
 
-    def _template(self, options: tuple[str, ...], *, base: bool = True) -> dict[str, Any]:
-        """What Hydra composes with these options, its interpolations left as they are; `base`: with the command's additions."""
-        kept = [text for text in self._base if base or _platform(text)]
-        key = (*options, *kept)
-        if key not in self._templates:
-            try:
-                config = self._loader.load_configuration(
-                    "config", [*kept, *options], run_mode=RunMode.RUN, from_shell=False
-                )
-            except HydraException as error:
-                raise Refused(refusal(error)) from error
-            choices = config.hydra.runtime.choices
-            container = OmegaConf.to_container(
-                OmegaConf.create({k: config._get_node(k) for k in config if k != "hydra"}), resolve=False
-            )
-            assert isinstance(container, dict)
-            chosen = {g: str(choices[g]) for g in GROUPS if choices.get(g) is not None}
-            found = {str(k): v for k, v in container.items()} | {"choices": chosen}
-            if not self._templates:
-                self._first = found
-            # The grid is read of the first one; it would be copied with every cell.
-            self._templates[key] = {k: v for k, v in found.items() if k not in ("grid", "common")}
-        return self._templates[key]
+    def _template(self, options: Sequence[str], *, base: bool) -> dict[str, Any]:
+        """What Hydra composes with these options; `base`: with the command's additions."""
+        overrides = (*(text for text in self._base if base or _platform(text)), *options)
+        if overrides not in self._templates:
+            # The grid is read of the settings; it would be copied with every cell.
+            found = self.settings if overrides == tuple(self._base) else self._loaded(overrides)
+            self._templates[overrides] = {k: v for k, v in found.items() if k not in ("grid", "common")}
+        return self._templates[overrides]
+
+    def _loaded(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """What Hydra composes, its interpolations left as they are, with the options that were chosen. Raises Refused."""
+        try:
+            config = self._loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN, from_shell=False)
+        except HydraException as error:
+            raise Refused(refusal(error)) from error
+        choices = config.hydra.runtime.choices
+        rest = OmegaConf.create({str(k): config._get_node(k) for k in config if k != "hydra"})
+        chosen = {g: str(choices[g]) for g in GROUPS if choices.get(g) is not None}
+        found: Any = OmegaConf.to_container(rest, resolve=False)
+        return found | {"choices": chosen}
 
 
 def _platform(text: str) -> bool:
@@ -244,10 +216,6 @@ def _values(override: Override) -> list[Any]:
     value = override.value()
     of_lanes = override.get_key_element().lstrip("+").startswith("lanes.")
     return list(value) if isinstance(value, list) and of_lanes else [value]
-
-
-def _written(values: Sequence[Any]) -> str:
-    return f"[{','.join(map(str, values))}]"
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from pcexp.records.cell import OutputError, write_json
 
 Cells = dict[str, dict[str, Any]]
 """Of each cell its labels, the revision of the study, its science half, and its lanes by name."""
-Blocks = dict[str, dict[str, list[str]]]
+Blocks = Mapping[str, Mapping[str, Sequence[str]]]
 """Of each data set the blocks of the grid, with the figures that they serve."""
 
 
@@ -103,7 +103,7 @@ def add(folder: Path, scale: str, cells: Cells, grid: Blocks) -> None:
                 "scale": scale,
                 "command": sys.argv[1:],
                 "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "blocks": there | grid,
+                "blocks": {**there, **grid},
                 "cells": merged(known, cells),
             },
         )

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from pcexp.config.identity import flat
+from pcexp.config.plain import flat
 from pcexp.records import manifest, status
 from pcexp.records.cell import read_lines
 

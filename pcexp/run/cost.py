@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.random as jr
 
-from pcexp.config.identity import flat
+from pcexp.config.plain import flat
 from pcexp.config.spec import Spec
 from pcexp.config.study import Work
 from pcexp.data import Dataset

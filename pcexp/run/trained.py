@@ -5,12 +5,12 @@ from pathlib import Path
 
 import jax.random as jr
 
-from pcexp.config.spec import insert
+from pcexp.config.spec import with_values
 from pcexp.config.targets import ALLOWED_TARGETS, build
 from pcexp.model.architecture import AbstractArchitecture
 from pcexp.model.network import Network
 from pcexp.records import checkpoint
-from pcexp.records.cell import read_lines
+from pcexp.records.cell import Cell
 from pcexp.run.draw import arithmetic, in_floats
 
 
@@ -21,12 +21,8 @@ def trained_network(folder: Path, lane: str) -> Network:
     """
     path = folder / "networks" / f"{lane}.npz"
     about = checkpoint.about(path)
-    science = json.loads((folder / "config.json").read_text())["science"]
-    for entry in read_lines(folder / "lanes.jsonl"):
-        if entry["lane"] == lane:
-            for key, value in entry["values"].items():
-                if key != "seed":
-                    insert(science, key, value)
+    values = Cell(folder, ()).finished[lane]["values"]
+    science = with_values(json.loads((folder / "config.json").read_text())["science"], values)
     architecture: AbstractArchitecture = build(science["network"], "network", ALLOWED_TARGETS)
     parameterisation = build(science["parameterisation"], "parameterisation", ALLOWED_TARGETS)
     shape = tuple(about["input_shape"])

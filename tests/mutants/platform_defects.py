@@ -161,8 +161,8 @@ PLATFORM_DEFECTS = (
     Defect(
         "a narrowed command narrows what was asked for",
         "run/sweep.py",
-        "manifest.entries([*grid, *(spec.identity for spec in specs)])",
-        "manifest.entries(spec.identity for spec in specs)",
+        "manifest.entries([*grid, *specs])",
+        "manifest.entries(specs)",
         (f"{MANIFEST}test_a_command_that_is_narrower_than_the_grid_asks_for_the_whole_grid",),
     ),
     Defect(
@@ -175,7 +175,7 @@ PLATFORM_DEFECTS = (
     Defect(
         "the manifest loses the blocks of other data",
         "records/manifest.py",
-        '"blocks": there | grid',
+        '"blocks": {**there, **grid}',
         '"blocks": grid',
         (f"{MANIFEST}test_blocks_of_other_data_are_kept_and_those_of_the_same_data_replaced",),
     ),
