@@ -4,6 +4,7 @@ Hydra composes once per choice of options (`learning=bp`, `network=residual`); c
 composition with values of their own. No JAX here: `--help` and shell completion stay quick.
 """
 
+import copy
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +21,6 @@ from omegaconf.errors import OmegaConfBaseException
 from pcexp.config import grid, plain
 from pcexp.config.grid import Block, GridError
 
-GROUPS = (
-    "data",
-    "network",
-    "output",
-    "parameterisation",
-    "inference",
-    "start",
-    "evaluation",
-    "learning",
-    "optimiser",
-    "protocol",
-    "tracker",
-)
 PLATFORM = ("execution", "tracker", "scale", "dry_run", "blocks", "hydra")
 """Root keys that say how a command runs, or which part of a study; no number depends on them."""
 
@@ -99,6 +87,7 @@ class Composer:
         self._axes: list[tuple[str, list[Any], str]] = []
         for override in map(parsed, overrides):
             self._sort(override)
+        self._groups: set[str] = set()
         self.settings = self._loaded(self._base)
         # What a data set needs to be told (`data.path=FILE`) says which data they are: it leads to no variant.
         needed = {k for k, v in (self.settings.get("data") or {}).items() if v == "???"}
@@ -167,12 +156,11 @@ class Composer:
         said = {key for key, _, _ in self._axes} if base else set()
         for block in blocks:
             for values, lanes in block.configurations():
-                options = tuple(
-                    f"~{key}" if value is None else f"{key}={value}" for key, value in values.items() if key in GROUPS
-                )
-                config = plain.copied(self._template(options, base=base))
+                chosen = {key: value for key, value in values.items() if key in self._groups}
+                options = [f"~{key}" if value is None else f"{key}={value}" for key, value in chosen.items()]
+                config = copy.deepcopy(self._template(options, base=base))
                 for key, value in (self._given | values).items():
-                    if key not in GROUPS:
+                    if key not in chosen:
                         try:
                             plain.put(config, key, value)
                         except GridError:
@@ -199,8 +187,9 @@ class Composer:
         except HydraException as error:
             raise Refused(refusal(error)) from error
         choices = config.hydra.runtime.choices
+        self._groups |= choices.keys()
         rest = OmegaConf.create({str(k): config._get_node(k) for k in config if k != "hydra"})
-        chosen = {g: str(choices[g]) for g in GROUPS if choices.get(g) is not None}
+        chosen = {str(k): str(choices[k]) for k in config if choices.get(k) is not None and k != "execution"}
         found: Any = OmegaConf.to_container(rest, resolve=False)
         return found | {"choices": chosen}
 

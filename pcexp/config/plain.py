@@ -61,12 +61,6 @@ def suggestion(word: str, words: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def copied(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: copied(value) for key, value in node.items()}
-    return list(map(copied, node)) if isinstance(node, list) else node
-
-
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """Plain containers with interpolations resolved."""
     rest = {key: node for key, node in config.items() if key != "choices"}

@@ -4,6 +4,7 @@ The science half of a configuration (data, network, learning ... without lane va
 labels and its scale are not. A study that learns nothing has no learning, optimiser and training.
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -15,9 +16,9 @@ from typing import Any
 import equinox as eqx
 import optax
 
-from pcexp.config.composition import GROUPS, PLATFORM
+from pcexp.config.composition import PLATFORM
 from pcexp.config.identity import Identity, Lane, lane_name
-from pcexp.config.plain import copied, holder, leaves, unknown
+from pcexp.config.plain import holder, leaves, unknown
 from pcexp.config.study import AbstractStudy
 from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build, check_type, located, without_defaults
 from pcexp.data import AbstractData
@@ -83,7 +84,7 @@ class Spec(Identity):
 
 def identity(config: Mapping[str, Any], prefixes: Sequence[str] = (), *, block: str = "") -> Identity:
     """Who the cell of a composed configuration is. Raises SpecError."""
-    valid = dict.fromkeys((*SCIENCE, *GROUPS, *PLATFORM, "lanes", "choices"))
+    valid = dict.fromkeys((*SCIENCE, *(config.get("choices") or ()), *PLATFORM, "lanes", "choices"))
     for key in config:
         if key not in valid:
             raise SpecError(unknown(key, valid))
@@ -102,9 +103,9 @@ def identity(config: Mapping[str, Any], prefixes: Sequence[str] = (), *, block: 
     labels = {k: str(v) for k, v in (config.get("choices") or {}).items() if k not in unused}
     labels["protocol"] = str((config.get("protocol") or {}).get("name", "none"))
     labels["activation"] = str((config.get("network") or {}).get("activation", ""))
-    keys, values = lane_values(config)
-    science = copied({key: config[key] for key in NEEDED} | learns)
-    for key in keys - {"seed"}:
+    values = lane_values(config)
+    science = copy.deepcopy({key: config[key] for key in NEEDED} | learns)
+    for key in values[0].keys() - {"seed"}:
         node, last = holder(science, key)
         node.pop(last, None)
     allowed = (*ALLOWED_TARGETS, *prefixes)
@@ -146,9 +147,9 @@ def spec(who: Identity, prefixes: Sequence[str] = ()) -> Spec:
     return Spec(**vars(who), **built, learner=learner)
 
 
-def with_values(science: dict[str, Any], values: Mapping[str, float | int]) -> dict[str, Any]:
+def with_values(science: Mapping[str, Any], values: Mapping[str, float | int]) -> dict[str, Any]:
     """A science half with the values of a lane where they belong."""
-    parts = copied(science)
+    parts = copy.deepcopy(dict(science))
     for key, value in values.items():
         if key != "seed":
             node, last = holder(parts, key)
@@ -156,8 +157,8 @@ def with_values(science: dict[str, Any], values: Mapping[str, float | int]) -> d
     return parts
 
 
-def lane_values(config: Mapping[str, Any]) -> tuple[set[str], list[dict[str, float | int]]]:
-    """Keys and values of all lanes: the product of the axes under `lanes`.
+def lane_values(config: Mapping[str, Any]) -> list[dict[str, float | int]]:
+    """Values of all lanes by key: the product of the axes under `lanes`.
 
     A key under `inference` means the inference of the learning rule; where the rule has none, or one of its own without
     such a key, the key is not swept.
@@ -174,14 +175,10 @@ def lane_values(config: Mapping[str, Any]) -> tuple[set[str], list[dict[str, flo
         used = key if key == "seed" else _used_key(said, key)
         if used is not None:
             axes[used] = values if used == "seed" else [float(v) for v in values]
-    found: list[dict[str, float | int]] = []
-    for combination in itertools.product(*axes.values()):
-        lane = dict(zip(axes, combination, strict=True))
-        if lane not in found:
-            found.append(lane)
+    found = dict.fromkeys(itertools.product(*axes.values()))
     if not found:
         raise SpecError("lanes: at least one value is needed for each key")
-    return set(axes), found
+    return [dict(zip(axes, combination, strict=True)) for combination in found]
 
 
 def _used_key(said: Mapping[str, Any], key: str) -> str | None:

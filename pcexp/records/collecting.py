@@ -7,7 +7,6 @@ goes.
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from pcexp.records.tables import Records, asked_for, read_outputs, shared, table
 
 POINTS_A_LANE = 60
 """Rows kept of a lane in results/: as many as a curve of a figure shows."""
+LANE = ["cell", "lane"]
 
 
 def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
@@ -42,15 +42,15 @@ def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
         logarithmic = np.geomspace(1, len(lane), points - points // 2) - 1
         return lane[np.unique(np.round(np.concatenate([even, logarithmic])).astype(int)).tolist()]
 
-    parts = [thin(lane) for _, lane in rows.sort("cell", "lane").group_by("cell", "lane", maintain_order=True)]
+    parts = [thin(lane) for _, lane in rows.sort(LANE).group_by(LANE, maintain_order=True)]
     return pl.concat(parts) if parts else rows
 
 
-def _merge(old: pl.DataFrame, new: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Both tables; where both have a key, the new rows. Nothing that only the old one has is lost or moves."""
-    there = [frame for frame in (old, new.sort(keys, maintain_order=True) if len(new) else new) if len(frame)]
+def _merge(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    """Both tables; of a lane that is in both, the new rows. Nothing that only the old one has is lost or moves."""
+    there = [frame for frame in (old, new.sort(LANE, maintain_order=True) if len(new) else new) if len(frame)]
     if len(there) == 2:
-        there[0] = old.join(new.select(keys).unique(), on=list(keys), how="anti", maintain_order="left")
+        there[0] = old.join(new.select(LANE).unique(), on=LANE, how="anti", maintain_order="left")
     return pl.concat(there, how="diagonal_relaxed") if there else new
 
 
@@ -60,24 +60,13 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     new, old = read_outputs(outputs, study, scale), tables(folder, study, scale)
     if len(new.runs) and len(old.runs):
         # A run that failed here does not replace one that ended elsewhere.
-        failed = new.runs.filter(pl.col("outcome").str.starts_with("failed")).select("cell", "lane")
-        beaten = failed.join(
-            old.runs.filter(~pl.col("outcome").str.starts_with("failed")), on=["cell", "lane"], how="semi"
-        )
-        new = dataclasses.replace(
-            new,
-            runs=new.runs.join(beaten, on=["cell", "lane"], how="anti"),
-            rows=new.rows.join(beaten, on=["cell", "lane"], how="anti") if len(new.rows) else new.rows,
-        )
+        failed = pl.col("outcome").str.starts_with("failed")
+        beaten = new.runs.filter(failed).join(old.runs.filter(~failed), on=LANE, how="semi").select(LANE)
+        rows = new.rows.join(beaten, on=LANE, how="anti") if len(new.rows) else new.rows
+        new = dataclasses.replace(new, runs=new.runs.join(beaten, on=LANE, how="anti"), rows=rows)
     fresh = thinned(new.rows).with_columns(pl.selectors.float().cast(pl.Float32)) if len(new.rows) else new.rows
-    merged = Records(
-        study,
-        scale,
-        runs=_merge(old.runs, new.runs, ("cell", "lane")),
-        rows=_merge(old.rows, fresh, ("cell", "lane")),
-        asked=_merge(old.asked, new.asked, ("cell", "lane")),
-        strays=new.strays,
-    )
+    runs, rows, asked = _merge(old.runs, new.runs), _merge(old.rows, fresh), _merge(old.asked, new.asked)
+    merged = Records(study, scale, runs, rows, asked, new.strays)
     committed = asked_for(merged)
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
@@ -89,22 +78,13 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
 
 def write_tables(folder: Path, runs: pl.DataFrame, asked: pl.DataFrame) -> None:
     """Write runs.csv, asked.csv (lanes), cells.csv (their labels and configurations), and what is the same in all rows of each."""
-    per_lane = ["cell", "lane", "variant", "blocks"]
-    values = [name for name in asked.columns if asked[name].dtype.is_numeric() and name in _lane_columns(asked)]
-    lanes = asked.select(*per_lane, *values)
+    # Lane values are the seed, and dotted keys that are no leaves of the configuration.
+    keys = [name for name in asked.columns if name == "seed" or ("." in name and not name.startswith("config."))]
+    lanes = asked.select(*LANE, "variant", "blocks", *(name for name in keys if asked[name].dtype.is_numeric()))
     cells = asked.select(name for name in asked.columns if name == "cell" or name not in lanes.columns)
-    frames = {
-        "runs": runs,
-        "asked": lanes,
-        "cells": cells.unique("cell", maintain_order=True),
-    }
+    frames = {"runs": runs, "asked": lanes, "cells": cells.unique("cell", maintain_order=True)}
     same = {name: shared(frame) for name, frame in frames.items()}
     for name, frame in frames.items():
         text = frame.drop(same[name]["values"]).write_csv(float_precision=None)
         replace_bytes(folder / f"{name}.csv", text.encode())
     replace_bytes(folder / "shared.json", (json.dumps(same, indent=1) + "\n").encode())
-
-
-def _lane_columns(asked: pl.DataFrame) -> set[str]:
-    """Columns of lane values: the seed, and dotted keys that are no leaves of the configuration."""
-    return {name for name in asked.columns if name == "seed" or ("." in name and not name.startswith("config."))}

@@ -6,7 +6,7 @@ Of each study and scale: finished cells and lanes, who works now, which lanes fa
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,12 @@ def status(folder: Path, scale: str) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Where studies stand: what is finished, running, failed, and the command that continues."""
     parser = argparse.ArgumentParser(prog="python -m pcexp status", description=main.__doc__)
     parser.add_argument("studies", nargs="*", metavar="NAME", help="default: all that were asked for")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)")
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    options = parser.parse_args(arguments)
     known: dict[str, Any] = {path.name: manifest.scales(path) for path in sorted(options.outputs.glob("*"))}
     known = {name: scales for name, scales in known.items() if scales}
     there = f"there are runs of {', '.join(known)}" if known else "run python -m pcexp +experiment=NAME first"

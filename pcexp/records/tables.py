@@ -57,12 +57,9 @@ class Records:
                 frame = frame.filter(pl.col(name) == value) if name in frame.columns else frame.clear()
             return frame
 
-        runs = chosen(self.runs)
-        rows = (
-            self.rows.join(runs.select("cell", "lane"), on=["cell", "lane"], how="semi")
-            if len(runs) and len(self.rows)  # lanes that failed before their first row have no columns to join
-            else self.rows.clear()
-        )
+        runs, rows = chosen(self.runs), self.rows.clear()
+        if len(runs) and len(self.rows):  # lanes that failed before their first row have no columns to join
+            rows = self.rows.join(runs.select("cell", "lane"), on=["cell", "lane"], how="semi")
         return Records(self.study, self.scale, runs, rows, chosen(self.asked), self.strays)
 
     def apart(self) -> list[dict[str, str]]:
@@ -102,13 +99,13 @@ def _frame(entries: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
 
 def _wide(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with one column an entry of each vector, counted from 1 (layers are)."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, list):
-            flat |= {f"{name}_{i}": float(v) for i, v in enumerate(value, start=1)}
+            found |= {f"{name}_{i}": float(v) for i, v in enumerate(value, start=1)}
         else:
-            flat[name] = value if name in ("lane", "cell") else int(value) if name == "iteration" else float(value)
-    return flat
+            found[name] = value if name in ("lane", "cell") else int(value) if name == "iteration" else float(value)
+    return found
 
 
 def read_outputs(outputs: Path, study: str, scale: str) -> Records:
@@ -135,9 +132,8 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
                 | leaves
                 | {f"run.{key}": value for key, value in done["provenance"].items()}
             )
-        rows += [
-            {"cell": cell, **_wide(row)} for row in read_lines(folder / cell / "rows.jsonl") if row["lane"] in finished
-        ]
+        of_finished = (row for row in read_lines(folder / cell / "rows.jsonl") if row["lane"] in finished)
+        rows += [{"cell": cell, **_wide(row)} for row in of_finished]
     cells_there = {path.parent.name for path in folder.glob("*/config.json")}
     return Records(study, scale, _frame(runs), _frame(rows), _frame(asked), tuple(sorted(cells_there - cells.keys())))
 
@@ -161,9 +157,8 @@ def asked_for(all_records: Records) -> Records:
         belongs = asked.select(*key, "variant", "blocks")
         runs = runs.drop("variant", "blocks", strict=False).join(belongs, on=key, how="left", maintain_order="left")
         runs = runs.select(*columns)
-    return dataclasses.replace(
-        all_records, asked=asked, runs=runs, rows=rows, strays=tuple(sorted({*all_records.strays, *strays}))
-    )
+    named = tuple(sorted({*all_records.strays, *strays}))
+    return dataclasses.replace(all_records, asked=asked, runs=runs, rows=rows, strays=named)
 
 
 def tables(folder: Path, study: str, scale: str) -> Records:

@@ -70,12 +70,8 @@ def components(spec: Spec, lane: Lane) -> tuple[Any, Any, Any]:
     for key, value in lane.values.items():
         if key != "seed":
             parts |= {key.partition(".")[0]: _replace(parts[key.partition(".")[0]], key.split(".")[1:], value)}
-    traced = {
-        name: jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, jnp.result_type(float)) if isinstance(leaf, float) else leaf, part
-        )
-        for name, part in parts.items()
-    }
+    floats = jnp.result_type(float)
+    traced = jax.tree.map(lambda leaf: jnp.asarray(leaf, floats) if isinstance(leaf, float) else leaf, parts)
     return traced["parameterisation"], traced["learning"], traced["optimiser"]
 
 

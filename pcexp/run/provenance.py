@@ -8,14 +8,13 @@ import pathlib
 import platform
 import resource
 import subprocess
-import sys
 
 import jax
 
 from pcexp import __version__
 
 UNKNOWN = "unknown"
-PACKAGES = ("pcexp", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
+PACKAGES = ("jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
 
 
 def provenance() -> dict[str, str | int | bool]:
@@ -63,12 +62,13 @@ def _constant() -> dict[str, str | int | bool]:
         "commit": commit,
         "dirty": dirty,
         "python_version": platform.python_version(),
-        **{f"{package}_version": _version(package) for package in PACKAGES},
+        "pcexp_version": __version__,  # of the code that runs: the metadata are those of the last install
+        **{f"{package}_version": importlib.metadata.version(package) for package in PACKAGES},
         "device_platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
         "cpu_model": _cpu_model(),
-        "cpu_count": _cpu_count(),
+        "cpu_count": len(os.sched_getaffinity(0)),  # a SLURM job sees all of its node's in os.cpu_count()
     }
 
 
@@ -86,25 +86,11 @@ def _git(folder: pathlib.Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _version(package: str) -> str:
-    if package == "pcexp":
-        return __version__  # of the code that runs: the metadata are those of the last install
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
-        return UNKNOWN
-
-
 def _cpu_model() -> str:
     cpuinfo = pathlib.Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(iter(models), platform.processor() or platform.machine() or UNKNOWN)
-
-
-def _cpu_count() -> int:
-    """Cores that this process may use: a SLURM job sees all of its node's in os.cpu_count()."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _peak_resident_bytes() -> int:
@@ -114,5 +100,4 @@ def _peak_resident_bytes() -> int:
     for line in status.read_text().splitlines() if status.exists() else []:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

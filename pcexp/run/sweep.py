@@ -21,9 +21,9 @@ from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build
 from pcexp.data import DataError
 from pcexp.model.pair import Pair
 from pcexp.records import manifest
-from pcexp.records.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error
+from pcexp.records.cell import Cell, CellBusy, OutputError, writing
 from pcexp.records.manifest import Blocks
-from pcexp.run.cost import Cost, describe, estimate, too_large
+from pcexp.run.cost import Cost, describe, estimate, listed, too_large
 from pcexp.run.job import Job
 from pcexp.run.progress import Progress
 from pcexp.run.session import Datasets, Execution, Session, Stopped
@@ -128,13 +128,10 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
 def refusing(folder: Path) -> Iterator[None]:
     """Inside, what the user has to mend (data, folders, sizes) refuses the command."""
     try:
-        yield
+        with writing(folder):
+            yield
     except (DataError, OutputError, ValueError) as error:
         raise Refused(str(error)) from error
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        raise Refused(str(output_error(folder, error))) from error
 
 
 def run_all(composed: Asked, settings: Mapping[str, Any]) -> int:
@@ -146,7 +143,9 @@ def run_all(composed: Asked, settings: Mapping[str, Any]) -> int:
         missing = {spec.cell: len(asked.handle(spec).missing) for spec in asked.specs}
         workers = asked.execution.workers
         costs = {s.cell: estimate(s, datasets, missing[s.cell], workers) for s in asked.specs if missing[s.cell]}
-        print(describe(asked.specs, costs, asked.folder, asked.scale, listed=asked.dry_run), flush=True)
+        print(describe(asked.specs, costs, asked.folder, asked.scale), flush=True)
+        if asked.dry_run:
+            print(*listed(asked.specs, costs), sep="\n", flush=True)
         if excess := too_large(asked.specs, costs):
             raise Refused(excess)
         if asked.dry_run:

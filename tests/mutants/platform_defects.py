@@ -140,7 +140,7 @@ PLATFORM_DEFECTS = (
     Defect(
         "a run that failed replaces one that ended elsewhere",
         "records/collecting.py",
-        'runs=new.runs.join(beaten, on=["cell", "lane"], how="anti")',
+        'runs=new.runs.join(beaten, on=LANE, how="anti")',
         "runs=new.runs",
         (f"{COLLECTING}test_a_run_that_failed_elsewhere_does_not_replace_a_finished_one",),
     ),

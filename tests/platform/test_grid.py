@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from pcexp.config import grid
-from pcexp.config.composition import GROUPS, Refused
+from pcexp.config.composition import Refused
 from pcexp.config.grid import Block, GridError
 from pcexp.run import sweep
 
@@ -202,7 +202,8 @@ def test_cells_are_composed_as_plain_hydra_composes_them(tmp_path: Path) -> None
                 {k: config._get_node(k) for k in config if k not in ("hydra", "grid", "common", "lanes")}
             )
             expected = OmegaConf.to_container(plain, resolve=True)
-            choices = {g: config.hydra.runtime.choices[g] for g in GROUPS}
+            groups = {path.name for path in quick.CONF.iterdir()} - {"config.yaml", "experiment", "execution", "hydra"}
+            choices = {group: config.hydra.runtime.choices[group] for group in groups}
             assert {k: v for k, v in one.config.items() if k not in ("lanes", "choices")} == expected
             assert one.config["choices"] == choices
 

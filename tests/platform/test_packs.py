@@ -18,8 +18,8 @@ from pcexp.records.collecting import thinned
 from pcexp.run import lanes
 from pcexp.run.draw import initial_network
 from pcexp.run.job import Job
+from pcexp.run.lanes import trained_network
 from pcexp.run.session import Session
-from pcexp.run.trained import trained_network
 
 Run = Callable[..., int]
 SEEDS = "lanes.seed=[0,1,2]"
@@ -105,9 +105,9 @@ def test_lanes_that_stand_at_different_iterations_do_not_share_a_pack(
     packs: list[set[int]] = []
     make = lanes.Pack.__init__
 
-    def seen(pack: Any, of: Any, draw: Any) -> None:
+    def seen(pack: Any, of: Any, draw: Any, before: Any) -> None:
         packs.append({int(draw(lane).state.iteration) for lane in of})
-        make(pack, of, draw)
+        make(pack, of, draw, before)
 
     monkeypatch.setattr(lanes.Pack, "__init__", seen)
     assert run(*asked, "execution.pack_size=3") == 0
