@@ -43,19 +43,12 @@ from pcexp.run.sweep import Sweep, refusing, sweep
 
 
 class Piece(NamedTuple):
-    """An unfinished cell: what it is judged with, its name, its cost in seconds, and whether it was begun."""
+    """An unfinished cell: study, data and variant of the cells that it is judged with, its name, its cost in seconds, and whether it was begun."""
 
-    study: str
-    data: str
-    variant: str
+    labels: tuple[str, str, str]
     cell: str
     cost: float
     begun: bool
-
-    @property
-    def labels(self) -> tuple[str, str, str]:
-        """Those of the cells that it is judged with."""
-        return self.study, self.data, self.variant
 
 
 def order(pieces: Iterable[Piece], claims: Mapping[str, int], evidence: Collection[str]) -> list[list[Piece]]:
@@ -125,7 +118,7 @@ class Campaign:
                 self.costs[spec.cell], self._owner[spec.cell] = cost, (asked, spec)
                 begun = any(handle.checkpoint("*").parent.glob("*.npz"))
                 variant = next(lane.variant for lane in spec.lanes if lane.name in lanes)
-                pieces.append(Piece(asked.name, spec.labels["data"], variant, spec.cell, cost.seconds, begun))
+                pieces.append(Piece((asked.name, spec.labels["data"], variant), spec.cell, cost.seconds, begun))
         self.skipped = [*skipped, *(f"{reason} ({n} cells)" for reason, n in missing.items())]
         self.order = order(pieces, self.claims, evidence)
 
@@ -136,19 +129,16 @@ class Campaign:
     def listing(self, minutes: float | None, cells: bool) -> str:
         """Order and remaining cost, as text; with `cells`, a line each."""
         pieces = [piece for together in self.order for piece in together]
-        scale, studies = self.sweeps[0].scale, len({piece.study for piece in pieces})
+        scale, studies = self.sweeps[0].scale, len({piece.labels[0] for piece in pieces})
         about = f"about {_duration(pieces)} on {machine()}" if pieces else "nothing to run"
         n_lanes = sum(cost.lanes for cost in self.costs.values())
-        lines = [
-            f"campaign at scale {scale}: {len(pieces)} cells of {studies} studies, {n_lanes} lanes to run; {about}"
-        ]
+        found = f"{len(pieces)} cells of {studies} studies, {n_lanes} lanes to run"
+        lines = [f"campaign at scale {scale}: {found}; {about}"]
         for number, together in enumerate(self.order, start=1):
             asked, specs = self.owner(together)
             n_lanes = sum(self.costs[piece.cell].lanes for piece in together)
-            lines.append(
-                f"{number:3} {_name(together)}: {len(together)} cells, {n_lanes} lanes, about {_duration(together)}; "
-                f"{self.claims[asked.name]} claims"
-            )
+            found = f"{len(together)} cells, {n_lanes} lanes, about {_duration(together)}"
+            lines.append(f"{number:3} {_name(together)}: {found}; {self.claims[asked.name]} claims")
             large = [minutes is not None and piece.cost > 30 * minutes for piece in together]
             if cells:
                 notes = [", more than half of the budget" if over else "" for over in large]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pcexp.records import archive, collecting, manifest
+from pcexp.records import archive, manifest, tables
 from pcexp.records.cell import OutputError
 from pcexp.report import rendering
 
@@ -48,7 +48,7 @@ def _collect(outputs: Path, results: Path, study: str) -> None:
     for scale in manifest.scales(outputs / study):
         if scale == "smoke":
             continue  # seconds of a test: not a result
-        records = collecting.collect(outputs, results, study, scale)
+        records = tables.collect(outputs, results, study, scale)
         print(f"{results / study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
         if records.strays:
             print(f"kept, of an older revision or not asked for: {len(records.strays)} cells")

@@ -19,17 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pcexp.config import grid, plain
-from pcexp.config.grid import Block, GridError
+from pcexp.config.grid import Block, Refused
 
 PLATFORM = ("execution", "tracker", "scale", "dry_run", "blocks", "hydra")
 """Root keys that say how a command runs, or which part of a study; no number depends on them."""
-
-
-class Refused(SystemExit):
-    """A command that cannot be run: ends the process with status 1 and a message that is all the user needs."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"pcexp: {message}")
 
 
 @dataclass(frozen=True)
@@ -99,11 +92,7 @@ class Composer:
         """An override's place: of the base, of the lanes, or an axis of the cells."""
         key, text = override.get_key_element().lstrip("+~"), str(override.input_line)
         if key.startswith("lanes."):
-            values = _values(override)
-            for value in values:
-                if not isinstance(value, (int, float)):
-                    raise Refused(f"{key}: {value!r} is not a number")
-            self._lanes[key.removeprefix("lanes.")] = values
+            self._lanes[key.removeprefix("lanes.")] = _values(override)
         elif override.type is not OverrideType.CHANGE or override.package is not None or _platform(text):
             if override.is_sweep_override():
                 raise Refused(f"{key}: one value is needed here: {override.input_line}")
@@ -118,37 +107,32 @@ class Composer:
     def asked(self) -> Asked:
         """The cells asked for. Raises Refused."""
         said, scale, data = self.settings, str(self.settings["scale"]), str(self.settings["choices"].get("data", ""))
-        try:
-            if said["lanes"]:
-                raise GridError(f"lanes={said['lanes']}: in a file, lanes stand in a block of `grid` or in `common`")
-            own = grid.blocks(said["grid"], said["common"], scale, data)
-            wanted, names = own, said["blocks"]
-            if names is not None:
-                wanted = grid.chosen(own, [names] if isinstance(names, str) else names)
-            if not said["grid"]:
-                wanted = [Block("")]
-            texts = [text for text in self._base if not _platform(text)]
-            lane_keys = {key for block in wanted for keys in block.axes for key in keys if key.startswith(grid.LANES)}
-            for key, values, text in self._axes:
-                if grid.LANES + key in lane_keys:
-                    wanted, beyond = grid.with_lanes(wanted, key, values), True
-                else:
-                    wanted, beyond = grid.asked(wanted, key, values), not grid.inside(wanted, key, values)
-                texts += [text] * beyond
-            for key, values in self._lanes.items():
-                wanted = grid.with_lanes(wanted, key, values)
-                if key != "seed":
-                    texts.append(f"lanes.{key}=[{','.join(map(str, values))}]")
-            if not wanted:
-                study = next(
-                    (text.partition("=")[2] for text in self._base if text.startswith("+experiment=")), "this command"
-                )
-                chosen = " ".join(texts) or "these settings"
-                raise GridError(f"{study} at scale={scale} on data={data} has no cells with {chosen}")
-            own_cells = list(self._cells(own, base=False))
-            cells = list(self._cells(wanted, base=True)) if texts or wanted != own else own_cells
-        except GridError as error:
-            raise Refused(str(error)) from error
+        if said["lanes"]:
+            raise Refused(f"lanes={said['lanes']}: in a file, lanes stand in a block of `grid` or in `common`")
+        own = grid.blocks(said["grid"], said["common"], scale, data)
+        wanted, names = own, said["blocks"]
+        if names is not None:
+            wanted = grid.chosen(own, [names] if isinstance(names, str) else names)
+        if not said["grid"]:
+            wanted = [Block("")]
+        texts = [text for text in self._base if not _platform(text)]
+        lane_keys = {key for block in wanted for keys in block.axes for key in keys if key.startswith(grid.LANES)}
+        for key, values, text in self._axes:
+            if grid.LANES + key in lane_keys:
+                wanted, beyond = grid.with_lanes(wanted, key, values), True
+            else:
+                wanted, beyond = grid.asked(wanted, key, values), not grid.inside(wanted, key, values)
+            texts += [text] * beyond
+        for key, values in self._lanes.items():
+            wanted = grid.with_lanes(wanted, key, values)
+            if key != "seed":
+                texts.append(f"lanes.{key}=[{','.join(map(str, values))}]")
+        if not wanted:
+            named = [text.partition("=")[2] for text in self._base if text.startswith("+experiment=")]
+            study, chosen = " ".join(named) or "this command", " ".join(texts) or "these settings"
+            raise Refused(f"{study} at scale={scale} on data={data} has no cells with {chosen}")
+        own_cells = list(self._cells(own, base=False))
+        cells = list(self._cells(wanted, base=True)) if texts or wanted != own else own_cells
         figures = {data: {block.name: block.figures for block in own}}
         return Asked(cells, own_cells, figures, " ".join(sorted(texts)))
 
@@ -163,7 +147,7 @@ class Composer:
                     if key not in chosen:
                         try:
                             plain.put(config, key, value)
-                        except GridError:
+                        except Refused:
                             # Of an option that the command chose, what the grid says of the study's own may be no key.
                             if key in said or key.partition(".")[0] not in said:
                                 raise

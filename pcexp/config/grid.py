@@ -33,8 +33,11 @@ Axes = dict[tuple[str, ...], tuple[tuple[Any, ...], ...]]
 """Of keys that vary together the rows of their values; most keys vary alone. An axis of lanes is one value, all of its numbers."""
 
 
-class GridError(ValueError):
-    """A grid that cannot be read; the message names the block and the key."""
+class Refused(SystemExit):
+    """A command that cannot be run: ends the process with status 1 and a message that is all the user needs."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"pcexp: {message}")
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,9 @@ class Block:
     def configurations(self) -> Iterator[tuple[dict[str, Any], dict[str, tuple[float | int, ...]]]]:
         """Of every cell the values by key, and its lane axes."""
         for rows in itertools.product(*self.axes.values()):
-            values = {
-                key: value
-                for keys, row in zip(self.axes, rows, strict=True)
-                for key, value in zip(keys, row, strict=True)
-            }
+            values: dict[str, Any] = {}
+            for keys, row in zip(self.axes, rows, strict=True):
+                values |= zip(keys, row, strict=True)
             lanes = {key: values.pop(key) for key in list(values) if key.startswith(LANES)}
             yield values, {key.removeprefix(LANES): tuple(_several(value)) for key, value in lanes.items()}
 
@@ -62,31 +63,27 @@ class Block:
 
     def narrowed(self, key: str, values: Collection[Any]) -> "Block":
         """The block with the rows alone in which a key has one of these values."""
-        wanted = {_frozen(value) for value in values}
-        return replace(
-            self,
-            axes={
-                keys: tuple(row for row in rows if key not in keys or _frozen(row[keys.index(key)]) in wanted)
-                for keys, rows in self.axes.items()
-            },
-        )
+        wanted, axes = set(map(_frozen, values)), dict(self.axes)
+        for keys, rows in self.axes.items():
+            if key in keys:
+                axes[keys] = tuple(row for row in rows if _frozen(row[keys.index(key)]) in wanted)
+        return replace(self, axes=axes)
 
     def replaced(self, key: str, values: Sequence[Any]) -> "Block":
         """The block with these values of a key in the place of its own."""
-        axes: Axes = {}
-        for keys, rows in self.axes.items():
+        axes = self.axes if self.column(key) else self.axes | {(key,): ((None,),)}
+        for keys, rows in axes.items():
             if key in keys:
                 at = keys.index(key)
                 rows = tuple((*row[:at], value, *row[at + 1 :]) for row in rows for value in values)
-                rows = tuple(row for i, row in enumerate(rows) if row not in rows[:i])
-            axes[keys] = rows
-        return replace(self, axes=axes if self.column(key) else axes | {(key,): tuple((value,) for value in values)})
+                axes = axes | {keys: tuple(row for i, row in enumerate(rows) if row not in rows[:i])}
+        return replace(self, axes=axes)
 
 
 def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
-    """The blocks of a study at a scale that run on a data set. Raises GridError."""
+    """The blocks of a study at a scale that run on a data set. Raises Refused."""
     if scale not in SCALES:
-        raise GridError(f"scale={scale} is unknown: valid are {', '.join(SCALES)}")
+        raise Refused(f"scale={scale} is unknown: valid are {', '.join(SCALES)}")
     entries, shared = _entries(grid, "grid"), _entries(common, "common")
     named = {name for entry in (*entries, *shared) for name in (*_listed(entry, "data"), *_listed(entry, "also"))}
     found = []
@@ -94,7 +91,7 @@ def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
         name = str(entry.get("block") or "")
         _known(entry, BLOCK, f"grid, block {name or '(without a name)'}")
         if not name or " " in name:
-            raise GridError(f"grid: a block needs a name of one word under `block`, not {name!r}")
+            raise Refused(f"grid: a block needs a name of one word under `block`, not {name!r}")
         if not _runs_on(entry, data, named):
             continue
         cells: Axes = {}
@@ -112,16 +109,16 @@ def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
             found.append(Block(name, tuple(_listed(entry, "figures")), lanes | cells))
     for name, n in Counter(block.name for block in found).items():
         if n > 1:
-            raise GridError(f"grid: two blocks are called {name}")
+            raise Refused(f"grid: two blocks are called {name}")
     return found
 
 
 def chosen(found: Sequence[Block], names: Sequence[str]) -> list[Block]:
-    """The blocks of these names. Raises GridError."""
+    """The blocks of these names. Raises Refused."""
     there = [block.name for block in found]
     for name in names:
         if name not in there:
-            raise GridError(f"blocks={list(names)}: there is no block {name}; there are {', '.join(there) or 'none'}")
+            raise Refused(f"blocks={list(names)}: there is no block {name}; there are {', '.join(there) or 'none'}")
     return [block for block in found if block.name in names]
 
 
@@ -152,26 +149,26 @@ def with_lanes(found: Sequence[Block], key: str, values: Sequence[float | int]) 
 
 
 def _axes(node: Any, scale: str, path: str) -> Axes:
-    """Axes of a block at a scale. Raises GridError."""
+    """Axes of a block at a scale. Raises Refused."""
     if not isinstance(node, Mapping):
-        raise GridError(f"grid, {path}: a mapping of keys to values is needed, not {node!r}")
+        raise Refused(f"grid, {path}: a mapping of keys to values is needed, not {node!r}")
     found: Axes = {}
     for text, value in node.items():
         keys = tuple(part.strip() for part in str(text).split(","))
         if isinstance(value, Mapping):
             if not value or not set(value) <= set(SCALES):
-                raise GridError(
+                raise Refused(
                     f"grid, {path}.{text}: values by scale have the keys {', '.join(SCALES)}, not {list(value)}"
                 )
             if scale not in value:
-                raise GridError(f"grid, {path}.{text}: there is nothing for scale={scale}")
+                raise Refused(f"grid, {path}.{text}: there is nothing for scale={scale}")
             value = value[scale]
         options = _several(value)
         if len(keys) > 1 and options and not isinstance(options[0], Sequence):
             options = [options]
         rows = tuple(tuple(row) if len(keys) > 1 else (row,) for row in options)
         if any(len(row) != len(keys) for row in rows):
-            raise GridError(f"grid, {path}.{text}: every row needs {len(keys)} values")
+            raise Refused(f"grid, {path}.{text}: every row needs {len(keys)} values")
         found[keys] = rows
     return found
 
@@ -179,7 +176,7 @@ def _axes(node: Any, scale: str, path: str) -> Axes:
 def _entries(node: Any, name: str) -> list[Mapping[str, Any]]:
     entries = [node] if isinstance(node, Mapping) and node else list(node or [])
     if not all(isinstance(entry, Mapping) for entry in entries):
-        raise GridError(f"{name} is a list of mappings")
+        raise Refused(f"{name} is a list of mappings")
     return entries
 
 
@@ -200,7 +197,7 @@ def _runs_on(entry: Mapping[str, Any], data: str, named: Collection[str]) -> boo
 def _known(entry: Mapping[str, Any], valid: Sequence[str], path: str) -> None:
     for key in entry:
         if key not in valid:
-            raise GridError(f"{path}: {key} is no key; valid are {', '.join(valid)}")
+            raise Refused(f"{path}: {key} is no key; valid are {', '.join(valid)}")
 
 
 def _frozen(value: Any) -> Any:

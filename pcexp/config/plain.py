@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pcexp.config.grid import GridError
+from pcexp.config.grid import Refused
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -35,14 +35,14 @@ def holder(tree: Any, key: str) -> tuple[Any, str]:
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key that is there. Raises GridError, which names the close one and the valid ones."""
+    """Set a dotted key that is there. Raises Refused, which names the close one and the valid ones."""
     node: Any = config
     parts = key.split(".")
     for at, part in enumerate(parts):
         if isinstance(node, str):  # an interpolation (`inference: ${inference}`): its own keys are set where they stand
-            raise GridError(f"{key}: set it where {'.'.join(parts[:at])}={node} points to")
+            raise Refused(f"{key}: set it where {'.'.join(parts[:at])}={node} points to")
         if not isinstance(node, Mapping) or part not in node:
-            raise GridError(unknown(".".join(parts[: at + 1]), node if isinstance(node, Mapping) else ()))
+            raise Refused(unknown(".".join(parts[: at + 1]), node if isinstance(node, Mapping) else ()))
         if at + 1 < len(parts):
             node = node[part]
     node[parts[-1]] = value
@@ -75,7 +75,7 @@ def resolved(config: dict[str, Any]) -> dict[str, Any]:
     try:
         found = OmegaConf.to_container(OmegaConf.create(rest), resolve=True)
     except OmegaConfBaseException as error:
-        raise GridError(str(error).splitlines()[0]) from error
+        raise Refused(str(error).splitlines()[0]) from error
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()} | {"choices": config["choices"]}
 

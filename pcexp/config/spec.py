@@ -88,16 +88,12 @@ def identity(config: Mapping[str, Any], prefixes: Sequence[str] = (), *, block: 
     for key in config:
         if key not in valid:
             raise SpecError(unknown(key, valid))
-    missing = [key for key in NEEDED if config.get(key) is None]
-    if missing:
-        hint = "name an experiment, as in +experiment=saddle_escape" if "study" in missing else "set it"
-        raise SpecError(f"{missing[0]} is not set: {hint}")
     learns = {key: config[key] for key in LEARNS if config.get(key) is not None}
-    if learns and len(learns) < len(LEARNS):
-        lacking = next(key for key in LEARNS if key not in learns)
-        raise SpecError(
-            f"{lacking} is not set: what learns needs {', '.join(LEARNS)}, and what does not has none of them"
-        )
+    hints = {"study": "name an experiment, as in +experiment=saddle_escape"}
+    hints |= dict.fromkeys(LEARNS, f"what learns needs {', '.join(LEARNS)}, and what does not has none of them")
+    for key in (*NEEDED, *(LEARNS if learns else ())):
+        if config.get(key) is None:
+            raise SpecError(f"{key} is not set: {hints.get(key, 'set it')}")
     used = {"inference", "start", "evaluation"} & set(learns.get("learning") or ())
     unused = {"tracker", "inference", "start", "evaluation", *(() if learns else LEARNS)} - used
     labels = {k: str(v) for k, v in (config.get("choices") or {}).items() if k not in unused}

@@ -58,9 +58,8 @@ def read_lines(path: Path, holding: bytes = b"") -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise OutputError(
-                    f"{path}, line {number}, is not JSON: {error}; set the file aside and run again"
-                ) from error
+                at = f"{path}, line {number}"
+                raise OutputError(f"{at}, is not JSON: {error}; set the file aside and run again") from error
 
 
 class Cell:
@@ -86,7 +85,9 @@ class Cell:
     @property
     def worker(self) -> dict[str, Any] | None:
         """Who holds the cell now: host, pid and job of a lock that is fresh."""
-        return _Lock(self.folder / "lock").holder()
+        lock = _Lock(self.folder / "lock")
+        owner = lock.owner()
+        return owner if owner and not lock.stale(owner) else None
 
     def checkpoint(self, lane: str) -> Path:
         """Where an unfinished lane keeps its state."""
@@ -198,22 +199,15 @@ class _Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._released = threading.Event()
-        self._heart: threading.Thread | None = None
         self.identity = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
 
     def acquire(self) -> None:
         with self._guard():
-            owner = self._owner()
-            if self.path.exists() and not self._stale(owner):
+            owner = self.owner()
+            if self.path.exists() and not self.stale(owner):
                 raise CellBusy(f"{self.path.parent} is being run by process {owner.get('pid')} on {owner.get('host')}")
             replace_bytes(self.path, json.dumps(self.identity).encode())
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
-
-    def holder(self) -> dict[str, Any] | None:
-        """The process that a fresh lock names."""
-        owner = self._owner()
-        return owner if owner and not self._stale(owner) else None
+        threading.Thread(target=self._beat, daemon=True).start()
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -229,18 +223,18 @@ class _Lock:
         self._released.set()
         # Frozen for longer than the lock is fresh, this process may have been overtaken: the lock is another's then.
         with self._guard():
-            if self._owner() == self.identity:
+            if self.owner() == self.identity:
                 self.path.unlink(missing_ok=True)
 
-    def _owner(self) -> dict[str, Any]:
+    def owner(self) -> dict[str, Any]:
         try:
             owner = json.loads(self.path.read_text())
         except (OSError, ValueError):
             return {}  # cut off, or foreign: nobody's
         return owner if isinstance(owner, dict) else {}
 
-    def _stale(self, owner: Mapping[str, Any]) -> bool:
-        if owner.get("host") == socket.gethostname() and "pid" in owner and not _alive(int(owner["pid"])):
+    def stale(self, owner: Mapping[str, Any]) -> bool:
+        if owner.get("host") == self.identity["host"] and "pid" in owner and not _alive(int(owner["pid"])):
             return True
         # The file system's clock, not ours: hosts of a cluster disagree.
         probe = self.path.with_name(f"clock.{os.getpid()}.tmp")

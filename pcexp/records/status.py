@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pcexp.records import manifest
 from pcexp.records.cell import Cell, OutputError, read_lines
@@ -56,13 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("studies", nargs="*", metavar="NAME", help="default: all that were asked for")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)")
     options = parser.parse_args(arguments)
-    known: dict[str, Any] = {path.name: manifest.scales(path) for path in sorted(options.outputs.glob("*"))}
-    known = {name: scales for name, scales in known.items() if scales}
+    known = {path.name: scales for path in sorted(options.outputs.glob("*")) if (scales := manifest.scales(path))}
     there = f"there are runs of {', '.join(known)}" if known else "run python -m pcexp +experiment=NAME first"
-    for name in set(options.studies) - set(known):
-        sys.exit(f"pcexp: nothing was asked for of a study {name} under {options.outputs}; {there}")
-    if not known:
-        sys.exit(f"pcexp: nothing was asked for under {options.outputs}: {there}")
+    for name in sorted(set(options.studies) - set(known)) or ([] if known else [""]):
+        of = f" of a study {name}" if name else ""
+        sys.exit(f"pcexp: nothing was asked for{of} under {options.outputs}; {there}")
     try:
         for name in options.studies or known:
             for scale in known[name]:

@@ -83,9 +83,7 @@ class Job:
         """Train every unfinished lane to its end, recording what `measure` sees. Raises Stopped.
 
         `at` says what a lane starts from, if not from what the configuration says: other weights, several networks side by
-        side, another update, rows on events. `after` measures with the weights after the update at hand too. What `at_end`
-        says of the initial and the final model joins the lane's summary, and so does the test split if `tested`. With
-        `timed`, rows have a column of `seconds`.
+        side, another update, rows on events. `Course` says what the others are.
         """
         lanes, dataset = self.lanes(), self.session.datasets(self.spec)
 

@@ -118,8 +118,7 @@ class LaneTraining:
     def _drawn(self, lane: Lane) -> Drawn:
         """A lane where it goes on."""
         fresh = self.first.pop(lane.name, None) or drawn(self.course.at(lane), self.spec, lane)
-        path = self.cell.checkpoint(lane.name)
-        return fresh._replace(state=checkpoint.load(path, fresh.state)[0]) if path.exists() else fresh
+        return fresh._replace(state=resumed(self.cell.checkpoint(lane.name), fresh.state, self.session.progress)[0])
 
     def run(self) -> None:
         """Advance packs, each to its end before another begins, until all lanes are finished or the session stops."""
@@ -168,9 +167,6 @@ class LaneTraining:
                 self.finish(lane, failure(error), {})
         return ()
 
-    def _call_size(self, pack: Pack) -> int:
-        return self.programs.call_size(pack, self.session.execution.call_s)
-
     def _leave(self, pack: Pack) -> None:
         if pack in self.advancing:
             self.advancing.remove(pack)
@@ -178,7 +174,7 @@ class LaneTraining:
 
     def _call(self, pack: Pack) -> Progressed:
         """On a worker thread: what the test set says where the pack stands, if that is due, and some iterations. Raises Stopped."""
-        data, n = self.programs.ready(pack), self._call_size(pack)
+        data, n = self.programs.ready(pack), self.programs.call_size(pack, self.session.execution.call_s)
         if pack not in self.advancing:
             self.session.take_place()
             self.advancing.add(pack)

@@ -65,9 +65,7 @@ class Session:
     memory may hold what one of them computes, and not two.
     """
 
-    def __init__(
-        self, execution: Execution, tracker: AbstractTracker, progress: Progress, datasets: "Datasets"
-    ) -> None:
+    def __init__(self, execution: Execution, tracker: AbstractTracker, progress: Progress, datasets: Datasets) -> None:
         self.execution, self.tracker, self.progress, self.datasets = execution, tracker, progress, datasets
         self.on_cpu = jax.default_backend() == "cpu"
         self.workers = execution.workers or units()

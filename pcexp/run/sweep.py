@@ -53,10 +53,10 @@ def placed(cell: Identity, own: Mapping[str, Identity], variant: str) -> Identit
         return frozenset((key, value) for key, value in lane.values.items() if key != "seed")
 
     blocks = {rest(lane): lane.blocks for lane in own[cell.cell].lanes} if cell.cell in own else {}
-    lanes = (
-        lane._replace(blocks=blocks[rest(lane)]) if rest(lane) in blocks else lane._replace(variant=variant)
-        for lane in cell.lanes
-    )
+    lanes = []
+    for lane in cell.lanes:
+        mine = blocks.get(rest(lane))
+        lanes.append(lane._replace(variant=variant) if mine is None else lane._replace(blocks=mine))
     return replace(cell, lanes=tuple(lanes))
 
 
@@ -106,9 +106,8 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
     """What a command asks for, typed and checked. Raises Refused."""
     try:
         # First: its targets say which modules may be named.
-        execution: Execution = build(
-            {"_target_": "pcexp.run.session.Execution", **settings["execution"]}, "execution", ALLOWED_TARGETS
-        )
+        how = {"_target_": "pcexp.run.session.Execution", **settings["execution"]}
+        execution: Execution = build(how, "execution", ALLOWED_TARGETS)
         own = identities(asked.own, execution.targets)
         wanted = own if asked.cells is asked.own else identities(asked.cells, execution.targets)
         specs = [spec(placed(who, own, asked.variant), execution.targets) for who in wanted.values()]
@@ -118,7 +117,7 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
             shape = json.dumps([cell.science["network"], cell.science["parameterisation"]], sort_keys=True)
             models[shape] = models[shape] if shape in models else _model(cell)
             _check(cell, models[shape])
-    except (SpecError, ValueError) as error:
+    except ValueError as error:
         raise Refused(str(error)) from error
     scale, dry_run = str(settings["scale"]), bool(settings.get("dry_run"))
     return Sweep(tuple(specs), execution, tracker, scale, dry_run, tuple(own.values()), asked.blocks)

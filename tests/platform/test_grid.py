@@ -16,8 +16,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from pcexp.config import grid
-from pcexp.config.composition import Refused
-from pcexp.config.grid import Block, GridError
+from pcexp.config.grid import Block, Refused
 from pcexp.run import sweep
 
 EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
@@ -130,7 +129,7 @@ def test_lane_values_of_the_command_replace_an_axis_where_it_is_and_seeds_everyw
     ],
 )
 def test_a_grid_that_cannot_be_read_is_refused_by_block_and_key(text: str, said: str) -> None:
-    with pytest.raises(GridError, match=said):
+    with pytest.raises(Refused, match=said):
         grid.blocks(yaml.safe_load(text), None, "small", "digits")
 
 

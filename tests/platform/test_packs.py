@@ -14,7 +14,7 @@ import quick
 
 from pcexp.config.composition import Refused
 from pcexp.records.cell import Cell
-from pcexp.records.collecting import thinned
+from pcexp.records.tables import thinned
 from pcexp.run import lanes
 from pcexp.run.draw import initial_network
 from pcexp.run.job import Job
@@ -63,7 +63,7 @@ def test_a_pack_that_would_take_more_than_half_of_the_budget_is_halved(
         return rows, len(pack.lanes) * 120.0 / 300  # 300 iterations: two minutes a lane
 
     monkeypatch.setattr(lanes.Pack, "call", slow)
-    monkeypatch.setattr(lanes.LaneTraining, "_call_size", lambda *_: 20)
+    monkeypatch.setattr(lanes.Programs, "call_size", lambda *_: 20)
     asked = (*quick.LONG, "lanes.seed=[0,1,2,3]", "execution.pack_size=4")
     assert run(*asked, "execution.max_minutes=8.5") == 0
     assert sizes == {4, 2}
