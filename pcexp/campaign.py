@@ -68,9 +68,9 @@ def order(pieces: Iterable[Piece], claims: Mapping[str, int], evidence: Collecti
     return ordered
 
 
-def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[dict[str, Sweep], list[str]]:
+def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[Sweep], list[str]]:
     """The sweep of each study (of all without names), and why studies were left out. Raises Refused."""
-    sweeps, skipped = {}, []
+    sweeps, skipped = [], []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         try:
@@ -82,8 +82,7 @@ def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[dict[str, 
                 raise Refused(f"there is no experiment {name}{suggestion(name, known)}; there are {', '.join(known)}")
         for name in names or known:
             try:
-                for asked, settings in compose(loader, [f"+experiment={name}", *overrides]):
-                    sweeps[name] = sweep(asked, settings)
+                sweeps += [sweep(*found) for found in compose(loader, [f"+experiment={name}", *overrides])]
             except Refused as error:
                 skipped.append(f"{name}: {str(error).removeprefix('pcexp: ')}")
     if not sweeps:
@@ -202,17 +201,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         overrides.append("scale=thesis")
     speak()
     sweeps, skipped = composed(names, overrides)
-    settings = list(sweeps.values())
-    minutes = settings[0].execution.max_minutes
-    with refusing(settings[0].folder):
-        campaign = Campaign(settings, skipped)
-    print(campaign.listing(minutes, cells=settings[0].dry_run), flush=True)
-    if settings[0].dry_run:
+    minutes, dry_run = sweeps[0].execution.max_minutes, sweeps[0].dry_run
+    with refusing(sweeps[0].folder):
+        campaign = Campaign(sweeps, skipped)
+    print(campaign.listing(minutes, cells=dry_run), flush=True)
+    if dry_run:
         return
     code = campaign.run(minutes, start)
     if code == 130:
-        with refusing(settings[0].folder):
-            print(Campaign(settings, skipped).listing(minutes, cells=False))
+        with refusing(sweeps[0].folder):
+            print(Campaign(sweeps, skipped).listing(minutes, cells=False))
     sys.exit(code)
 
 

@@ -63,21 +63,15 @@ def suggestion(word: str, words: Iterable[str]) -> str:
 
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """Plain containers with interpolations resolved."""
-    rest = {key: node for key, node in config.items() if key != "choices"}
     try:
-        return _followed(rest, rest) | {"choices": config["choices"]}
-    except (
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):  # resolvers, relative paths, mistakes: OmegaConf's to resolve or to name
-        pass
+        return _followed(config, config)
+    except (KeyError, TypeError, RecursionError):
+        pass  # resolvers, relative paths, mistakes: OmegaConf's to resolve or to name
     try:
-        found = OmegaConf.to_container(OmegaConf.create(rest), resolve=True)
+        found: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
         raise Refused(str(error).splitlines()[0]) from error
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()} | {"choices": config["choices"]}
+    return found
 
 
 def _followed(node: Any, root: Mapping[str, Any]) -> Any:

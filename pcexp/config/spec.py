@@ -82,7 +82,7 @@ class Spec(Identity):
         return self.learner
 
 
-def identity(config: Mapping[str, Any], prefixes: Sequence[str] = (), *, block: str = "") -> Identity:
+def identity(config: Mapping[str, Any], allowed: Sequence[str] = ALLOWED_TARGETS, *, block: str = "") -> Identity:
     """Who the cell of a composed configuration is. Raises SpecError."""
     valid = dict.fromkeys((*SCIENCE, *(config.get("choices") or ()), *PLATFORM, "lanes", "choices"))
     for key in config:
@@ -104,7 +104,6 @@ def identity(config: Mapping[str, Any], prefixes: Sequence[str] = (), *, block: 
     for key in values[0].keys() - {"seed"}:
         node, last = holder(science, key)
         node.pop(last, None)
-    allowed = (*ALLOWED_TARGETS, *prefixes)
     target = config["study"].get("_target_") if isinstance(config["study"], Mapping) else None
     revision = located(target, "study._target_", allowed).revision
     said = json.dumps(without_defaults(science, "", allowed) | {"revision": revision}, sort_keys=True)
@@ -118,9 +117,8 @@ def identity(config: Mapping[str, Any], prefixes: Sequence[str] = (), *, block: 
     )
 
 
-def spec(who: Identity, prefixes: Sequence[str] = ()) -> Spec:
+def spec(who: Identity, allowed: Sequence[str] = ALLOWED_TARGETS) -> Spec:
     """The typed cell. Raises SpecError."""
-    allowed = (*ALLOWED_TARGETS, *prefixes)
     # A lane key has no value of its own in the cell, but the component that it belongs to is built with the first one.
     first = who.lanes[0].values
     parts = with_values(who.science, first)

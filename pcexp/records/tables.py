@@ -98,10 +98,6 @@ class Records:
         return self.rows.filter((pl.col("cell") == cell) & (pl.col("lane") == lane)).sort("iteration")
 
 
-def _belongs(lane: Mapping[str, Any]) -> dict[str, str]:
-    return {"variant": lane["variant"], "blocks": " ".join(lane["blocks"])}
-
-
 def _frame(entries: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(list(entries), infer_schema_length=None, strict=False) if entries else pl.DataFrame()
 
@@ -123,24 +119,20 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
     cells = manifest.asked(folder, scale)
     runs, rows, asked = [], [], []
     for cell, entry in cells.items():
-        config_path = folder / cell / "config.json"
         leaves = {f"config.{key}": value for key, value in flat(entry["science"])}
-        for lane, one in entry["lanes"].items():
-            about = {"cell": cell, "lane": lane, "revision": entry["revision"]} | entry["labels"]
-            asked.append(about | _belongs(one) | one["values"] | leaves)
-        if not config_path.exists():
-            continue
-        finished = {e["lane"]: e for e in read_lines(folder / cell / "lanes.jsonl") if e["lane"] in entry["lanes"]}
-        for lane, done in finished.items():
-            runs.append(
-                {"study": study, "scale": scale, "cell": cell, "lane": lane, "revision": entry["revision"]}
-                | entry["labels"]
-                | _belongs(entry["lanes"][lane])
-                | done["values"]
-                | {"outcome": done["outcome"], **done["summary"]}
-                | leaves
-                | {f"run.{key}": value for key, value in done["provenance"].items()}
-            )
+        lanes = {
+            name: {"cell": cell, "lane": name, "revision": entry["revision"]}
+            | entry["labels"]
+            | {"variant": lane["variant"], "blocks": " ".join(lane["blocks"])}
+            | lane["values"]
+            for name, lane in entry["lanes"].items()
+        }
+        asked += [lane | leaves for lane in lanes.values()]
+        finished = {e["lane"]: e for e in read_lines(folder / cell / "lanes.jsonl") if e["lane"] in lanes}
+        for name, done in finished.items():
+            ended = {"outcome": done["outcome"], **done["summary"]}
+            origin = {f"run.{key}": value for key, value in done["provenance"].items()}
+            runs.append({"study": study, "scale": scale} | lanes[name] | ended | leaves | origin)
         of_finished = (row for row in read_lines(folder / cell / "rows.jsonl") if row["lane"] in finished)
         rows += [{"cell": cell, **_wide(row)} for row in of_finished]
     cells_there = {path.parent.name for path in folder.glob("*/config.json")}
@@ -201,25 +193,16 @@ def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
 
     Rows of the test set are few and of another kind: they are thinned by themselves.
     """
-
-    def thin(lane: pl.DataFrame) -> pl.DataFrame:
-        measured = [n for n in lane.columns if n not in ("cell", "lane", "iteration") and not n.startswith("test_")]
-        if measured and any(name.startswith("test_") for name in lane.columns):
-            tested = pl.all_horizontal(pl.col(measured).is_null())
-            kinds = one_kind(lane.filter(~tested)), one_kind(lane.filter(tested))
-            return pl.concat(kinds).sort("iteration", maintain_order=True)
-        return one_kind(lane)
-
-    def one_kind(lane: pl.DataFrame) -> pl.DataFrame:
-        lane = lane.sort("iteration")
-        if len(lane) <= points:
-            return lane
-        even = np.linspace(0, len(lane) - 1, points // 2)
-        logarithmic = np.geomspace(1, len(lane), points - points // 2) - 1
-        return lane[np.unique(np.round(np.concatenate([even, logarithmic])).astype(int)).tolist()]
-
-    parts = [thin(lane) for _, lane in rows.sort(LANE).group_by(LANE, maintain_order=True)]
-    return pl.concat(parts) if parts else rows
+    measured = [name for name in rows.columns if name not in (*LANE, "iteration") and not name.startswith("test_")]
+    kind = pl.all_horizontal(pl.col(measured).is_null()) if measured else pl.lit(False)
+    order = [*LANE, "iteration", "kind of row"]
+    parts = []
+    for _, part in rows.with_columns(kind.alias(order[-1])).sort(order).group_by(*LANE, order[-1], maintain_order=True):
+        even = np.linspace(0, len(part) - 1, points // 2)
+        logarithmic = np.geomspace(1, len(part), points - points // 2) - 1
+        kept = np.unique(np.round(np.concatenate([even, logarithmic])).astype(int)).tolist()
+        parts.append(part[kept] if len(part) > points else part)
+    return pl.concat(parts).sort(order).drop(order[-1]) if parts else rows
 
 
 def _merge(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:

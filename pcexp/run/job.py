@@ -36,11 +36,13 @@ class Job:
         dataset = self.session.datasets(self.spec)
         data = {"data_checksum": dataset.checksum, "data_caveat": dataset.caveat}
         origin = provenance() | {"peak_memory_bytes": peak_memory_bytes()} | about | data
-        self.cell.finish(lane.name, outcome, values=lane.values, summary=dict(summary), provenance=origin)
+        entry = {"values": lane.values, "summary": dict(summary), "provenance": origin}
+        self.cell.finish(lane.name, outcome, **entry)
         if outcome.startswith("failed"):
             self.session.progress.say(f"lane {lane.name} of {self.spec.cell} {outcome}")
         with self.session.mirroring:
-            self.session.tracker.log(self.spec, lane, outcome, summary, lambda: self.cell.lines(lane.name))
+            shown = {"lane": lane.name, "outcome": outcome} | entry
+            self.session.tracker.log(self.spec, shown, lambda: self.cell.lines(lane.name))
 
     def record(self, rows: Callable[[Lane, Dataset], Iterable[Mapping[str, Any]]]) -> None:
         """Write the rows (each with its iteration) that a study computes for every unfinished lane. Raises Stopped.

@@ -37,11 +37,10 @@ def checkout(file: pathlib.Path) -> tuple[str, bool]:
     `file` is not tracked, ("unknown", True).
     """
     # A package installed in a virtual environment inside somebody's checkout is not that checkout's code.
-    if _git(file.parent, "ls-files", "--error-unmatch", "--", file.name) is None:
-        return UNKNOWN, True
+    tracked = _git(file.parent, "ls-files", "--error-unmatch", "--", file.name)
     commit = _git(file.parent, "rev-parse", "HEAD")
     changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
-    if commit is None or changes is None:
+    if tracked is None or commit is None or changes is None:
         return UNKNOWN, True
     return commit, changes != ""
 
@@ -50,7 +49,7 @@ def peak_memory_bytes() -> int:
     """Most memory held so far by this process: on the fullest accelerator where one reports it, else resident."""
     reports = [device.memory_stats() or {} for device in jax.local_devices()]  # None on a CPU
     peaks = [int(report["peak_bytes_in_use"]) for report in reports if "peak_bytes_in_use" in report]
-    return max(peaks) if peaks else _peak_resident_bytes()
+    return max(peaks, default=0) or _peak_resident_bytes()
 
 
 @functools.cache

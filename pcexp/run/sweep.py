@@ -30,11 +30,11 @@ from pcexp.run.session import Datasets, Execution, Session, Stopped
 from pcexp.run.tracking import AbstractTracker
 
 
-def identities(composed: Iterable[Composed], prefixes: Sequence[str]) -> dict[str, Identity]:
+def identities(composed: Iterable[Composed], allowed: Sequence[str]) -> dict[str, Identity]:
     """Who the cells of these configurations are; of those that are one cell the lanes are united. Raises SpecError."""
     found: dict[str, Identity] = {}
     for one in composed:
-        new = identity(one.config, prefixes, block=one.block)
+        new = identity(one.config, allowed, block=one.block)
         lanes = {lane.name: lane for lane in found[new.cell].lanes} if new.cell in found else {}
         for lane in new.lanes:
             blocks = dict.fromkeys((*lanes.get(lane.name, lane).blocks, *lane.blocks))
@@ -108,10 +108,11 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
         # First: its targets say which modules may be named.
         how = {"_target_": "pcexp.run.session.Execution", **settings["execution"]}
         execution: Execution = build(how, "execution", ALLOWED_TARGETS)
-        own = identities(asked.own, execution.targets)
-        wanted = own if asked.cells is asked.own else identities(asked.cells, execution.targets)
-        specs = [spec(placed(who, own, asked.variant), execution.targets) for who in wanted.values()]
-        tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
+        allowed = (*ALLOWED_TARGETS, *execution.targets)
+        own = identities(asked.own, allowed)
+        wanted = own if asked.cells is asked.own else identities(asked.cells, allowed)
+        specs = [spec(placed(who, own, asked.variant), allowed) for who in wanted.values()]
+        tracker: AbstractTracker = build(settings["tracker"], "tracker", allowed)
         models: dict[str, Any] = {}
         for cell in specs:
             shape = json.dumps([cell.science["network"], cell.science["parameterisation"]], sort_keys=True)

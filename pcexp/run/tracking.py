@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pcexp.config.identity import Identity, Lane
+from pcexp.config.identity import Identity
 
 MAX_POINTS = 50  # a curve on a dashboard needs no more, and a study has tens of thousands of lanes
 TAG_LENGTH = 64  # W&B refuses longer ones
@@ -20,17 +20,11 @@ TAG_LENGTH = 64  # W&B refuses longer ones
 _log = logging.getLogger(__name__)
 
 
-Rows = list[dict[str, Any]]
-"""Rows of a lane, sorted by iteration, from the first one on, even if the lane was logged before."""
-
-
 class AbstractTracker:
     """Somewhere that lanes are shown. Both methods answer trouble with a logged warning, never with an exception."""
 
-    def log(
-        self, cell: Identity, lane: Lane, outcome: str, summary: Mapping[str, Any], rows: Callable[[], Rows]
-    ) -> None:
-        """Show a lane that has ended."""
+    def log(self, cell: Identity, lane: Mapping[str, Any], rows: Callable[[], list[dict[str, Any]]]) -> None:
+        """Show a lane that has ended: its line of lanes.jsonl, and its rows by iteration, even if it was shown before."""
 
     def close(self) -> None:
         """Nothing more will be shown."""
@@ -52,14 +46,12 @@ class Wandb(AbstractTracker):
     sync_timeout_s: float = 60.0
     _segments: list[pathlib.Path] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
-    def log(
-        self, cell: Identity, lane: Lane, outcome: str, summary: Mapping[str, Any], rows: Callable[[], Rows]
-    ) -> None:
+    def log(self, cell: Identity, lane: Mapping[str, Any], rows: Callable[[], list[dict[str, Any]]]) -> None:
         try:
             shown = [{k: float(v) for k, v in row.items() if isinstance(v, (int, float))} for row in rows()]
-            self._segments.append(self._written(cell, lane, outcome, summary, shown))
+            self._segments.append(self._written(cell, lane, shown))
         except Exception as trouble:  # noqa: BLE001 (whatever W&B raises, in any version: the run goes on)
-            _log.warning("W&B: lane %s of cell %s is not mirrored: %r", lane.name, cell.cell, trouble)
+            _log.warning("W&B: lane %s of cell %s is not mirrored: %r", lane["lane"], cell.cell, trouble)
 
     def close(self) -> None:
         segments = list(self._segments)
@@ -77,9 +69,7 @@ class Wandb(AbstractTracker):
             arguments = (missing, len(segments), reason, folder, later)
             _log.warning("W&B: %d of %d runs are not uploaded (%s). They are kept in %s; to try again: %s", *arguments)
 
-    def _written(
-        self, cell: Identity, lane: Lane, outcome: str, summary: Mapping[str, Any], rows: list[dict[str, float]]
-    ) -> pathlib.Path:
+    def _written(self, cell: Identity, lane: Mapping[str, Any], rows: list[dict[str, float]]) -> pathlib.Path:
         """The folder of a new offline segment of the lane's run."""
         try:
             import wandb  # here, because a run without a tracker must not need it
@@ -89,7 +79,8 @@ class Wandb(AbstractTracker):
         # W&B writes to a temporary folder, with no more than a message, if this one does not exist.
         root = pathlib.Path(self.directory or "outputs/wandb").expanduser().absolute()
         root.mkdir(parents=True, exist_ok=True)
-        identity = run_id(cell.name, cell.cell, lane.name)
+        who = {"study": cell.name, "cell": cell.cell, "lane": lane["lane"]}
+        identity = run_id(**who)
         # Two segments of one id sync as one run, but W&B shifts the second one's steps behind the first one's: rows
         # that both have would come twice, at iterations that never were. So a segment says how far it went.
         marks = (root / "wandb").glob(f"offline-run-*-{identity}*/logged-to-*")
@@ -104,10 +95,9 @@ class Wandb(AbstractTracker):
             reinit="create_new",  # leaves a run that the user may have open alone
             group=cell.name,
             job_type=cell.labels.get("learning", cell.name),
-            name=" ".join([*cell.labels.values(), lane.name[:8]])[:128],
+            name=" ".join([*cell.labels.values(), lane["lane"][:8]])[:128],
             tags=[f"{key}:{value}"[:TAG_LENGTH] for key, value in sorted(cell.labels.items())],
-            config=cell.science
-            | {"lane": lane.values, "pcexp": {"study": cell.name, "cell": cell.cell, "lane": lane.name}},
+            config=cell.science | {"lane": lane["values"], "pcexp": who},
             settings=wandb.Settings(
                 console="off",
                 silent=True,
@@ -125,9 +115,9 @@ class Wandb(AbstractTracker):
             for row in evenly_spaced([row for row in rows if row["iteration"] > last]):
                 run.log(row, step=int(row["iteration"]))
             # The last row too: a second segment without new rows would leave the summary without it.
-            run.summary.update({**(rows[-1] if rows else {}), **summary, "outcome": outcome})
+            run.summary.update({**(rows[-1] if rows else {}), **lane["summary"], "outcome": lane["outcome"]})
         finally:
-            run.finish(exit_code=1 if outcome.startswith("failed") else 0)
+            run.finish(exit_code=1 if lane["outcome"].startswith("failed") else 0)
         segment = pathlib.Path(run.dir).parent
         if rows:
             (segment / f"logged-to-{int(rows[-1]['iteration'])}").touch()

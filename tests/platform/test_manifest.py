@@ -31,7 +31,7 @@ def asked(folder: Path) -> dict[str, list[str]]:
 def test_a_command_that_is_narrower_than_the_grid_asks_for_the_whole_grid(outputs: Path) -> None:
     base = ("+experiment=strict_saddles", "scale=small", f"execution.outputs={outputs}")
     whole = quick.composer(base=base)
-    own = sweep.identities(whole.asked().own, ())
+    own = sweep.identities(whole.asked().own, sweep.ALLOWED_TARGETS)
     narrow = quick.composer("lanes.seed=[0,7]", "blocks=[one_hidden_layer]", base=base)
     found = sweep.sweep(narrow.asked(), narrow.settings)
     assert 0 < len(found.specs) < len(own)

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from pcexp.config.identity import Identity, Lane
+from pcexp.config.identity import Identity
 from pcexp.run import tracking
 
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "tracker"
@@ -33,7 +33,7 @@ def lane(name: str = "a1", *, iterations: range = range(1), outcome: str = "done
     rows = [{"iteration": float(i), "loss": 1 / (1 + i), "cosine": odd.get(i, 0.5)} for i in iterations]
     summary = {"escape_iteration": 7, "escaped": True, "residual": 1e-6, "note": "a word"}
     cell = Identity("saddle_escape", 1, "c0ffee", CONFIG, LABELS, ())
-    return cell, Lane(name, {"seed": 3}), outcome, summary, lambda: rows
+    return cell, {"lane": name, "values": {"seed": 3}, "outcome": outcome, "summary": summary}, lambda: rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -198,7 +198,7 @@ def test_a_run_without_a_tracker_does_not_import_wandb() -> None:
     code = """
 import sys, pcexp.run.tracking as tracking
 tracker = tracking.NoTracker()
-tracker.log(tracking.Identity("s", 1, "c", {}, {}, ()), tracking.Lane("l", {}), "done", {}, list)
+tracker.log(tracking.Identity("s", 1, "c", {}, {}, ()), {"lane": "l", "outcome": "done"}, list)
 tracker.close()
 assert "wandb" not in sys.modules
 """
