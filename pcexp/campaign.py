@@ -43,7 +43,7 @@ from pcexp.run.sweep import Sweep, refusing, sweep
 
 
 class Piece(NamedTuple):
-    """An unfinished cell: study, data and variant of the cells that it is judged with, its name, its cost in seconds, and whether it was begun."""
+    """An unfinished cell: study, data and variant, which it is judged by; its name, its seconds, and whether it was begun."""
 
     labels: tuple[str, str, str]
     cell: str

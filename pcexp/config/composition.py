@@ -7,8 +7,7 @@ composition with values of their own. No JAX here: `--help` and shell completion
 import copy
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -25,16 +24,14 @@ PLATFORM = ("execution", "tracker", "scale", "dry_run", "blocks", "hydra")
 """Root keys that say how a command runs, or which part of a study; no number depends on them."""
 
 
-@dataclass(frozen=True)
-class Composed:
+class Composed(NamedTuple):
     """A configuration as plain containers, with its lane axes under `lanes`, and the block that it belongs to."""
 
     config: dict[str, Any]
     block: str
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What a command asks for: its cells, those of the study's own grid at that scale, and of each data set the figures of its blocks.
 
     `variant` is the text of the overrides that may lead out of the grid.

@@ -26,10 +26,10 @@ class Job:
         self.spec, self.cell, self.session = spec, cell, session
         self._brought: set[str] = set()
 
-    def lanes(self) -> tuple[Lane, ...]:
+    def lanes(self) -> list[Lane]:
         """Lanes that are not finished."""
         missing = set(self.cell.missing)
-        return tuple(lane for lane in self.spec.lanes if lane.name in missing)
+        return [lane for lane in self.spec.lanes if lane.name in missing]
 
     def finish(self, lane: Lane, outcome: str, summary: Mapping[str, Any], **about: str | float) -> None:
         """Record a lane's outcome, its numbers and where they come from; mirror it to the tracker."""

@@ -61,13 +61,7 @@ class LaneTraining:
     """Trains the lanes of one cell on worker threads; only this object's thread writes."""
 
     def __init__(
-        self,
-        spec: Spec,
-        cell: Cell,
-        session: Session,
-        finish: Callable[..., None],
-        lanes: Sequence[Lane],
-        course: Course,
+        self, spec: Spec, cell: Cell, session: Session, finish: Callable[..., None], lanes: list[Lane], course: Course
     ) -> None:
         self.spec, self.cell, self.session, self.finish, self.course = spec, cell, session, finish, course
         self.dataset = session.datasets(spec)

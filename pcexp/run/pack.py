@@ -1,10 +1,9 @@
 """Packs: the lanes that advance together in one compiled call, one on a CPU, several vmapped on a GPU; and the programs that do it."""
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -23,8 +22,7 @@ ROWS_A_CALL = 256
 FIRST_CALL_ITERATIONS = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Course:
+class Course(NamedTuple):
     """How the lanes of a cell are trained: from where, for how long, what is measured of them, and what is said at the end.
 
     `measure` sees a recorded iteration before its update, `after` the network after it too. `at_end` gives columns of the

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import resource
 import subprocess
 
@@ -87,16 +88,13 @@ def _git(folder: pathlib.Path, *arguments: str) -> str | None:
 
 def _cpu_model() -> str:
     cpuinfo = pathlib.Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(models), platform.processor() or platform.machine() or UNKNOWN)
+    named = re.search(r"^model name\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return named[1].strip() if named else platform.processor() or platform.machine() or UNKNOWN
 
 
 def _peak_resident_bytes() -> int:
     # Not ru_maxrss where there is another way: it is handed down through fork and exec, so a small job that a large
     # process started would report its parent.
     status = pathlib.Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else []:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
+    return 1024 * (int(peak[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
