@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from pcexp.config.spec import Spec, spec
+from pcexp.config.spec import Spec, identity, spec
 from pcexp.config.targets import ALLOWED_TARGETS, located
 from pcexp.data import Dataset, Split, Tfds
 from pcexp.records.tables import read_results
@@ -79,7 +79,7 @@ def spec_of(run: Mapping[str, Any]) -> Spec:
         except json.JSONDecodeError:
             node[leaf] = value
     _fill(config)
-    return spec(config)
+    return spec(identity(config))
 
 
 def _fill(node: dict[str, Any]) -> None:

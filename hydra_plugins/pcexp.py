@@ -1,7 +1,5 @@
 """Hydra's side of a command: a sweeper that hands its overrides to the platform. Hydra finds plugins in this namespace package only."""
 
-from typing import Any
-
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -14,18 +12,14 @@ STOPPED = 130
 class GridSweeper(Sweeper):
     """Runs the grid of a study, as its YAML and the overrides have it."""
 
-    def __init__(self, **_: Any) -> None:
-        self._context: HydraContext | None = None
-
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self._context = hydra_context
+        self._loader = hydra_context.config_loader
 
     def sweep(self, arguments: list[str]) -> None:
-        assert self._context is not None
         from pcexp.run.sweep import run_all  # JAX: not imported for --help
 
         code = 0
-        for asked, settings in composed(self._context.config_loader, arguments):
+        for asked, settings in composed(self._loader, arguments):
             code = max(code, run_all(asked, settings))
             if code == STOPPED:
                 break

@@ -16,16 +16,15 @@ cells that were begun come first and then the cheapest, so that a slot leaves as
 
 import argparse
 import dataclasses
-import importlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pcexp.command_line import CONF, speak  # first: it sets what JAX reads when it is imported
 
 # isort: split
-import jax
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -37,26 +36,19 @@ from pcexp.config.spec import Spec
 from pcexp.data import DataError
 from pcexp.records import manifest
 from pcexp.records.cell import Cell
-from pcexp.run.cost import Cost, describe, estimate, too_large, units
+from pcexp.run.cost import Cost, estimate, listed, machine, too_large
 from pcexp.run.progress import duration
 from pcexp.run.session import Datasets
 from pcexp.run.sweep import Sweep, refusing, sweep
 
 
 class Piece(NamedTuple):
-    """An unfinished cell: what it is judged with, its name, its cost in seconds, and whether it was begun."""
+    """An unfinished cell: study, data and variant, which it is judged by; its name, its seconds, and whether it was begun."""
 
-    study: str
-    data: str
-    variant: str
+    labels: tuple[str, str, str]
     cell: str
     cost: float
     begun: bool
-
-    @property
-    def labels(self) -> tuple[str, str, str]:
-        """Those of the cells that it is judged with."""
-        return self.study, self.data, self.variant
 
 
 def order(pieces: Iterable[Piece], claims: Mapping[str, int], evidence: Collection[str]) -> list[list[Piece]]:
@@ -76,13 +68,11 @@ def order(pieces: Iterable[Piece], claims: Mapping[str, int], evidence: Collecti
     return ordered
 
 
-def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[dict[str, Sweep], list[str]]:
+def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[Sweep], list[str]]:
     """The sweep of each study (of all without names), and why studies were left out. Raises Refused."""
-    sweeps, skipped = {}, []
+    sweeps, skipped = [], []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        hydra = GlobalHydra.instance().hydra
-        assert hydra is not None
-        loader = hydra.config_loader
+        loader = GlobalHydra.instance().config_loader()
         try:
             known = loader.get_group_options("experiment", config_name="config", overrides=list(overrides))
         except HydraException as error:
@@ -92,8 +82,7 @@ def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[dict[str, 
                 raise Refused(f"there is no experiment {name}{suggestion(name, known)}; there are {', '.join(known)}")
         for name in names or known:
             try:
-                for asked, settings in compose(loader, [f"+experiment={name}", *overrides]):
-                    sweeps[name] = sweep(asked, settings)
+                sweeps += [sweep(*found) for found in compose(loader, [f"+experiment={name}", *overrides])]
             except Refused as error:
                 skipped.append(f"{name}: {str(error).removeprefix('pcexp: ')}")
     if not sweeps:
@@ -108,59 +97,53 @@ class Campaign:
         self.sweeps, self.datasets = sweeps, Datasets()
         self.costs: dict[str, Cost] = {}
         self._owner: dict[str, tuple[Sweep, Spec]] = {}
-        missing: dict[str, int] = {}
-        pieces, evidence, claims = [], set(), {}
+        missing, pieces, evidence = Counter[str](), [], set()
+        self.claims: dict[str, int] = {}
         for asked in sweeps:
-            claims[asked.name] = len(
-                getattr(importlib.import_module(type(asked.specs[0].study).__module__), "CLAIMS", ())
-            )
+            self.claims[asked.name] = len(getattr(sys.modules[type(asked.specs[0].study).__module__], "CLAIMS", ()))
             if _evidence(asked):
                 evidence.add(asked.name)
             for spec in asked.specs:
                 handle = asked.handle(spec)
-                if spec.cell in self._owner or not (lanes := len(handle.missing)):
+                if spec.cell in self._owner or not (lanes := handle.missing):
                     continue
                 try:
-                    cost = estimate(spec, self.datasets, lanes, asked.execution.workers)
+                    cost = estimate(spec, self.datasets, len(lanes), asked.execution.workers)
                     if excess := too_large([spec], {spec.cell: cost}):
                         raise ValueError(excess)
                 except (DataError, ValueError) as error:
-                    missing[f"{asked.name}: {error}"] = missing.get(f"{asked.name}: {error}", 0) + 1
+                    missing[f"{asked.name}: {error}"] += 1
                     continue
                 self.costs[spec.cell], self._owner[spec.cell] = cost, (asked, spec)
                 begun = any(handle.checkpoint("*").parent.glob("*.npz"))
-                variant = next((lane.variant for lane in spec.lanes if lane.name in handle.missing), "")
-                pieces.append(Piece(asked.name, spec.labels["data"], variant, spec.cell, cost.seconds, begun))
+                variant = next(lane.variant for lane in spec.lanes if lane.name in lanes)
+                pieces.append(Piece((asked.name, spec.labels["data"], variant), spec.cell, cost.seconds, begun))
         self.skipped = [*skipped, *(f"{reason} ({n} cells)" for reason, n in missing.items())]
-        self.claims, self.order = claims, order(pieces, claims, evidence)
+        self.order = order(pieces, self.claims, evidence)
 
     def owner(self, together: Sequence[Piece]) -> tuple[Sweep, list[Spec]]:
         """The sweep of cells that run together, and what they are."""
         return self._owner[together[0].cell][0], [self._owner[piece.cell][1] for piece in together]
 
-    def listing(self, minutes: float | None, listed: bool) -> str:
-        """Order and remaining cost, as text; with `listed`, a line a cell."""
+    def listing(self, minutes: float | None, cells: bool) -> str:
+        """Order and remaining cost, as text; with `cells`, a line each."""
         pieces = [piece for together in self.order for piece in together]
-        lanes = sum(self.costs[piece.cell].lanes for piece in pieces)
-        scale, studies = self.sweeps[0].scale, len({piece.study for piece in pieces})
-        about = (
-            f"about {_duration(pieces)} on {units()} {jax.default_backend()} unit(s)" if pieces else "nothing to run"
-        )
-        lines = [f"campaign at scale {scale}: {len(pieces)} cells of {studies} studies, {lanes} lanes to run; {about}"]
+        scale, studies = self.sweeps[0].scale, len({piece.labels[0] for piece in pieces})
+        about = f"about {_duration(pieces)} on {machine()}" if pieces else "nothing to run"
+        n_lanes = sum(cost.lanes for cost in self.costs.values())
+        found = f"{len(pieces)} cells of {studies} studies, {n_lanes} lanes to run"
+        lines = [f"campaign at scale {scale}: {found}; {about}"]
         for number, together in enumerate(self.order, start=1):
             asked, specs = self.owner(together)
-            lanes = sum(self.costs[piece.cell].lanes for piece in together)
-            name = " ".join(part for part in together[0].labels if part)
-            lines.append(
-                f"{number:3} {name}: {len(together)} cells, {lanes} lanes, about {_duration(together)}; "
-                f"{self.claims[asked.name]} claims"
-            )
-            large = [minutes is not None and _seconds([piece]) > 30 * minutes for piece in together]
-            cells = describe(specs, self.costs, asked.folder, scale, listed=True).splitlines()[1:] if listed else ()
-            for line, piece, over in zip(cells, together, large, strict=True) if listed else ():
-                note = ", more than half of the budget" if over else ""
-                lines.append(f"  {line}, about {_duration([piece])}{note}")
-            if any(large) and not listed:
+            n_lanes = sum(self.costs[piece.cell].lanes for piece in together)
+            found = f"{len(together)} cells, {n_lanes} lanes, about {_duration(together)}"
+            lines.append(f"{number:3} {_name(together)}: {found}; {self.claims[asked.name]} claims")
+            large = [minutes is not None and piece.cost > 30 * minutes for piece in together]
+            if cells:
+                notes = [", more than half of the budget" if over else "" for over in large]
+                for line, piece, note in zip(listed(specs, self.costs), together, notes, strict=True):
+                    lines.append(f"  {line}, about {_duration([piece])}{note}")
+            elif any(large):
                 lines.append(f"    {sum(large)} of these cells take more than half of the budget each")
         return "\n".join([*lines, *(f"skipped: {reason}" for reason in self.skipped)])
 
@@ -176,7 +159,7 @@ class Campaign:
             asked, specs = self.owner(together)
             left = None if minutes is None else minutes - (time.monotonic() - start) / 60
             within = dataclasses.replace(asked, execution=dataclasses.replace(asked.execution, max_minutes=left))
-            print(f"{' '.join(part for part in together[0].labels if part)}: {len(together)} cells", flush=True)
+            print(f"{_name(together)}: {len(together)} cells", flush=True)
             status = within.run(specs, self.costs, self.datasets)
             if status == 130:
                 return 130
@@ -195,15 +178,15 @@ def _evidence(asked: Sweep) -> bool:
     return any(finished.values())
 
 
-def _seconds(pieces: Iterable[Piece]) -> float:
-    return sum(piece.cost for piece in pieces)
+def _name(together: Sequence[Piece]) -> str:
+    return " ".join(part for part in together[0].labels if part)
 
 
 def _duration(pieces: Iterable[Piece]) -> str:
-    return duration(_seconds(pieces))
+    return duration(sum(piece.cost for piece in pieces))
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     start = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="python -m pcexp campaign",
@@ -212,23 +195,22 @@ def main(arguments: Iterable[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="NAME or KEY=VALUE", help="studies; settings for all of them")
-    words = parser.parse_args(None if arguments is None else list(arguments)).words
+    words = parser.parse_args(arguments).words
     names, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     if not any(word.startswith("scale=") for word in overrides):
         overrides.append("scale=thesis")
     speak()
     sweeps, skipped = composed(names, overrides)
-    settings = list(sweeps.values())
-    minutes = settings[0].execution.max_minutes
-    with refusing(settings[0].folder):
-        campaign = Campaign(settings, skipped)
-    print(campaign.listing(minutes, listed=settings[0].dry_run), flush=True)
-    if settings[0].dry_run:
+    minutes, dry_run = sweeps[0].execution.max_minutes, sweeps[0].dry_run
+    with refusing(sweeps[0].folder):
+        campaign = Campaign(sweeps, skipped)
+    print(campaign.listing(minutes, cells=dry_run), flush=True)
+    if dry_run:
         return
     code = campaign.run(minutes, start)
     if code == 130:
-        with refusing(settings[0].folder):
-            print(Campaign(settings, skipped).listing(minutes, listed=False))
+        with refusing(sweeps[0].folder):
+            print(Campaign(sweeps, skipped).listing(minutes, cells=False))
     sys.exit(code)
 
 

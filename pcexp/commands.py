@@ -2,15 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pcexp.records import archive, collecting, manifest
+from pcexp.records import archive, manifest, tables
 from pcexp.records.cell import OutputError
 from pcexp.report import rendering
 
 
-def records(arguments: Iterable[str] | None = None) -> None:
+def records(arguments: Sequence[str] | None = None) -> None:
     """Records of a study: merged into results/ and rendered, or in archives that travel to another machine."""
     parser = argparse.ArgumentParser(prog="python -m pcexp records", description=records.__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -28,7 +28,7 @@ def records(arguments: Iterable[str] | None = None) -> None:
     verbs.choices["collect"].add_argument("--results", type=Path, default=Path("results"))
     verbs.choices["pack"].add_argument("--to", type=Path, help="folder of the archives (default: OUTPUTS/archives)")
     verbs.choices["unpack"].add_argument("files", type=Path, nargs="+", metavar="FILE")
-    options = parser.parse_args(None if arguments is None else list(arguments))
+    options = parser.parse_args(arguments)
     if options.verb != "unpack" and not manifest.scales(options.outputs / options.study):
         sys.exit(
             f"no runs of {options.study} under {options.outputs}: run python -m pcexp +experiment={options.study} first"
@@ -48,7 +48,7 @@ def _collect(outputs: Path, results: Path, study: str) -> None:
     for scale in manifest.scales(outputs / study):
         if scale == "smoke":
             continue  # seconds of a test: not a result
-        records = collecting.collect(outputs, results, study, scale)
+        records = tables.collect(outputs, results, study, scale)
         print(f"{results / study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
         if records.strays:
             print(f"kept, of an older revision or not asked for: {len(records.strays)} cells")
@@ -67,18 +67,17 @@ def _pack(outputs: Path, study: str, folder: Path) -> None:
 
 
 def _unpack(files: Iterable[Path], outputs: Path) -> None:
-    refused = False
+    refused: list[str] = []
     for path in files:
         try:
             content = archive.read(path)
         except archive.ArchiveError as error:
-            print(f"refused: {error}")
-            refused = True
+            refused.append(str(error))
             continue
         merged = archive.merge(content, outputs)
         print(f"{path}: {content.study}, {merged.added} lanes added, {merged.there} were there")
-        for reason in merged.refused:
-            print(f"refused: {reason}")
-        refused = refused or bool(merged.refused)
+        refused += merged.refused
+    for reason in refused:
+        print(f"refused: {reason}")
     if refused:
         sys.exit(1)

@@ -10,7 +10,7 @@ import pytest
 import quick
 
 from pcexp.config.composition import Asked, Composer
-from pcexp.config.identity import flat
+from pcexp.config.plain import flat
 from pcexp.config.spec import SCIENCE
 from pcexp.records.tables import Records, read_outputs
 from pcexp.report import plotting

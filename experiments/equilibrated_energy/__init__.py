@@ -17,6 +17,7 @@ weights; difference of two trainings: ||W - W'|| over the movement of the one on
 are of all test examples, in per cent; points are hundredths.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -56,7 +57,8 @@ class EquilibratedEnergy(AbstractStudy):
         if isinstance(rule, PCBesideTheory) and isinstance(rule.inference, ErrorDescent):
             # Conjugate gradients end after as many steps as the Hessian in the errors, I + G^T G, has eigenvalues: K + 1 at most.
             n = min(rule.inference.max_steps, dataset.d_out + 1)
-            spec = eqx.tree_at(lambda s: s.learner.learning.inference.max_steps, spec, n)
+            learner = eqx.tree_at(lambda s: s.learning.inference.max_steps, spec.learner, n)
+            spec = dataclasses.replace(spec, learner=learner)
         return training(spec, dataset, networks=1 if self.arm == "energy" else 2, programs=2)
 
     def run(self, job: Job) -> None:

@@ -79,7 +79,7 @@ class MatrixCompletion(AbstractStudy):
         n = iterations(spec.training, len(dataset.train.x))
         work = training(spec, dataset, n_iterations=ENDS[isinstance(spec.learning, BP)] * n)
         if self.start:  # a run of BP leads there
-            learns = eqx.tree_at(lambda s: s.learner.learning, spec, self.bp)
+            learns = dataclasses.replace(spec, learner=eqx.tree_at(lambda s: s.learning, spec.learner, self.bp))
             before = training(learns, dataset, n_iterations=ENDS[True] * self.bp_iterations)
             work = Work(*(a + b for a, b in zip(work, before, strict=True)))
         return work

@@ -4,10 +4,10 @@ Hydra composes once per choice of options (`learning=bp`, `network=residual`); c
 composition with values of their own. No JAX here: `--help` and shell completion stay quick.
 """
 
+import copy
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,50 +18,28 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pcexp.config import grid, plain
-from pcexp.config.grid import Block, GridError
+from pcexp.config.grid import Block, Refused
 
-GROUPS = (
-    "data",
-    "network",
-    "output",
-    "parameterisation",
-    "inference",
-    "start",
-    "evaluation",
-    "learning",
-    "optimiser",
-    "protocol",
-    "tracker",
-)
 PLATFORM = ("execution", "tracker", "scale", "dry_run", "blocks", "hydra")
 """Root keys that say how a command runs, or which part of a study; no number depends on them."""
 
 
-class Refused(SystemExit):
-    """A command that cannot be run: ends the process with status 1 and a message that is all the user needs."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(f"pcexp: {message}")
-
-
-@dataclass(frozen=True)
-class Composed:
+class Composed(NamedTuple):
     """A configuration as plain containers, with its lane axes under `lanes`, and the block that it belongs to."""
 
     config: dict[str, Any]
     block: str
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a command asks for: its cells, those of the study's own grid at that scale, and of each data set its blocks.
+class Asked(NamedTuple):
+    """What a command asks for: its cells, those of the study's own grid at that scale, and of each data set the figures of its blocks.
 
     `variant` is the text of the overrides that may lead out of the grid.
     """
 
     cells: list[Composed]
     own: list[Composed]
-    blocks: dict[str, list[Block]]
+    blocks: Mapping[str, Mapping[str, Sequence[str]]]
     variant: str
 
 
@@ -77,13 +55,10 @@ def composed(loader: ConfigLoader, overrides: Sequence[str]) -> Iterator[tuple[A
         rest = [str(o.input_line) for o in read if o not in (swept.get("data"), swept.get("experiment"))]
         composers = [Composer(loader, [*filter(None, (experiment, data)), *rest]) for data in of_data]
         asked = [composer.asked() for composer in composers]
-        first = asked[0]
-        if len(asked) > 1:
-            own = [cell for one in asked for cell in one.own]
-            same = all(one.cells is one.own for one in asked)
-            cells = own if same else [cell for one in asked for cell in one.cells]
-            first = Asked(cells, own, {d: b for one in asked for d, b in one.blocks.items()}, first.variant)
-        yield first, composers[0].settings
+        own = [cell for one in asked for cell in one.own]
+        cells = own if all(one.cells is one.own for one in asked) else [cell for one in asked for cell in one.cells]
+        blocks = {data: figures for one in asked for data, figures in one.blocks.items()}
+        yield Asked(cells, own, blocks, asked[0].variant), composers[0].settings
 
 
 def _texts(override: Override) -> list[str]:
@@ -100,12 +75,10 @@ class Composer:
         self._base: list[str] = []
         self._lanes: dict[str, list[float | int]] = {}
         self._axes: list[tuple[str, list[Any], str]] = []
-        self._given: dict[str, Any] = {}
-        self._first: dict[str, Any] = {}
         for override in map(parsed, overrides):
             self._sort(override)
-        self._template(())
-        self.settings = self._first
+        self._groups: set[str] = set()
+        self.settings = self._loaded(self._base)
         # What a data set needs to be told (`data.path=FILE`) says which data they are: it leads to no variant.
         needed = {k for k, v in (self.settings.get("data") or {}).items() if v == "???"}
         told = [axis for axis in self._axes if axis[0].partition(".")[2] in needed and axis[0].startswith("data.")]
@@ -116,91 +89,62 @@ class Composer:
         """An override's place: of the base, of the lanes, or an axis of the cells."""
         key, text = override.get_key_element().lstrip("+~"), str(override.input_line)
         if key.startswith("lanes."):
-            values = _values(override)
-            for value in values:
-                if not isinstance(value, (int, float)):
-                    raise Refused(f"{key}: {value!r} is not a number")
-            self._lanes[key.removeprefix("lanes.")] = values
-        elif (
-            key in ("experiment", "data")
-            or override.type is not OverrideType.CHANGE
-            or key.partition(".")[0] in PLATFORM
-        ):
+            self._lanes[key.removeprefix("lanes.")] = _values(override)
+        elif override.type is not OverrideType.CHANGE or override.package is not None or _platform(text):
             if override.is_sweep_override():
                 raise Refused(f"{key}: one value is needed here: {override.input_line}")
             self._base.append(text)
-        elif override.is_delete() or override.package is not None:
-            self._base.append(text)
+        elif isinstance(value := override.value(), dict):
+            self._axes += [(leaf, [one], text) for leaf, one in plain.leaves(value, f"{key}.")]
+        elif any(isinstance(one, dict) for one in _values(override)):
+            raise Refused(f"{key}: mappings are no axis; give one of them, or values of their keys")
         else:
-            value = override.value()
-            if isinstance(value, dict) and not override.is_sweep_override():
-                self._axes += [(f"{key}.{k}", [v], text) for k, v in plain.leaves(value)]
-            elif any(isinstance(one, dict) for one in _values(override)):
-                raise Refused(f"{key}: mappings are no axis; give one of them, or values of their keys")
-            else:
-                self._axes.append((key, _values(override), text))
-
-    @property
-    def scale(self) -> str:
-        return str(self.settings["scale"])
-
-    @property
-    def data(self) -> str:
-        return str(self.settings["choices"].get("data", ""))
+            self._axes.append((key, _values(override), text))
 
     def asked(self) -> Asked:
         """The cells asked for. Raises Refused."""
-        try:
-            if self.settings["lanes"]:
-                raise GridError(
-                    f"lanes={self.settings['lanes']}: in a file, lanes stand in a block of `grid` or in `common`"
-                )
-            own = grid.blocks(self.settings["grid"], self.settings["common"], self.scale, self.data)
-            wanted = own
-            if self.settings["blocks"] is not None:
-                names = self.settings["blocks"]
-                wanted = grid.chosen(own, [names] if isinstance(names, str) else names)
-            if not self.settings["grid"]:
-                wanted = [Block("", (), (), {}, {})]
-            texts = [text for text in self._base if not _platform(text)]
-            lane_keys = {key for block in wanted for key in block.lane_keys}
-            for key, values, text in self._axes:
-                if key in lane_keys:
-                    wanted, beyond = grid.with_lanes(wanted, key, values), True
-                else:
-                    wanted, beyond = grid.asked(wanted, key, values), not grid.inside(wanted, key, values)
-                texts += [text] * beyond
-            for key, values in self._lanes.items():
-                wanted = grid.with_lanes(wanted, key, values)
-                if key != "seed":
-                    texts.append(f"lanes.{key}={_written(values)}")
-            if not wanted:
-                raise GridError(
-                    f"{self._study()} at scale={self.scale} on data={self.data} has no cells with "
-                    f"{' '.join(texts) or 'these settings'}"
-                )
-            own_cells = list(self._cells(own, base=False))
-            cells = list(self._cells(wanted, base=True)) if texts or wanted != own else own_cells
-        except GridError as error:
-            raise Refused(str(error)) from error
-        return Asked(cells, own_cells, {self.data: own}, " ".join(sorted(texts)))
-
-    def _study(self) -> str:
-        return next((text.partition("=")[2] for text in self._base if text.startswith("+experiment=")), "this command")
+        said, scale, data = self.settings, str(self.settings["scale"]), str(self.settings["choices"].get("data", ""))
+        if said["lanes"]:
+            raise Refused(f"lanes={said['lanes']}: in a file, lanes stand in a block of `grid` or in `common`")
+        own = grid.blocks(said["grid"], said["common"], scale, data)
+        wanted, names = own, said["blocks"]
+        if names is not None:
+            wanted = grid.chosen(own, [names] if isinstance(names, str) else names)
+        if not said["grid"]:
+            wanted = [Block("")]
+        texts = [text for text in self._base if not _platform(text)]
+        lane_keys = {key for block in wanted for keys in block.axes for key in keys if key.startswith(grid.LANES)}
+        for key, values, text in self._axes:
+            if grid.LANES + key in lane_keys:
+                wanted, beyond = grid.with_lanes(wanted, key, values), True
+            else:
+                wanted, beyond = grid.asked(wanted, key, values), not grid.inside(wanted, key, values)
+            texts += [text] * beyond
+        for key, values in self._lanes.items():
+            wanted = grid.with_lanes(wanted, key, values)
+            if key != "seed":
+                texts.append(f"lanes.{key}=[{','.join(map(str, values))}]")
+        if not wanted:
+            named = [text.partition("=")[2] for text in self._base if text.startswith("+experiment=")]
+            study, chosen = " ".join(named) or "this command", " ".join(texts) or "these settings"
+            raise Refused(f"{study} at scale={scale} on data={data} has no cells with {chosen}")
+        own_cells = list(self._cells(own, base=False))
+        cells = list(self._cells(wanted, base=True)) if texts or wanted != own else own_cells
+        figures = {data: {block.name: block.figures for block in own}}
+        return Asked(cells, own_cells, figures, " ".join(sorted(texts)))
 
     def _cells(self, blocks: Iterable[Block], *, base: bool) -> Iterable[Composed]:
         said = {key for key, _, _ in self._axes} if base else set()
         for block in blocks:
             for values, lanes in block.configurations():
-                options = tuple(
-                    f"~{key}" if value is None else f"{key}={value}" for key, value in values.items() if key in GROUPS
-                )
-                config = plain.copied(self._template(options, base=base))
+                chosen = {key: value for key, value in values.items() if key in self._groups}
+                options = [f"~{key}" if value is None else f"{key}={value}" for key, value in chosen.items()]
+                config = copy.deepcopy(self._template(options, base=base))
                 for key, value in (self._given | values).items():
-                    if key not in GROUPS:
+                    if key not in chosen:
                         try:
                             plain.put(config, key, value)
-                        except GridError:
+                        except Refused:
                             # Of an option that the command chose, what the grid says of the study's own may be no key.
                             if key in said or key.partition(".")[0] not in said:
                                 raise
@@ -208,29 +152,27 @@ class Composer:
                         config[key] = None  # what the experiment itself says of an option that is taken away goes too
                 yield Composed(plain.resolved(config) | {"lanes": lanes}, block.name)
 
-    def _template(self, options: tuple[str, ...], *, base: bool = True) -> dict[str, Any]:
-        """What Hydra composes with these options, its interpolations left as they are; `base`: with the command's additions."""
-        kept = [text for text in self._base if base or _platform(text)]
-        key = (*options, *kept)
-        if key not in self._templates:
-            try:
-                config = self._loader.load_configuration(
-                    "config", [*kept, *options], run_mode=RunMode.RUN, from_shell=False
-                )
-            except HydraException as error:
-                raise Refused(refusal(error)) from error
-            choices = config.hydra.runtime.choices
-            container = OmegaConf.to_container(
-                OmegaConf.create({k: config._get_node(k) for k in config if k != "hydra"}), resolve=False
-            )
-            assert isinstance(container, dict)
-            chosen = {g: str(choices[g]) for g in GROUPS if choices.get(g) is not None}
-            found = {str(k): v for k, v in container.items()} | {"choices": chosen}
-            if not self._templates:
-                self._first = found
-            # The grid is read of the first one; it would be copied with every cell.
-            self._templates[key] = {k: v for k, v in found.items() if k not in ("grid", "common")}
-        return self._templates[key]
+    def _template(self, options: Sequence[str], *, base: bool) -> dict[str, Any]:
+        """What Hydra composes with these options; `base`: with the command's additions."""
+        overrides = (*(text for text in self._base if base or _platform(text)), *options)
+        if overrides not in self._templates:
+            # The grid is read of the settings; it would be copied with every cell.
+            found = self.settings if overrides == tuple(self._base) else self._loaded(overrides)
+            self._templates[overrides] = {k: v for k, v in found.items() if k not in ("grid", "common")}
+        return self._templates[overrides]
+
+    def _loaded(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """What Hydra composes, its interpolations left as they are, with the options that were chosen. Raises Refused."""
+        try:
+            config = self._loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN, from_shell=False)
+        except HydraException as error:
+            raise Refused(refusal(error)) from error
+        choices = config.hydra.runtime.choices
+        self._groups |= choices.keys()
+        rest = OmegaConf.create({str(k): config._get_node(k) for k in config if k != "hydra"})
+        chosen = {str(k): str(choices[k]) for k in config if choices.get(k) is not None and k != "execution"}
+        found: Any = OmegaConf.to_container(rest, resolve=False)
+        return found | {"choices": chosen}
 
 
 def _platform(text: str) -> bool:
@@ -244,10 +186,6 @@ def _values(override: Override) -> list[Any]:
     value = override.value()
     of_lanes = override.get_key_element().lstrip("+").startswith("lanes.")
     return list(value) if isinstance(value, list) and of_lanes else [value]
-
-
-def _written(values: Sequence[Any]) -> str:
-    return f"[{','.join(map(str, values))}]"
 
 
 @functools.cache

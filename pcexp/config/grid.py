@@ -21,7 +21,7 @@ One value stands for a list of one; a mapping {smoke: .., small: .., thesis: ..}
 import itertools
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 SCALES = ("smoke", "small", "thesis")
@@ -29,80 +29,61 @@ OTHERS = "others"
 LANES = "lanes."
 BLOCK = ("block", "figures", "data", "also", "cells", "lanes")
 
-Keys = tuple[str, ...]
-Table = tuple[tuple[Any, ...], ...]
-Axes = dict[Keys, Table]
-"""Of keys that vary together the rows of their values; most keys vary alone."""
+Axes = dict[tuple[str, ...], tuple[tuple[Any, ...], ...]]
+"""Of keys that vary together the rows of their values; most keys vary alone. An axis of lanes is one value, all of its numbers."""
 
 
-class GridError(ValueError):
-    """A grid that cannot be read; the message names the block and the key."""
+class Refused(SystemExit):
+    """A command that cannot be run: ends the process with status 1 and a message that is all the user needs."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"pcexp: {message}")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a study's grid at one scale and on one data set: a product of axes, between cells and inside them."""
+    """A part of a study's grid at one scale and on one data set: a product of axes, those inside the cells called `lanes.KEY`."""
 
     name: str
-    figures: tuple[str, ...]
-    data: tuple[str, ...]
-    cells: Axes
-    lanes: dict[str, tuple[float | int, ...]]
+    figures: tuple[str, ...] = ()
+    axes: Axes = field(default_factory=dict)
 
     def configurations(self) -> Iterator[tuple[dict[str, Any], dict[str, tuple[float | int, ...]]]]:
         """Of every cell the values by key, and its lane axes."""
-        for rows in itertools.product(*self.cells.values()):
+        for rows in itertools.product(*self.axes.values()):
             values: dict[str, Any] = {}
-            lanes = dict(self.lanes)
-            for keys, row in zip(self.cells, rows, strict=True):
-                for key, value in zip(keys, row, strict=True):
-                    if key.startswith(LANES):
-                        lanes[key.removeprefix(LANES)] = tuple(value) if isinstance(value, Sequence) else (value,)
-                    else:
-                        values[key] = value
-            yield values, lanes
+            for keys, row in zip(self.axes, rows, strict=True):
+                values |= zip(keys, row, strict=True)
+            lanes = {key: values.pop(key) for key in list(values) if key.startswith(LANES)}
+            yield values, {key.removeprefix(LANES): tuple(_several(value)) for key, value in lanes.items()}
 
-    @property
-    def lane_keys(self) -> set[str]:
-        """Keys that vary inside cells."""
-        return {*self.lanes, *(key.removeprefix(LANES) for keys in self.cells for key in keys if key.startswith(LANES))}
-
-    def values(self, key: str) -> list[Any] | None:
-        """Values that a key takes in the cells; None where it is no axis."""
-        for keys, rows in self.cells.items():
-            if key in keys:
-                return list(dict.fromkeys(map(_frozen, (row[keys.index(key)] for row in rows))))
-        return None
+    def column(self, key: str) -> list[Any]:
+        """Values of a key in the rows of its axis; none where it is no axis."""
+        return [row[keys.index(key)] for keys, rows in self.axes.items() if key in keys for row in rows]
 
     def narrowed(self, key: str, values: Collection[Any]) -> "Block":
         """The block with the rows alone in which a key has one of these values."""
-        wanted = {_frozen(value) for value in values}
-        return replace(
-            self,
-            cells={
-                keys: tuple(row for row in rows if _frozen(row[keys.index(key)]) in wanted) if key in keys else rows
-                for keys, rows in self.cells.items()
-            },
-        )
+        wanted, axes = set(map(_frozen, values)), dict(self.axes)
+        for keys, rows in self.axes.items():
+            if key in keys:
+                axes[keys] = tuple(row for row in rows if _frozen(row[keys.index(key)]) in wanted)
+        return replace(self, axes=axes)
 
     def replaced(self, key: str, values: Sequence[Any]) -> "Block":
         """The block with these values of a key in the place of its own."""
-        cells: Axes = {}
-        for keys, rows in self.cells.items():
+        axes = self.axes if self.column(key) else self.axes | {(key,): ((None,),)}
+        for keys, rows in axes.items():
             if key in keys:
                 at = keys.index(key)
                 rows = tuple((*row[:at], value, *row[at + 1 :]) for row in rows for value in values)
-                rows = tuple(row for i, row in enumerate(rows) if row not in rows[:i])
-            cells[keys] = rows
-        if not any(key in keys for keys in cells):
-            cells[key,] = tuple((value,) for value in values)
-        return replace(self, cells=cells)
+                axes = axes | {keys: tuple(row for i, row in enumerate(rows) if row not in rows[:i])}
+        return replace(self, axes=axes)
 
 
 def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
-    """The blocks of a study at a scale that run on a data set. Raises GridError."""
+    """The blocks of a study at a scale that run on a data set. Raises Refused."""
     if scale not in SCALES:
-        raise GridError(f"scale={scale} is unknown: valid are {', '.join(SCALES)}")
+        raise Refused(f"scale={scale} is unknown: valid are {', '.join(SCALES)}")
     entries, shared = _entries(grid, "grid"), _entries(common, "common")
     named = {name for entry in (*entries, *shared) for name in (*_listed(entry, "data"), *_listed(entry, "also"))}
     found = []
@@ -110,7 +91,7 @@ def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
         name = str(entry.get("block") or "")
         _known(entry, BLOCK, f"grid, block {name or '(without a name)'}")
         if not name or " " in name:
-            raise GridError(f"grid: a block needs a name of one word under `block`, not {name!r}")
+            raise Refused(f"grid: a block needs a name of one word under `block`, not {name!r}")
         if not _runs_on(entry, data, named):
             continue
         cells: Axes = {}
@@ -122,32 +103,31 @@ def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
                 for keys, rows in _axes(part.get("cells") or {}, scale, data, f"{name}.cells").items():
                     # An axis takes the place of those before it, of `common` or of an anchor, that it shares a key with.
                     cells = {other: kept for other, kept in cells.items() if not set(keys) & set(other)} | {keys: rows}
-                lanes |= _axes(part.get("lanes") or {}, scale, data, f"{name}.lanes")
+                for (key, *_), rows in _axes(part.get("lanes") or {}, scale, data, f"{name}.lanes").items():
+                    lanes[LANES + key,] = ((tuple(row[0] for row in rows),),)
         if all(len(rows) for rows in cells.values()):
-            figures = tuple(map(str, _listed(entry, "figures")))
-            values = {keys[0]: tuple(row[0] for row in rows) for keys, rows in lanes.items()}
-            found.append(Block(name, figures, tuple(_listed(entry, "data")), cells, values))
-    names = Counter(block.name for block in found)
-    if len(names) < len(found):
-        raise GridError(f"grid: two blocks are called {next(name for name, n in names.items() if n > 1)}")
+            found.append(Block(name, tuple(_listed(entry, "figures")), lanes | cells))
+    for name, n in Counter(block.name for block in found).items():
+        if n > 1:
+            raise Refused(f"grid: two blocks are called {name}")
     return found
 
 
 def chosen(found: Sequence[Block], names: Sequence[str]) -> list[Block]:
-    """The blocks of these names. Raises GridError."""
+    """The blocks of these names. Raises Refused."""
     there = [block.name for block in found]
     for name in names:
         if name not in there:
-            raise GridError(f"blocks={list(names)}: there is no block {name}; there are {', '.join(there) or 'none'}")
+            raise Refused(f"blocks={list(names)}: there is no block {name}; there are {', '.join(there) or 'none'}")
     return [block for block in found if block.name in names]
 
 
 def inside(found: Sequence[Block], key: str, values: Sequence[Any]) -> bool:
     """Whether the blocks have all of these values of a key."""
-    known = {value for block in found for value in map(_frozen, block.values(key) or ())}
-    axes = [(keys.index(key), rows) for block in found for keys, rows in block.cells.items() if key in keys]
-    whole = all(isinstance(row[at], int) for at, rows in axes for row in rows)  # 64.0 there is refused later
-    return bool(known) and all(_frozen(v) in known and not (whole and isinstance(v, float)) for v in values)
+    there = [value for block in found for value in block.column(key)]
+    known = set(map(_frozen, there))
+    whole = all(isinstance(value, int) for value in there)  # 64.0 there is refused later
+    return bool(there) and all(_frozen(v) in known and not (whole and isinstance(v, float)) for v in values)
 
 
 def asked(found: Sequence[Block], key: str, values: Sequence[Any]) -> list[Block]:
@@ -156,54 +136,47 @@ def asked(found: Sequence[Block], key: str, values: Sequence[Any]) -> list[Block
     Values that the blocks have choose among their rows. Others take the place of what is there, in every block.
     """
     if inside(found, key, values):
-        narrow = [b.narrowed(key, values) if b.values(key) is not None else b.replaced(key, values) for b in found]
-        return [block for block in narrow if all(len(rows) for rows in block.cells.values())]
+        narrow = [b.narrowed(key, values) if b.column(key) else b.replaced(key, values) for b in found]
+        return [block for block in narrow if all(len(rows) for rows in block.axes.values())]
     return [block.replaced(key, values) for block in found]
 
 
 def with_lanes(found: Sequence[Block], key: str, values: Sequence[float | int]) -> list[Block]:
     """The blocks with these values of a lane key, in all of them if it is the seed or no block has it, else in those that do."""
-    everywhere = key == "seed" or not any(key in block.lane_keys for block in found)
-
-    def changed(block: Block) -> Block:
-        if block.values(LANES + key) is not None:
-            return block.replaced(LANES + key, [list(values)])
-        if everywhere or key in block.lanes:
-            return replace(block, lanes=block.lanes | {key: tuple(values)})
-        return block
-
-    return [changed(block) for block in found]
+    key = LANES + key
+    everywhere = key == f"{LANES}seed" or not any(block.column(key) for block in found)
+    return [b.replaced(key, [tuple(values)]) if everywhere or b.column(key) else b for b in found]
 
 
 def _axes(node: Any, scale: str, data: str, path: str) -> Axes:
-    """Axes of a block at a scale and on a data set. Raises GridError."""
+    """Axes of a block at a scale and on a data set. Raises Refused."""
     if not isinstance(node, Mapping):
-        raise GridError(f"grid, {path}: a mapping of keys to values is needed, not {node!r}")
+        raise Refused(f"grid, {path}: a mapping of keys to values is needed, not {node!r}")
     found: Axes = {}
     for text, value in node.items():
         keys = tuple(part.strip() for part in str(text).split(","))
         while isinstance(value, Mapping):
             value = _chosen(value, scale, data, f"{path}.{text}")
-        options = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        options = _several(value)
         if len(keys) > 1 and options and not isinstance(options[0], Sequence):
             options = [options]
         rows = tuple(tuple(row) if len(keys) > 1 else (row,) for row in options)
         if any(len(row) != len(keys) for row in rows):
-            raise GridError(f"grid, {path}.{text}: every row needs {len(keys)} values")
+            raise Refused(f"grid, {path}.{text}: every row needs {len(keys)} values")
         found[keys] = rows
     return found
 
 
 def _chosen(value: Mapping[str, Any], scale: str, data: str, path: str) -> Any:
-    """What a mapping by scale or by data set holds for these. Raises GridError."""
+    """What a mapping by scale or by data set holds for these. Raises Refused."""
     if set(value) & set(SCALES):
         if not set(value) <= set(SCALES):
-            raise GridError(f"grid, {path}: values by scale have the keys {', '.join(SCALES)}, not {list(value)}")
+            raise Refused(f"grid, {path}: values by scale have the keys {', '.join(SCALES)}, not {list(value)}")
         if scale not in value:
-            raise GridError(f"grid, {path}: there is nothing for scale={scale}")
+            raise Refused(f"grid, {path}: there is nothing for scale={scale}")
         return value[scale]
     if data not in value and OTHERS not in value:
-        raise GridError(
+        raise Refused(
             f"grid, {path}: there is nothing for scale={scale} and data={data}; values go by scale ({', '.join(SCALES)}) "
             f"or by data set (names, {OTHERS}), not by {list(value)}"
         )
@@ -213,14 +186,17 @@ def _chosen(value: Mapping[str, Any], scale: str, data: str, path: str) -> Any:
 def _entries(node: Any, name: str) -> list[Mapping[str, Any]]:
     entries = [node] if isinstance(node, Mapping) and node else list(node or [])
     if not all(isinstance(entry, Mapping) for entry in entries):
-        raise GridError(f"{name} is a list of mappings")
+        raise Refused(f"{name} is a list of mappings")
     return entries
 
 
 def _listed(entry: Mapping[str, Any], key: str) -> list[str]:
-    value = entry.get(key)
-    several = isinstance(value, Sequence) and not isinstance(value, str)
-    return [] if value is None else list(map(str, value if several else [value]))
+    return [] if entry.get(key) is None else list(map(str, _several(entry[key])))
+
+
+def _several(value: Any) -> list[Any]:
+    """The values that stand in a list, or the one that does not."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
 def _runs_on(entry: Mapping[str, Any], data: str, named: Collection[str]) -> bool:
@@ -231,7 +207,7 @@ def _runs_on(entry: Mapping[str, Any], data: str, named: Collection[str]) -> boo
 def _known(entry: Mapping[str, Any], valid: Sequence[str], path: str) -> None:
     for key in entry:
         if key not in valid:
-            raise GridError(f"{path}: {key} is no key; valid are {', '.join(valid)}")
+            raise Refused(f"{path}: {key} is no key; valid are {', '.join(valid)}")
 
 
 def _frozen(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 
@@ -18,7 +19,8 @@ class Lane(NamedTuple):
     variant: str = ""
 
 
-class Identity(NamedTuple):
+@dataclass(frozen=True)
+class Identity:
     """What a cell is called and why: the study's name and revision, a hash of its science half, labels for people, lanes."""
 
     name: str
@@ -32,12 +34,3 @@ class Identity(NamedTuple):
 def lane_name(values: Mapping[str, float | int]) -> str:
     """Name of a lane in files and records: a hash of its values."""
     return hashlib.sha256(json.dumps(dict(values), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of a nested configuration with dotted keys; lists are leaves, as JSON."""
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from flat(value, f"{prefix}{key}.")
-    else:
-        yield prefix.removesuffix("."), json.dumps(node) if isinstance(node, list) else node

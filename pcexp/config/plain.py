@@ -1,41 +1,56 @@
 """Configurations as plain containers, with dotted keys: what is in them, set in a copy, references followed."""
 
 import difflib
+import functools
+import json
+import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pcexp.config.grid import GridError
+from pcexp.config.grid import Refused
 
 
-def leaves(node: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All that a nested configuration says, by dotted key."""
     for key, value in node.items():
         if isinstance(value, Mapping):
-            yield from ((f"{key}.{k}", v) for k, v in leaves(value))
+            yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield str(key), value
+            yield f"{prefix}{key}", value
+
+
+def flat(node: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """`leaves` as a table has them: lists as JSON."""
+    return ((key, json.dumps(value) if isinstance(value, list) else value) for key, value in leaves(node))
+
+
+def holder(tree: Any, key: str) -> tuple[Any, str]:
+    """The mapping that holds a dotted key, and what the key is called there. Raises KeyError."""
+    *parents, last = key.split(".")
+    return functools.reduce(operator.getitem, parents, tree), last
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key that is there. Raises GridError, which names the close one and the valid ones."""
+    """Set a dotted key that is there. Raises Refused, which names the close one and the valid ones."""
     node: Any = config
-    *parents, last = key.split(".")
-    for at, part in enumerate([*parents, last]):
+    parts = key.split(".")
+    for at, part in enumerate(parts):
         if isinstance(node, str):  # an interpolation (`inference: ${inference}`): its own keys are set where they stand
-            raise GridError(f"{key}: set it where {'.'.join(key.split('.')[:at])}={node} points to")
+            raise Refused(f"{key}: set it where {'.'.join(parts[:at])}={node} points to")
         if not isinstance(node, Mapping) or part not in node:
-            raise GridError(unknown(".".join([*parents, last][: at + 1]), node if isinstance(node, Mapping) else {}))
-        if at < len(parents):
+            raise Refused(unknown(".".join(parts[: at + 1]), node if isinstance(node, Mapping) else ()))
+        if at + 1 < len(parts):
             node = node[part]
-    node[last] = value
+    node[parts[-1]] = value
 
 
 def unknown(key: str, node: Iterable[Any]) -> str:
     """What to say of a key that is not there: the close one, and the valid ones."""
-    hidden = ("_target_", "hydra", "choices", "grid", "common")
+    hidden = ("_target_", "hydra", "choices", "grid", "common", "args", "kwargs")
     valid = [str(k) for k in node if k not in hidden]
     return f"{key} is no key{suggestion(key.rpartition('.')[2], valid)}; valid there are {', '.join(valid)}"
 
@@ -46,29 +61,17 @@ def suggestion(word: str, words: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def copied(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {key: copied(value) for key, value in node.items()}
-    return list(map(copied, node)) if isinstance(node, list) else node
-
-
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
     """Plain containers with interpolations resolved."""
-    rest = {key: node for key, node in config.items() if key != "choices"}
     try:
-        return _followed(rest, rest) | {"choices": config["choices"]}
-    except (
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):  # resolvers, relative paths, mistakes: OmegaConf's to resolve or to name
-        pass
+        return _followed(config, config)
+    except (KeyError, TypeError, RecursionError):
+        pass  # resolvers, relative paths, mistakes: OmegaConf's to resolve or to name
     try:
-        found = OmegaConf.to_container(OmegaConf.create(rest), resolve=True)
+        found: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
     except OmegaConfBaseException as error:
-        raise GridError(str(error).splitlines()[0]) from error
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()} | {"choices": config["choices"]}
+        raise Refused(str(error).splitlines()[0]) from error
+    return found
 
 
 def _followed(node: Any, root: Mapping[str, Any]) -> Any:

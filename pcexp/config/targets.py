@@ -16,7 +16,7 @@ import equinox as eqx
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
-from pcexp.config.plain import suggestion
+from pcexp.config.plain import suggestion, unknown
 
 ALLOWED_TARGETS = ("pcexp.", "experiments.", "optax.", "diffrax.")
 
@@ -36,61 +36,61 @@ def build(node: Any, path: str, allowed: Sequence[str], partial: bool = False) -
     name = node["_target_"]
     target = located(name, f"{path}._target_", allowed)
     given = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
-    parameters = inspect.signature(target).parameters
-    known(given, tuple(parameters), path)
+    parameters, hints = _parameters(target), _hints(target)
+    for key in given:
+        if key not in parameters:
+            raise SpecError(unknown(f"{path}.{key}", parameters))
     for key, parameter in parameters.items():
-        if (
-            parameter.default is parameter.empty
-            and key not in given
-            and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
-        ):
+        needed = parameter.default is parameter.empty and parameter.kind == parameter.POSITIONAL_OR_KEYWORD
+        if needed and key not in given:
             raise SpecError(f"{path}.{key} is not set, and {name} needs it")
     arguments = {key: build(value, f"{path}.{key}", allowed) for key, value in given.items()}
     for key, value in arguments.items():
-        _check_type(target, key, value, f"{path}.{key}")
+        if key in hints:
+            check_type(value, hints[key], f"{path}.{key}")
     try:
         return eqx.Partial(target, **arguments) if partial else target(**arguments)
     except (ValueError, TypeError) as error:
         raise SpecError(f"{path}: {error}") from error
 
 
-def without_defaults(node: Any) -> Any:
-    """A configuration less the arguments that equal their defaults: a new option with a default renames no old cell."""
+def without_defaults(node: Any, path: str, allowed: Sequence[str]) -> Any:
+    """A configuration less the arguments that equal their defaults: a new option with a default renames no old cell.
+
+    Raises SpecError of a `_target_` that is not allowed, and imports none such to read its defaults.
+    """
     if not isinstance(node, Mapping):
         return node
-    defaults = _defaults(node["_target_"]) if "_target_" in node else {}
+    defaults: dict[str, Any] = {}
+    if "_target_" in node:
+        parameters = _parameters(located(node["_target_"], f"{path}._target_", allowed))
+        defaults = {key: parameter.default for key, parameter in parameters.items()}
     return {
-        key: without_defaults(value)
+        key: without_defaults(value, f"{path}.{key}".lstrip("."), allowed)
         for key, value in node.items()
-        if not (key in defaults and (defaults[key] == value or _describes(value, defaults[key])))
+        if not (key in defaults and (defaults[key] == value or _describes(value, defaults[key], allowed)))
     }
 
 
-def allow(node: Any, path: str, allowed: Sequence[str]) -> None:
-    """Every `_target_` below a node is located, before any is imported to read its defaults. Raises SpecError."""
-    if isinstance(node, list):
-        for item in node:
-            allow(item, path, allowed)
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            located(node["_target_"], f"{path}._target_", allowed)
-        for key, value in node.items():
-            allow(value, f"{path}.{key}".lstrip("."), allowed)
+@functools.cache
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(target).parameters
 
 
 @functools.cache
-def _defaults(name: str) -> dict[str, Any]:
-    module, _, attribute = name.rpartition(".")
-    parameters = inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
-    return {key: p.default for key, p in parameters.items()}
+def _hints(target: Any) -> dict[str, Any]:
+    """Annotations of the arguments of a function or a class."""
+    hints = typing.get_type_hints(target if inspect.isfunction(target) else target.__init__)
+    hints.pop("return", None)
+    return (typing.get_type_hints(target) if inspect.isclass(target) else {}) | hints
 
 
-def _describes(node: Any, default: Any) -> bool:
+def _describes(node: Any, default: Any, allowed: Sequence[str]) -> bool:
     """Whether a node is the configuration of an object that is a default."""
     if not isinstance(default, eqx.Module) or not isinstance(node, Mapping):
         return False
     try:
-        return bool(build(node, "", ("",)) == default)
+        return bool(build(node, "", allowed) == default)
     except SpecError:
         return False
 
@@ -114,12 +114,9 @@ def located(name: Any, path: str, allowed: Sequence[str]) -> Any:
     return found
 
 
-def _check_type(target: Any, key: str, value: Any, path: str) -> None:
-    hints = typing.get_type_hints(target if inspect.isfunction(target) else target.__init__)
-    if inspect.isclass(target):
-        hints = typing.get_type_hints(target) | {k: v for k, v in hints.items() if k != "return"}
-    hint = hints.get(key)
-    if hint is not None and not _conforms(value, hint):
+def check_type(value: Any, hint: Any, path: str) -> None:
+    """Raise SpecError of a value that is not what an annotation asks for."""
+    if not _conforms(value, hint):
         raise SpecError(f"{path}={value!r} has the wrong type: valid is {_written(hint)}")
 
 
@@ -148,13 +145,3 @@ def _written(hint: Any) -> str:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return f"a list of {_written(arguments[0])}"
     return getattr(hint, "__name__", None) or str(hint)
-
-
-def known(given: Mapping[str, Any], valid: Sequence[str], path: str) -> None:
-    for key in given:
-        if key not in valid:
-            prefix = f"{path}." if path else ""
-            listed = [v for v in valid if v not in ("choices", "variant", "kwargs", "args")]
-            raise SpecError(
-                f"{prefix}{key} is no key{suggestion(key, listed)}; valid under {path or 'the root'} are {', '.join(listed)}"
-            )

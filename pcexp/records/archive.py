@@ -14,6 +14,7 @@ stands in it before that name is known to be a hash, and nothing at all before t
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import re
 import tarfile
@@ -26,7 +27,7 @@ from pcexp.config.grid import SCALES
 from pcexp.config.identity import lane_name
 from pcexp.files import replace_bytes
 from pcexp.records import manifest
-from pcexp.records.cell import Cell, CellBusy, OutputError, read_lines
+from pcexp.records.cell import Cell, CellBusy, read_lines
 
 LIMIT = 16_000_000
 """Bytes of an archive, at most."""
@@ -73,15 +74,11 @@ class Merged(NamedTuple):
 def write(outputs: Path, study: str, folder: Path, limit: int = LIMIT) -> Written:
     """Write archives of the finished lanes that the manifests of a study ask for. Raises OutputError."""
     source = outputs / study
-    manifests = {scale: manifest.asked(source, scale) for scale in manifest.scales(source)}
-    grids = {scale: manifest.blocks(source, scale) for scale in manifests}
-    asked: dict[str, set[str]] = {}
-    for cells in manifests.values():
-        for cell, entry in cells.items():
-            asked.setdefault(cell, set()).update(entry["lanes"])
+    manifests = {scale: manifest.read(source, scale) for scale in manifest.scales(source)}
+    asked = _asked(cells for cells, _ in manifests.values())
     head = {
-        f"manifest-{scale}.json.gz": _squeezed([json.dumps({"scale": scale, "cells": cells, "blocks": grids[scale]})])
-        for scale, cells in manifests.items()
+        f"manifest-{scale}.json.gz": _squeezed([json.dumps({"scale": scale, "cells": cells, "blocks": grid})])
+        for scale, (cells, grid) in manifests.items()
     }
     room, bins, too_large, lanes = limit - _size(head), [dict(head)], [], 0
     for cell in sorted(asked):
@@ -97,6 +94,15 @@ def write(outputs: Path, study: str, folder: Path, limit: int = LIMIT) -> Writte
     return Written(paths, lanes, sum(len(names) for names in asked.values()), too_large)
 
 
+def _asked(manifests: Iterable[manifest.Cells]) -> dict[str, set[str]]:
+    """Of each cell the lanes that are asked for at some scale."""
+    found: dict[str, set[str]] = {}
+    for cells in manifests:
+        for cell, entry in cells.items():
+            found.setdefault(cell, set()).update(entry["lanes"])
+    return found
+
+
 def _parts(folder: Path, asked: set[str], room: int) -> Iterator[tuple[list[str], dict[str, bytes]]]:
     """Names and files of the finished lanes of a cell: all of them, or halves of them until all fit."""
     # A lane is finished after its last row is written, so a run that goes on meanwhile does no harm in this order.
@@ -108,9 +114,8 @@ def _parts(folder: Path, asked: set[str], room: int) -> Iterator[tuple[list[str]
     for row in read_lines(folder / "rows.jsonl"):
         if row["lane"] in rows:
             rows[row["lane"]].append(json.dumps(row))  # as text: of many lanes it is much less than objects
-    waiting = [list(rows)]
-    while waiting:
-        names = waiting.pop()
+
+    def halved(names: list[str]) -> Iterator[tuple[list[str], dict[str, bytes]]]:
         files = {
             f"{folder.name}/config.json.gz": _squeezed([json.dumps(config)]),
             f"{folder.name}/lanes.jsonl.gz": _squeezed(json.dumps(finished[name]) for name in names),
@@ -119,7 +124,10 @@ def _parts(folder: Path, asked: set[str], room: int) -> Iterator[tuple[list[str]
         if _size(files) <= room or len(names) == 1:
             yield names, files
         else:
-            waiting += [names[len(names) // 2 :], names[: len(names) // 2]]
+            middle = len(names) // 2
+            yield from itertools.chain(halved(names[:middle]), halved(names[middle:]))
+
+    yield from halved(list(rows))
 
 
 def _squeezed(lines: Iterable[str]) -> bytes:
@@ -196,29 +204,30 @@ def _manifest(entries: Sequence[Any]) -> tuple[manifest.Cells, manifest.Blocks]:
     cells, grid = entries[0]["cells"], entries[0]["blocks"]
     _need(all(isinstance(there, dict) for there in grid.values()), "a manifest has no blocks")
     for cell, entry in cells.items():
-        known = isinstance(entry["revision"], int) and all(isinstance(entry[k], dict) for k in ("labels", "science"))
-        _need(re.fullmatch(CELL, cell) and known, f"a manifest asks for a cell {cell!r}, which is none")
+        whole = re.fullmatch(CELL, cell) and _has(entry, revision=int, labels=dict, science=dict)
+        _need(whole, f"a manifest asks for a cell {cell!r}, which is none")
         for name, lane in entry["lanes"].items():
-            whole = isinstance(lane["variant"], str) and isinstance(lane["blocks"], list)
-            _need(
-                whole and lane_name(lane["values"]) == name,
-                f"a manifest asks for a lane {name!r}, which is not that of its values",
-            )
+            whole = _has(lane, variant=str, blocks=list) and lane_name(lane["values"]) == name
+            _need(whole, f"a manifest asks for a lane {name!r}, which is not that of its values")
     return cells, grid
 
 
 def _lanes(study: str, cell: str, parts: Mapping[str, list[Any]]) -> Lanes:
     config, entries, rows = parts["config.json"][0], parts["lanes.jsonl"], parts["rows.jsonl"]
-    ours = (config["study"], config["cell"]) == (study, cell)
-    _need(ours and {"science", "labels", "revision"} <= config.keys(), f"the configuration of {cell} is another's")
+    ours = (config["study"], config["cell"]) == (study, cell) and _has(config, science=dict, labels=dict, revision=int)
+    _need(ours, f"the configuration of {cell} is another's")
     for entry in entries:
         _need(lane_name(entry["values"]) == entry["lane"], f"lane {entry['lane']!r} is not that of its values")
-        whole = isinstance(entry["outcome"], str) and not entry["outcome"].startswith("failed")
-        _need(whole and all(isinstance(entry[key], dict) for key in ("summary", "provenance")), f"a lane of {cell}")
+        whole = _has(entry, outcome=str, summary=dict, provenance=dict) and not entry["outcome"].startswith("failed")
+        _need(whole, f"a lane of {cell}")
     names = {entry["lane"] for entry in entries}
     _need(len(names) == len(entries), f"lanes of {cell} are there twice")
-    _need(all(row["lane"] in names and isinstance(row["iteration"], int) for row in rows), f"rows of {cell}")
+    _need(all(row["lane"] in names and _has(row, iteration=int) for row in rows), f"rows of {cell}")
     return Lanes(config, entries, rows)
+
+
+def _has(entry: Mapping[str, Any], **kinds: type) -> bool:
+    return all(isinstance(entry[key], kind) for key, kind in kinds.items())
 
 
 def _need(condition: object, otherwise: str) -> None:
@@ -232,20 +241,17 @@ def merge(archive: Archive, outputs: Path) -> Merged:
     A cell that runs there is refused. Cut off at any moment, the same command completes it.
     """
     folder = outputs / archive.study
-    asked: dict[str, set[str]] = {}
-    for scale in SCALES:
-        known, (new, grid) = manifest.asked(folder, scale), archive.manifests.get(scale, ({}, {}))
-        newest = max((entry["revision"] for entry in [*known.values(), *new.values()]), default=0)
-        new = {cell: e for cell, e in new.items() if e["revision"] >= newest}
+    for scale, (cells, grid) in archive.manifests.items():
+        known = manifest.asked(folder, scale)
+        newest = max((entry["revision"] for entry in [*known.values(), *cells.values()]), default=0)
+        new = {cell: entry for cell, entry in cells.items() if entry["revision"] >= newest}
         if manifest.merged(known, new) != known:
             manifest.add(folder, scale, new, grid)
-        for cell, entry in manifest.asked(folder, scale).items():
-            asked.setdefault(cell, set()).update(entry["lanes"])
+    asked = _asked(manifest.asked(folder, scale) for scale in SCALES)
     added, there, refused = 0, 0, []
     for cell, lanes in archive.cells.items():
-        handle = Cell(folder / cell, sorted(asked.get(cell, ())))
         try:
-            n = _adopt(handle, lanes)
+            n = _adopt(Cell(folder / cell, sorted(asked.get(cell, ()))), lanes)
             added, there = added + n, there + len(lanes.entries) - n
         except CellBusy as error:
             refused.append(f"{error}: unpack its lanes again when that has ended")
@@ -254,20 +260,13 @@ def merge(archive: Archive, outputs: Path) -> Merged:
 
 def _adopt(handle: Cell, lanes: Lanes) -> int:
     """Add the lanes that are not finished in a cell; their number. Raises CellBusy."""
-    if not _new(handle, lanes):
+
+    def new() -> set[str]:
+        return {entry["lane"] for entry in lanes.entries} - handle.finished.keys()
+
+    if not new():
         return 0  # nothing is touched, not even the lock of a run that goes on
-    config_path = handle.folder / "config.json"
-    try:
-        config = json.loads(config_path.read_text()) if config_path.exists() else lanes.config
-    except ValueError as error:
-        raise OutputError(
-            f"{config_path} is not JSON: {error}; set the cell's folder aside and unpack again"
-        ) from error
-    with handle.open(config):
-        new = _new(handle, lanes)
-        handle.adopt([e for e in lanes.entries if e["lane"] in new], [r for r in lanes.rows if r["lane"] in new])
-    return len(new)
-
-
-def _new(handle: Cell, lanes: Lanes) -> set[str]:
-    return {entry["lane"] for entry in lanes.entries} - handle.finished.keys()
+    with handle.open(lanes.config):
+        names = new()
+        handle.adopt([e for e in lanes.entries if e["lane"] in names], [r for r in lanes.rows if r["lane"] in names])
+    return len(names)

@@ -8,7 +8,6 @@ outputs/STUDY/CELL/config.json     the science half and the labels
                    DONE            all lanes asked for are finished
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -16,6 +15,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from errno import EACCES, EDQUOT, EEXIST, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,7 @@ from pcexp.files import replace_bytes
 
 STALE_AFTER_S = 120.0
 HEARTBEAT_S = 20.0
-CANNOT_WRITE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.ENOENT,
-)
+CANNOT_WRITE = (EACCES, EDQUOT, EEXIST, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS)
 """Errors that say that a folder is full, read-only or no folder: the user's to mend, not the program's."""
 
 
@@ -51,20 +42,24 @@ def write_json(path: Path, content: Any) -> None:
     replace_bytes(path, json.dumps(content, indent=1).encode())
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a JSON-lines file; a last line that was cut off is left out, a broken one elsewhere raises."""
+def read_lines(path: Path, holding: bytes = b"") -> Iterator[dict[str, Any]]:
+    """Objects of a JSON-lines file; a last line that was cut off is left out, a broken one elsewhere raises.
+
+    Lines that do not hold a text are passed over unread: once a lane that ends, parsing all takes longer than training.
+    """
     if not path.exists():
         return
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return  # a write was cut off here: the row is computed again
+            if holding not in line:
+                continue
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise OutputError(
-                    f"{path}, line {number}, is not JSON: {error}; set the file aside and run again"
-                ) from error
+                at = f"{path}, line {number}"
+                raise OutputError(f"{at}, is not JSON: {error}; set the file aside and run again") from error
 
 
 class Cell:
@@ -74,7 +69,6 @@ class Cell:
         self.folder = folder
         self.asked = tuple(lanes)
         self._rows_path, self._lanes_path = folder / "rows.jsonl", folder / "lanes.jsonl"
-        self._forget_places()
 
     @property
     def finished(self) -> dict[str, dict[str, Any]]:
@@ -91,7 +85,9 @@ class Cell:
     @property
     def worker(self) -> dict[str, Any] | None:
         """Who holds the cell now: host, pid and job of a lock that is fresh."""
-        return _Lock(self.folder / "lock").holder()
+        lock = _Lock(self.folder / "lock")
+        owner = lock.owner()
+        return owner if owner and not lock.stale(owner) else None
 
     def checkpoint(self, lane: str) -> Path:
         """Where an unfinished lane keeps its state."""
@@ -100,24 +96,17 @@ class Cell:
     @contextmanager
     def open(self, config: Mapping[str, Any]) -> Iterator["Cell"]:
         """Hold the cell: make its folder, take its lock, beat until the end. Raises CellBusy or OutputError."""
-        try:
+        with writing(self.folder):
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock = _Lock(self.folder / "lock")
             lock.acquire()
-        except OSError as error:
-            raise output_error(self.folder, error) from error
-        try:
-            write_json(self.folder / "config.json", config)
-            self._mend(self._rows_path)
-            self._mend(self._lanes_path)
-            self._forget_places()
-            yield self
-        except OSError as error:
-            if error.errno in CANNOT_WRITE:
-                raise output_error(self.folder, error) from error
-            raise
-        finally:
-            lock.release()
+            try:
+                write_json(self.folder / "config.json", config)
+                self._mend(self._rows_path)
+                self._mend(self._lanes_path)
+                yield self
+            finally:
+                lock.release()
 
     @staticmethod
     def _mend(path: Path) -> None:
@@ -144,8 +133,7 @@ class Cell:
         for name in names:
             self.checkpoint(name).unlink(missing_ok=True)  # first: with these rows it would go on from another's
         kept = [row for row in read_lines(self._rows_path) if row["lane"] not in names]
-        replace_bytes(self._rows_path, "".join(json.dumps(row) + "\n" for row in [*kept, *rows]).encode())
-        self._forget_places()
+        self._replace([*kept, *rows])
         self._append(self._lanes_path, entries)
         self._mark()
 
@@ -164,49 +152,26 @@ class Cell:
     def rewind(self, resume_at: Mapping[str, int]) -> None:
         """Drop rows of unfinished lanes that a resumed run will write again: those at or after where the lane resumes."""
         finished = self.finished
-        kept = [
+        self._replace(
             row
             for row in read_lines(self._rows_path)
             if row["lane"] in finished or row["iteration"] < resume_at.get(row["lane"], 0)
-        ]
-        replace_bytes(self._rows_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._forget_places()
+        )
+
+    def _replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        replace_bytes(self._rows_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def lines(self, lane: str) -> list[dict[str, Any]]:
         """Rows of one lane as they were written, sorted by iteration."""
-        if not self._rows_path.exists():
-            return []
-        with open(self._rows_path, "rb") as file:
-            # Where each lane's rows stand is remembered: looking for them in the whole file, once a lane that ends, took
-            # longer than training when there were a hundred.
-            file.seek(self._known_to)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    self._places.setdefault(json.loads(line)["lane"], []).append(self._known_to)
-                except json.JSONDecodeError:
-                    list(read_lines(self._rows_path))  # raises, and says where
-                self._known_to += len(line)
-            rows = []
-            for place in self._places.get(lane, ()):
-                file.seek(place)
-                rows.append(json.loads(file.readline()))
-        return sorted(rows, key=lambda row: row["iteration"])
-
-    def _forget_places(self) -> None:
-        self._places: dict[str, list[int]] = {}
-        self._known_to = 0
+        named = read_lines(self._rows_path, f'"lane": "{lane}"'.encode())
+        return sorted((row for row in named if row["lane"] == lane), key=lambda row: row["iteration"])
 
     def rows(self, lane: str, *, measured: bool = False) -> dict[str, np.ndarray]:
         """Rows of one lane, one array a column, sorted by iteration; if `measured`, those of the test split are left out."""
-        # They have nothing but test_ columns; a study may measure one of such a name among others.
-        kept = ("lane", "iteration")
-        lines = [
-            row
-            for row in self.lines(lane)
-            if not measured or any(name not in kept and not name.startswith("test_") for name in row)
-        ]
+        lines = self.lines(lane)
+        if measured:  # those have nothing but test_ columns; a study may measure one of such a name among others
+            kept = ("lane", "iteration")
+            lines = [row for row in lines if any(n not in kept and not n.startswith("test_") for n in row)]
         return {name: np.array([row[name] for row in lines]) for name in (lines[0] if lines else {}) if name != "lane"}
 
 
@@ -214,12 +179,18 @@ def _failed(outcome: str) -> bool:
     return outcome.startswith("failed")
 
 
-def output_error(folder: Path, error: OSError) -> OutputError:
-    """What to tell the user when a folder cannot be written."""
-    return OutputError(
-        f"cannot write to {folder}: {error.strerror}. Free or choose another place with execution.outputs=FOLDER; "
-        "what is already there is kept, and the same command continues"
-    )
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Inside, a folder that cannot be written raises OutputError, which tells the user what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}. Free or choose another place with execution.outputs=FOLDER; "
+            "what is already there is kept, and the same command continues"
+        ) from error
 
 
 class _Lock:
@@ -228,22 +199,15 @@ class _Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._released = threading.Event()
-        self._heart: threading.Thread | None = None
         self.identity = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
 
     def acquire(self) -> None:
         with self._guard():
-            owner = self._owner()
-            if self.path.exists() and not self._stale(owner):
+            owner = self.owner()
+            if self.path.exists() and not self.stale(owner):
                 raise CellBusy(f"{self.path.parent} is being run by process {owner.get('pid')} on {owner.get('host')}")
             replace_bytes(self.path, json.dumps(self.identity).encode())
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
-
-    def holder(self) -> dict[str, Any] | None:
-        """The process that a fresh lock names."""
-        owner = self._owner()
-        return owner if owner and not self._stale(owner) else None
+        threading.Thread(target=self._beat, daemon=True).start()
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -259,18 +223,18 @@ class _Lock:
         self._released.set()
         # Frozen for longer than the lock is fresh, this process may have been overtaken: the lock is another's then.
         with self._guard():
-            if self._owner() == self.identity:
+            if self.owner() == self.identity:
                 self.path.unlink(missing_ok=True)
 
-    def _owner(self) -> dict[str, Any]:
+    def owner(self) -> dict[str, Any]:
         try:
             owner = json.loads(self.path.read_text())
         except (OSError, ValueError):
             return {}  # cut off, or foreign: nobody's
         return owner if isinstance(owner, dict) else {}
 
-    def _stale(self, owner: Mapping[str, Any]) -> bool:
-        if owner.get("host") == socket.gethostname() and "pid" in owner and not _alive(int(owner["pid"])):
+    def stale(self, owner: Mapping[str, Any]) -> bool:
+        if owner.get("host") == self.identity["host"] and "pid" in owner and not _alive(int(owner["pid"])):
             return True
         # The file system's clock, not ours: hosts of a cluster disagree.
         probe = self.path.with_name(f"clock.{os.getpid()}.tmp")

@@ -19,21 +19,19 @@ class CheckpointError(Exception):
     """A file that is truncated, foreign, or of another network."""
 
 
-def _named_arrays(tree: Any) -> dict[str, Any]:
-    arrays = eqx.filter(tree, eqx.is_array)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
-
-
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _named_arrays(tree: Any) -> dict[str, Any]:
+    """Arrays by their place in a tree, random keys as the integers that they are."""
+    places = jax.tree_util.tree_leaves_with_path(eqx.filter(tree, eqx.is_array))
+    return {jax.tree_util.keystr(at): jax.random.key_data(x) if _is_key(x) else x for at, x in places}
+
+
 def save(path: Path, tree: Any, **about: Any) -> None:
     """Write the arrays of `tree` and what is said `about` them; a reader sees the old file or the new one, never half."""
-    host: dict[str, Any] = {
-        name: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        for name, leaf in _named_arrays(tree).items()
-    }
+    host: dict[str, Any] = {name: np.asarray(array) for name, array in _named_arrays(tree).items()}
     replace_file(path, lambda file: np.savez(file, **host, __about__=np.array(json.dumps(about))))
 
 
@@ -60,16 +58,13 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
         only_there, only_here = sorted(stored.keys() - wanted.keys()), sorted(wanted.keys() - stored.keys())
         raise CheckpointError(f"{path} holds another network: it has {only_there[:3]}, and lacks {only_here[:3]}")
     for name, leaf in wanted.items():
-        expected = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        if stored[name].shape != expected.shape or stored[name].dtype != expected.dtype:
-            raise CheckpointError(
-                f"{path}: {name} is {stored[name].dtype}{stored[name].shape}, expected {expected.dtype}{expected.shape}"
-            )
-    leaves = [
-        jax.random.wrap_key_data(jnp.asarray(stored[name]), impl=jax.random.key_impl(leaf))
-        if _is_key(leaf)
-        else jnp.asarray(stored[name])
-        for name, leaf in wanted.items()
-    ]
+        there = stored[name]
+        if there.shape != leaf.shape or there.dtype != leaf.dtype:
+            raise CheckpointError(f"{path}: {name} is {there.dtype}{there.shape}, expected {leaf.dtype}{leaf.shape}")
+
+    def restored(at: Any, leaf: Any) -> Any:
+        array = jnp.asarray(stored[jax.tree_util.keystr(at)])
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+
     arrays, rest = eqx.partition(like, eqx.is_array)
-    return eqx.combine(jax.tree.unflatten(jax.tree.structure(arrays), leaves), rest), said
+    return eqx.combine(jax.tree_util.tree_map_with_path(restored, arrays), rest), said

@@ -11,10 +11,8 @@ outputs/STUDY/manifest-SCALE.json
 import datetime
 import fcntl
 import json
-import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from pcexp.records.cell import OutputError, write_json
 
 Cells = dict[str, dict[str, Any]]
 """Of each cell its labels, the revision of the study, its science half, and its lanes by name."""
-Blocks = dict[str, dict[str, list[str]]]
+Blocks = Mapping[str, Mapping[str, Sequence[str]]]
 """Of each data set the blocks of the grid, with the figures that they serve."""
 
 
@@ -34,16 +32,12 @@ def scales(folder: Path) -> list[str]:
 
 def asked(folder: Path, scale: str) -> Cells:
     """The cells asked for at a scale. Raises OutputError."""
-    return _read(folder, scale)[0]
+    return read(folder, scale)[0]
 
 
-def blocks(folder: Path, scale: str) -> Blocks:
-    """The blocks of the grid at a scale. Raises OutputError."""
-    return _read(folder, scale)[1]
-
-
-def _read(folder: Path, scale: str) -> tuple[Cells, Blocks]:
-    path = _path(folder, scale)
+def read(folder: Path, scale: str) -> tuple[Cells, Blocks]:
+    """The cells asked for at a scale, and the blocks of the grid. Raises OutputError."""
+    path = folder / f"manifest-{scale}.json"
     try:
         content = json.loads(path.read_text()) if path.exists() else {"cells": {}, "blocks": {}}
         return content["cells"], content["blocks"]
@@ -55,12 +49,12 @@ def entries(cells: Iterable[Identity]) -> Cells:
     """Cells as a manifest holds them."""
     found: Cells = {}
     for cell in cells:
-        new = {
+        entry = {"labels": cell.labels, "revision": cell.revision, "science": cell.science}
+        lanes = {
             lane.name: {"values": lane.values, "blocks": list(lane.blocks), "variant": lane.variant}
             for lane in cell.lanes
         }
-        entry = {"labels": cell.labels, "revision": cell.revision, "science": cell.science, "lanes": new}
-        found = merged(found, {cell.cell: entry})
+        found = merged(found, {cell.cell: entry | {"lanes": lanes}})
     return found
 
 
@@ -81,33 +75,17 @@ def merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> Cells:
     return cells
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process reads and writes the manifests of a study: two commands at once must not lose cells."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "manifest.lock", os.O_RDWR | os.O_CREAT)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def add(folder: Path, scale: str, cells: Cells, grid: Blocks) -> None:
     """Ask for cells: what was asked for at the same revision stays asked for. Raises OutputError."""
-    with locked(folder):
-        known, there = _read(folder, scale)
-        write_json(
-            _path(folder, scale),
-            {
-                "scale": scale,
-                "command": sys.argv[1:],
-                "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "blocks": there | grid,
-                "cells": merged(known, cells),
-            },
-        )
-
-
-def _path(folder: Path, scale: str) -> Path:
-    return folder / f"manifest-{scale}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "manifest.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # two commands at once must not lose cells
+        known, there = read(folder, scale)
+        content = {
+            "scale": scale,
+            "command": sys.argv[1:],
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "blocks": {**there, **grid},
+            "cells": merged(known, cells),
+        }
+        write_json(folder / f"manifest-{scale}.json", content)

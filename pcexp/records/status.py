@@ -6,9 +6,8 @@ Of each study and scale: finished cells and lanes, who works now, which lanes fa
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pcexp.records import manifest
 from pcexp.records.cell import Cell, OutputError, read_lines
@@ -50,19 +49,17 @@ def status(folder: Path, scale: str) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Where studies stand: what is finished, running, failed, and the command that continues."""
     parser = argparse.ArgumentParser(prog="python -m pcexp status", description=main.__doc__)
     parser.add_argument("studies", nargs="*", metavar="NAME", help="default: all that were asked for")
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    known: dict[str, Any] = {path.name: manifest.scales(path) for path in sorted(options.outputs.glob("*"))}
-    known = {name: scales for name, scales in known.items() if scales}
+    options = parser.parse_args(arguments)
+    known = {path.name: scales for path in sorted(options.outputs.glob("*")) if (scales := manifest.scales(path))}
     there = f"there are runs of {', '.join(known)}" if known else "run python -m pcexp +experiment=NAME first"
-    for name in set(options.studies) - set(known):
-        sys.exit(f"pcexp: nothing was asked for of a study {name} under {options.outputs}; {there}")
-    if not known:
-        sys.exit(f"pcexp: nothing was asked for under {options.outputs}: {there}")
+    for name in sorted(set(options.studies) - set(known)) or ([] if known else [""]):
+        of = f" of a study {name}" if name else ""
+        sys.exit(f"pcexp: nothing was asked for{of} under {options.outputs}; {there}")
     try:
         for name in options.studies or known:
             for scale in known[name]:

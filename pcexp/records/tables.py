@@ -3,21 +3,30 @@
     runs   one row a lane: labels, lane values, outcome, summary, configuration leaves, provenance
     rows   one row a recorded iteration: cell, lane, iteration, measurements
 
-Rows outside the manifest of a scale are named and left out.
+Rows outside the manifest of a scale are named and left out. `collect` is the only writer of `results/`: finished runs are merged
+into results/STUDY/SCALE/, their rows thinned. It never deletes a run: one of an older revision of its study stays in runs.csv,
+neither drawn nor judged, and only its curve goes.
 """
 
 import dataclasses
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
-from pcexp.config.identity import flat
+from pcexp.config.plain import flat
+from pcexp.files import replace_bytes
 from pcexp.records import manifest, status
 from pcexp.records.cell import read_lines
+
+POINTS_A_LANE = 60
+"""Rows kept of a lane in results/: as many as a curve of a figure shows."""
+LANE = ["cell", "lane"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,9 @@ class Records:
                 frame = frame.filter(pl.col(name) == value) if name in frame.columns else frame.clear()
             return frame
 
-        runs = chosen(self.runs)
-        rows = (
-            self.rows.join(runs.select("cell", "lane"), on=["cell", "lane"], how="semi")
-            if len(runs) and len(self.rows)  # lanes that failed before their first row have no columns to join
-            else self.rows.clear()
-        )
+        runs, rows = chosen(self.runs), self.rows.clear()
+        if len(runs) and len(self.rows):  # lanes that failed before their first row have no columns to join
+            rows = self.rows.join(runs.select(LANE), on=LANE, how="semi")
         return Records(self.study, self.scale, runs, rows, chosen(self.asked), self.strays)
 
     def apart(self) -> list[dict[str, str]]:
@@ -92,23 +98,19 @@ class Records:
         return self.rows.filter((pl.col("cell") == cell) & (pl.col("lane") == lane)).sort("iteration")
 
 
-def _belongs(lane: Mapping[str, Any]) -> dict[str, str]:
-    return {"variant": lane["variant"], "blocks": " ".join(lane["blocks"])}
-
-
 def _frame(entries: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     return pl.DataFrame(list(entries), infer_schema_length=None, strict=False) if entries else pl.DataFrame()
 
 
 def _wide(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row with one column an entry of each vector, counted from 1 (layers are)."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, list):
-            flat |= {f"{name}_{i}": float(v) for i, v in enumerate(value, start=1)}
+            found |= {f"{name}_{i}": float(v) for i, v in enumerate(value, start=1)}
         else:
-            flat[name] = value if name in ("lane", "cell") else int(value) if name == "iteration" else float(value)
-    return flat
+            found[name] = value if name in ("lane", "cell") else int(value) if name == "iteration" else float(value)
+    return found
 
 
 def read_outputs(outputs: Path, study: str, scale: str) -> Records:
@@ -117,27 +119,22 @@ def read_outputs(outputs: Path, study: str, scale: str) -> Records:
     cells = manifest.asked(folder, scale)
     runs, rows, asked = [], [], []
     for cell, entry in cells.items():
-        config_path = folder / cell / "config.json"
         leaves = {f"config.{key}": value for key, value in flat(entry["science"])}
-        for lane, one in entry["lanes"].items():
-            about = {"cell": cell, "lane": lane, "revision": entry["revision"]} | entry["labels"]
-            asked.append(about | _belongs(one) | one["values"] | leaves)
-        if not config_path.exists():
-            continue
-        finished = {e["lane"]: e for e in read_lines(folder / cell / "lanes.jsonl") if e["lane"] in entry["lanes"]}
-        for lane, done in finished.items():
-            runs.append(
-                {"study": study, "scale": scale, "cell": cell, "lane": lane, "revision": entry["revision"]}
-                | entry["labels"]
-                | _belongs(entry["lanes"][lane])
-                | done["values"]
-                | {"outcome": done["outcome"], **done["summary"]}
-                | leaves
-                | {f"run.{key}": value for key, value in done["provenance"].items()}
-            )
-        rows += [
-            {"cell": cell, **_wide(row)} for row in read_lines(folder / cell / "rows.jsonl") if row["lane"] in finished
-        ]
+        lanes = {
+            name: {"cell": cell, "lane": name, "revision": entry["revision"]}
+            | entry["labels"]
+            | {"variant": lane["variant"], "blocks": " ".join(lane["blocks"])}
+            | lane["values"]
+            for name, lane in entry["lanes"].items()
+        }
+        asked += [lane | leaves for lane in lanes.values()]
+        finished = {e["lane"]: e for e in read_lines(folder / cell / "lanes.jsonl") if e["lane"] in lanes}
+        for name, done in finished.items():
+            ended = {"outcome": done["outcome"], **done["summary"]}
+            origin = {f"run.{key}": value for key, value in done["provenance"].items()}
+            runs.append({"study": study, "scale": scale} | lanes[name] | ended | leaves | origin)
+        of_finished = (row for row in read_lines(folder / cell / "rows.jsonl") if row["lane"] in finished)
+        rows += [{"cell": cell, **_wide(row)} for row in of_finished]
     cells_there = {path.parent.name for path in folder.glob("*/config.json")}
     return Records(study, scale, _frame(runs), _frame(rows), _frame(asked), tuple(sorted(cells_there - cells.keys())))
 
@@ -153,17 +150,15 @@ def asked_for(all_records: Records) -> Records:
     if not len(asked):
         return all_records
     asked = asked.filter(pl.col("revision") == asked["revision"].max())
-    key = ["cell", "lane"]
     strays = set(runs["cell"]) - set(asked["cell"]) if len(runs) else set()
-    runs, rows = (frame.join(asked, on=key, how="semi") if len(frame) else frame for frame in (runs, rows))
+    runs, rows = (frame.join(asked, on=LANE, how="semi") if len(frame) else frame for frame in (runs, rows))
     if len(runs):  # what a run belongs to is said by the grid, which may have changed since it was made
         columns = dict.fromkeys((*runs.columns, "variant", "blocks"))
-        belongs = asked.select(*key, "variant", "blocks")
-        runs = runs.drop("variant", "blocks", strict=False).join(belongs, on=key, how="left", maintain_order="left")
+        belongs = asked.select(*LANE, "variant", "blocks")
+        runs = runs.drop("variant", "blocks", strict=False).join(belongs, on=LANE, how="left", maintain_order="left")
         runs = runs.select(*columns)
-    return dataclasses.replace(
-        all_records, asked=asked, runs=runs, rows=rows, strays=tuple(sorted({*all_records.strays, *strays}))
-    )
+    named = tuple(sorted({*all_records.strays, *strays}))
+    return dataclasses.replace(all_records, asked=asked, runs=runs, rows=rows, strays=named)
 
 
 def tables(folder: Path, study: str, scale: str) -> Records:
@@ -177,7 +172,7 @@ def tables(folder: Path, study: str, scale: str) -> Records:
 
 
 def _read(folder: Path, name: str) -> pl.DataFrame:
-    """A table as `written` wrote it."""
+    """A table as `write_tables` wrote it."""
     # Hashes can look like numbers, and an empty string is a variant's name, not a missing one.
     texts = {"lane": pl.String, "cell": pl.String, "variant": pl.String, "blocks": pl.String}
     frame = pl.read_csv(folder / f"{name}.csv", infer_schema_length=None, schema_overrides=texts)
@@ -189,5 +184,66 @@ def _read(folder: Path, name: str) -> pl.DataFrame:
 
 def shared(frame: pl.DataFrame) -> dict[str, Any]:
     """Columns that are the same in all rows, with their value: of thousands of runs they would be most of a table."""
-    same = [name for name in frame.columns if name not in ("cell", "lane") and frame[name].n_unique() == 1]
+    same = [name for name in frame.columns if name not in LANE and frame[name].n_unique() == 1]
     return {"columns": frame.columns, "values": {name: frame[name][0] for name in same}}
+
+
+def thinned(rows: pl.DataFrame, points: int = POINTS_A_LANE) -> pl.DataFrame:
+    """At most `points` rows a lane: first and last, and between them evenly in log iteration and in iteration by halves.
+
+    Rows of the test set are few and of another kind: they are thinned by themselves.
+    """
+    measured = [name for name in rows.columns if name not in (*LANE, "iteration") and not name.startswith("test_")]
+    kind = pl.all_horizontal(pl.col(measured).is_null()) if measured else pl.lit(False)
+    order = [*LANE, "iteration", "kind of row"]
+    parts = []
+    for _, part in rows.with_columns(kind.alias(order[-1])).sort(order).group_by(*LANE, order[-1], maintain_order=True):
+        even = np.linspace(0, len(part) - 1, points // 2)
+        logarithmic = np.geomspace(1, len(part), points - points // 2) - 1
+        kept = np.unique(np.round(np.concatenate([even, logarithmic])).astype(int)).tolist()
+        parts.append(part[kept] if len(part) > points else part)
+    return pl.concat(parts).sort(order).drop(order[-1]) if parts else rows
+
+
+def _merge(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    """Both tables; of a lane that is in both, the new rows. Nothing that only the old one has is lost or moves."""
+    there = [frame for frame in (old, new.sort(LANE, maintain_order=True) if len(new) else new) if len(frame)]
+    if len(there) == 2:
+        there[0] = old.join(new.select(LANE).unique(), on=LANE, how="anti", maintain_order="left")
+    return pl.concat(there, how="diagonal_relaxed") if there else new
+
+
+def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
+    """Merge the finished runs of a study into results/STUDY/SCALE/; the committed records after that."""
+    folder = results / study / scale
+    new, old = read_outputs(outputs, study, scale), tables(folder, study, scale)
+    if len(new.runs) and len(old.runs):
+        # A run that failed here does not replace one that ended elsewhere.
+        failed = pl.col("outcome").str.starts_with("failed")
+        beaten = new.runs.filter(failed).join(old.runs.filter(~failed), on=LANE, how="semi").select(LANE)
+        rows = new.rows.join(beaten, on=LANE, how="anti") if len(new.rows) else new.rows
+        new = dataclasses.replace(new, runs=new.runs.join(beaten, on=LANE, how="anti"), rows=rows)
+    fresh = thinned(new.rows).with_columns(pl.selectors.float().cast(pl.Float32)) if len(new.rows) else new.rows
+    runs, rows, asked = _merge(old.runs, new.runs), _merge(old.rows, fresh), _merge(old.asked, new.asked)
+    merged = Records(study, scale, runs, rows, asked, new.strays)
+    committed = asked_for(merged)
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    committed.rows.write_parquet(buffer, compression="zstd", compression_level=19, statistics=False)
+    replace_bytes(folder / "records.parquet", buffer.getvalue())
+    write_tables(folder, merged.runs, merged.asked)
+    return committed
+
+
+def write_tables(folder: Path, runs: pl.DataFrame, asked: pl.DataFrame) -> None:
+    """Write runs.csv, asked.csv (lanes), cells.csv (their labels and configurations), and what is the same in all rows of each."""
+    # Lane values are the seed, and dotted keys that are no leaves of the configuration.
+    keys = [name for name in asked.columns if name == "seed" or ("." in name and not name.startswith("config."))]
+    lanes = asked.select(*LANE, "variant", "blocks", *(name for name in keys if asked[name].dtype.is_numeric()))
+    cells = asked.select(name for name in asked.columns if name == "cell" or name not in lanes.columns)
+    frames = {"runs": runs, "asked": lanes, "cells": cells.unique("cell", maintain_order=True)}
+    same = {name: shared(frame) for name, frame in frames.items()}
+    for name, frame in frames.items():
+        text = frame.drop(same[name]["values"]).write_csv(float_precision=None)
+        replace_bytes(folder / f"{name}.csv", text.encode())
+    replace_bytes(folder / "shared.json", (json.dumps(same, indent=1) + "\n").encode())

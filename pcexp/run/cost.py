@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.random as jr
 
-from pcexp.config.identity import flat
+from pcexp.config.plain import flat
 from pcexp.config.spec import Spec
 from pcexp.config.study import Work
 from pcexp.data import Dataset
@@ -22,7 +22,7 @@ from pcexp.model.architecture import AbstractArchitecture
 from pcexp.model.network import AbstractModel
 from pcexp.model.parameterisation import Standard
 from pcexp.run.progress import duration
-from pcexp.run.session import Datasets
+from pcexp.run.session import Datasets, units
 from pcexp.train import iterations
 
 
@@ -121,23 +121,16 @@ def float_bytes(spec: Spec) -> int:
     return 8 if spec.precision == "float64" else 4
 
 
-def units() -> int:
-    """Cores that this process may use, or GPUs."""
-    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else len(jax.local_devices())
-
-
 def estimate(spec: Spec, datasets: Datasets, lanes: int, workers: int | None = None) -> Cost:
     """Cost of so many lanes of a cell, on all cores or GPUs, or so many workers. Raises DataError where the data are missing."""
     dataset, backend = datasets(spec), jax.default_backend()
     work, rates, workers = spec.study.cost(spec, dataset) or training(spec, dataset), RATES[backend], workers or units()
     on_cpu, side_by_side = backend == "cpu", workers if spec.learns else 1  # what does not train follows one another
-    lane = (work.flops * rates.flop + work.entries * rates.entry) * float_bytes(spec) / 4 + (
-        rates.lane if spec.learns else 0.0
-    )
+    lane = (work.flops * rates.flop + work.entries * rates.entry) * float_bytes(spec) / 4
+    lane += rates.lane if spec.learns else 0.0
     # A GPU advances the lanes of a pack in the same operations; its packs are as large as its memory allows.
-    seconds = (
-        lanes * lane + (lanes if on_cpu else 1) * work.operations * rates.operation + work.programs * rates.program
-    )
+    in_turn = lanes if on_cpu else 1
+    seconds = lanes * lane + in_turn * work.operations * rates.operation + work.programs * rates.program
     data = float_bytes(spec) * float(sum(part.x.size + part.y.size for part in (dataset.train, dataset.test)))
     held = data + work.bytes * (min(lanes, side_by_side) if on_cpu else 1)
     return Cost(work.flops * lanes, held, lanes, seconds / side_by_side)
@@ -175,34 +168,39 @@ def said(spec: Spec) -> str:
     return " ".join([*options, *(f"network.{key}={value}" for key, value in sizes.items())])
 
 
-def describe(specs: Sequence[Spec], costs: Mapping[str, Cost], folder: Path, scale: str, listed: bool) -> str:
-    """What there is to do, as text; with `listed`, a line a cell."""
-    total_lanes = sum(len(spec.lanes) for spec in specs)
-    todo = sum(cost.lanes for cost in costs.values())
-    backend = jax.default_backend()
+def describe(specs: Sequence[Spec], costs: Mapping[str, Cost], folder: Path, scale: str) -> str:
+    """What there is to do, in a line."""
+    lanes, todo = sum(len(spec.lanes) for spec in specs), sum(cost.lanes for cost in costs.values())
     seconds = sum(cost.seconds for cost in costs.values())
     held = max((cost.bytes for cost in costs.values()), default=0.0) / 1e9
-    about = f"about {duration(seconds)} and {held:.1f} GB on {units()} {backend} unit(s)"
-    work = about if todo else "nothing left to run"
-    lines = [f"{folder} at scale {scale}: {len(specs)} cells, {total_lanes} lanes, {todo} to run; {work}"]
+    work = f"about {duration(seconds)} and {held:.1f} GB on {machine()}" if todo else "nothing left to run"
+    return f"{folder} at scale {scale}: {len(specs)} cells, {lanes} lanes, {todo} to run; {work}"
+
+
+def listed(specs: Sequence[Spec], costs: Mapping[str, Cost]) -> list[str]:
+    """A line a cell: the options and the leaves in which cells differ, and what there is to do of it."""
     leaves = [dict(flat(spec.science)) for spec in specs]
-    varying = [key for key in sorted(set().union(*leaves)) if len({str(cell.get(key)) for cell in leaves}) > 1]
     groups = [group for group in specs[0].labels if len({spec.labels.get(group) for spec in specs}) > 1]
 
-    def told(key: str) -> bool:
-        """Whether the option of its group says what a leaf is."""
+    def differs(key: str) -> bool:
+        """Whether cells differ in a leaf, and the option of its group does not say how."""
         group = key.partition(".")[0]
-        seen: dict[str | None, set[str]] = {}
-        for spec, cell in zip(specs, leaves, strict=True):
-            seen.setdefault(spec.labels.get(group), set()).add(str(cell.get(key)))
-        return group in groups and all(len(values) == 1 for values in seen.values())
+        options = [spec.labels.get(group) if group in groups else None for spec in specs]
+        seen = {(option, str(cell.get(key))) for option, cell in zip(options, leaves, strict=True)}
+        return len(seen) > len(set(options))
 
-    shown = [key for key in varying if not told(key)]
-    for spec, cell in zip(specs, leaves, strict=True) if listed else ():
+    shown = [key for key in sorted(set().union(*leaves)) if differs(key)]
+    lines = []
+    for spec, cell in zip(specs, leaves, strict=True):
         names = {g: spec.labels[g] for g in groups if g in spec.labels and g != "activation"}
         rest = {key: cell[key] for key in shown if key in cell}
         labels = " ".join(f"{key}={value}" for key, value in (names | rest).items())
         cost = costs.get(spec.cell)
         part = f"{cost.lanes} lanes, {cost.flops / 1e12:.2f} TFLOP" if cost else "done"
         lines.append(f"  {spec.cell}  {labels}  {part}")
-    return "\n".join(lines)
+    return lines
+
+
+def machine() -> str:
+    """What estimates are for."""
+    return f"{units()} {jax.default_backend()} unit(s)"

@@ -1,5 +1,6 @@
 """What a lane starts from: its components, its key, its network, its data, and the arithmetic that it is computed in."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -69,23 +70,18 @@ def components(spec: Spec, lane: Lane) -> tuple[Any, Any, Any]:
         parts |= {"learning": spec.learning, "optimiser": spec.optimiser}
     for key, value in lane.values.items():
         if key != "seed":
-            parts |= {key.partition(".")[0]: _replace(parts[key.partition(".")[0]], key.split(".")[1:], value)}
-    traced = {
-        name: jax.tree.map(
-            lambda leaf: jnp.asarray(leaf, jnp.result_type(float)) if isinstance(leaf, float) else leaf, part
-        )
-        for name, part in parts.items()
-    }
+            leaf = functools.partial(_leaf, path=key.split("."))
+            parts = eqx.tree_at(leaf, parts, value, is_leaf=lambda leaf: leaf is None)
+    floats = jnp.result_type(float)
+    traced = jax.tree.map(lambda leaf: jnp.asarray(leaf, floats) if isinstance(leaf, float) else leaf, parts)
     return traced["parameterisation"], traced["learning"], traced["optimiser"]
 
 
-def _replace(part: Any, path: Sequence[str], value: float) -> Any:
-    def where(tree: Any) -> Any:
-        for name in path:
-            tree = tree.keywords[name] if isinstance(tree, eqx.Partial) else getattr(tree, name)
-        return tree
-
-    return eqx.tree_at(where, part, value, is_leaf=lambda leaf: leaf is None)
+def _leaf(tree: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        tree = tree.keywords if isinstance(tree, eqx.Partial) else tree
+        tree = tree[name] if isinstance(tree, dict) else getattr(tree, name)
+    return tree
 
 
 def lane_key(spec: Spec, lane: Lane, purpose: int) -> jax.Array:

@@ -11,12 +11,11 @@ from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.data import Dataset
 from pcexp.records.cell import Cell
-from pcexp.run.draw import Start, arithmetic, drawn, initial_start
-from pcexp.run.lanes import LaneTraining, brought
-from pcexp.run.pack import Course
+from pcexp.run.draw import Start, arithmetic, drawn, initial_start, training_set
+from pcexp.run.lanes import LaneTraining, failure, resumed
+from pcexp.run.pack import Course, Pack, Programs
 from pcexp.run.provenance import peak_memory_bytes, provenance
 from pcexp.run.session import Session, Stopped
-from pcexp.run.tracking import LaneLog
 from pcexp.train import Measure, MeasureAfter, Training, TrainState
 
 
@@ -27,31 +26,23 @@ class Job:
         self.spec, self.cell, self.session = spec, cell, session
         self._brought: set[str] = set()
 
-    def lanes(self) -> tuple[Lane, ...]:
+    def lanes(self) -> list[Lane]:
         """Lanes that are not finished."""
         missing = set(self.cell.missing)
-        return tuple(lane for lane in self.spec.lanes if lane.name in missing)
+        return [lane for lane in self.spec.lanes if lane.name in missing]
 
     def finish(self, lane: Lane, outcome: str, summary: Mapping[str, Any], **about: str | float) -> None:
         """Record a lane's outcome, its numbers and where they come from; mirror it to the tracker."""
-        origin = provenance() | {"peak_memory_bytes": peak_memory_bytes()} | about
-        self.cell.finish(lane.name, outcome, values=lane.values, summary=dict(summary), provenance=origin)
-        rows = [
-            {name: float(value) for name, value in row.items() if isinstance(value, (int, float))}
-            for row in self.cell.lines(lane.name)
-        ]
-        log = LaneLog(
-            study=self.spec.name,
-            cell=self.spec.cell,
-            lane=lane.name,
-            config=self.spec.science | {"lane": lane.values},
-            labels=self.spec.labels,
-            outcome=outcome,
-            summary=dict(summary),
-            rows=rows,
-        )
+        dataset = self.session.datasets(self.spec)
+        data = {"data_checksum": dataset.checksum, "data_caveat": dataset.caveat}
+        origin = provenance() | {"peak_memory_bytes": peak_memory_bytes()} | about | data
+        entry = {"values": lane.values, "summary": dict(summary), "provenance": origin}
+        self.cell.finish(lane.name, outcome, **entry)
+        if outcome.startswith("failed"):
+            self.session.progress.say(f"lane {lane.name} of {self.spec.cell} {outcome}")
         with self.session.mirroring:
-            self.session.tracker.log(log)
+            shown = {"lane": lane.name, "outcome": outcome} | entry
+            self.session.tracker.log(self.spec, shown, lambda: self.cell.lines(lane.name))
 
     def record(self, rows: Callable[[Lane, Dataset], Iterable[Mapping[str, Any]]]) -> None:
         """Write the rows (each with its iteration) that a study computes for every unfinished lane. Raises Stopped.
@@ -72,21 +63,13 @@ class Job:
                 with arithmetic(self.spec.precision):
                     found = [{name: np.asarray(value) for name, value in row.items()} for row in rows(lane, dataset)]
             except jax.errors.JaxRuntimeError as error:  # out of memory, above all: other lanes and cells go on
-                reason = str(error).splitlines()[0][:300]
-                self.finish(lane, f"failed: {reason}", {})
-                self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
+                self.finish(lane, failure(error), {})
                 continue
             self.cell.append({"lane": lane.name} | {name: v.tolist() for name, v in row.items()} for row in found)
             self.session.progress.advance(self.spec, {lane.name: 1}, 1)
             finite = all(np.isfinite(value).all() for row in found for value in row.values())
-            self.finish(
-                lane,
-                "done" if finite else "diverged",
-                self.spec.study.summary(self.cell.rows(lane.name)),
-                seconds_run=time.perf_counter() - start,
-                data_checksum=dataset.checksum,
-                data_caveat=dataset.caveat,
-            )
+            summary = self.spec.study.summary(self.cell.rows(lane.name))
+            self.finish(lane, "done" if finite else "diverged", summary, seconds_run=time.perf_counter() - start)
 
     def train(
         self,
@@ -102,21 +85,18 @@ class Job:
         """Train every unfinished lane to its end, recording what `measure` sees. Raises Stopped.
 
         `at` says what a lane starts from, if not from what the configuration says: other weights, several networks side by
-        side, another update, rows on events. `after` measures with the weights after the update at hand too. What `at_end`
-        says of the initial and the final model joins the lane's summary, and so does the test split if `tested`. With
-        `timed`, rows have a column of `seconds`.
+        side, another update, rows on events. `Course` says what the others are.
         """
         lanes, dataset = self.lanes(), self.session.datasets(self.spec)
 
         def start(lane: Lane) -> Start:
             return initial_start(self.spec, lane, dataset) if at is None else at(lane, dataset)
 
-        course = Course(
-            self.spec.training, self.spec.precision, start, measure, probe_size, after, at_end, tested, timed
-        )
+        spec = self.spec
+        course = Course(spec.training, spec.precision, start, measure, probe_size, after, at_end, tested, timed)
         if lanes:
-            with arithmetic(self.spec.precision):
-                LaneTraining(self.spec, self.cell, self.session, self.finish, lanes, course).run()
+            with arithmetic(spec.precision):
+                LaneTraining(spec, self.cell, self.session, self.finish, lanes, course).run()
         if not self.cell.missing:
             for name in self._brought:
                 self.cell.checkpoint(name).unlink(missing_ok=True)
@@ -128,7 +108,25 @@ class Job:
         it is saved under its name until all lanes are finished.
         """
         self._brought.add(name)
+        session, cell = self.session, self.cell
         course = Course(training, self.spec.precision, lambda _: start, lambda seen: {}, training.batch_size)
         with arithmetic(self.spec.precision):
             begin = drawn(start, self.spec, lane)
-            return brought(begin, lane._replace(name=name), course, self.cell, self.session, self.spec)
+            state, before = resumed(cell.checkpoint(name), begin.state, session.progress)
+            pack = Pack([lane._replace(name=name)], lambda _: begin._replace(state=state), {name: before})
+            data = training_set(session.datasets(self.spec), state.network, course.probe_size)
+            programs = Programs(course, data, ())
+            session.take_place()
+            try:
+                while not bool(pack.state.stopped):
+                    if session.stopping:
+                        raise Stopped
+                    data, n = programs.ready(pack), programs.call_size(pack, session.execution.call_s)
+                    _, programs.seconds_an_iteration[1] = pack.call(data, course, n)
+                    if time.monotonic() - pack.saved_at > session.execution.checkpoint_s:
+                        pack.save(cell)
+            finally:
+                session.places.release()
+                if pack.advanced:
+                    pack.save(cell)
+            return pack.state

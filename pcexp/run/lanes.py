@@ -7,34 +7,33 @@ GPUs has a thread and a pack of its own.
 """
 
 import itertools
+import json
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
+import jax.random as jr
 import numpy as np
 
 from pcexp.config.identity import Lane
-from pcexp.config.spec import Spec
+from pcexp.config.spec import Spec, with_values
+from pcexp.config.targets import ALLOWED_TARGETS, build
 from pcexp.records import checkpoint
 from pcexp.records.cell import Cell
-from pcexp.run.draw import Drawn, arithmetic, drawn, training_set
-from pcexp.run.pack import Course, Pack
-from pcexp.run.programs import Programs
+from pcexp.run.draw import Drawn, arithmetic, drawn, in_floats, training_set
+from pcexp.run.pack import Course, Pack, Programs
 from pcexp.run.progress import Progress, duration
 from pcexp.run.session import Session, Stopped
 from pcexp.train import Rows, TrainState, iterations
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
-
-Finish = Callable[..., None]
-"""Records the outcome of a lane: lane, outcome, summary, and where they come from."""
 
 Progressed = tuple[list[dict[str, float]], int, Rows, float]
 """What a call gives: the test set's verdicts on the lanes and where they stood, rows, and seconds an iteration."""
@@ -53,34 +52,16 @@ def resumed(path: Path, like: TrainState, progress: Progress) -> tuple[TrainStat
     return like, 0.0
 
 
-def brought(start: Drawn, lane: Lane, course: Course, cell: Cell, session: Session, spec: Spec) -> TrainState:
-    """Where a run ends that keeps no rows: at an event, from `start`. It is saved as lanes are. Raises Stopped."""
-    path = cell.checkpoint(lane.name)
-    state, before = resumed(path, start.state, session.progress)
-    pack = Pack([lane], lambda _: start._replace(state=state))
-    programs = Programs(course, training_set(session.datasets(spec), state.network, course.probe_size), ())
-    session.take_place()
-    try:
-        while not bool(pack.state.stopped):
-            if session.stopping:
-                raise Stopped
-            data, n = programs.ready(pack), programs.call_size(pack, session.execution.call_s)
-            _, programs.seconds_an_iteration[1] = pack.call(data, course, n)
-            if time.monotonic() - pack.saved_at > session.execution.checkpoint_s:
-                checkpoint.save(path, pack.state, seconds_run=before + pack.seconds_run)
-                pack.saved_at = time.monotonic()
-    finally:
-        session.places.release()
-        if pack.advanced:
-            checkpoint.save(path, pack.state, seconds_run=before + pack.seconds_run)
-    return pack.state
+def failure(error: Exception) -> str:
+    """The outcome of a lane that fails with an error."""
+    return f"failed: {str(error).splitlines()[0][:300]}"
 
 
 class LaneTraining:
     """Trains the lanes of one cell on worker threads; only this object's thread writes."""
 
     def __init__(
-        self, spec: Spec, cell: Cell, session: Session, finish: Finish, lanes: Sequence[Lane], course: Course
+        self, spec: Spec, cell: Cell, session: Session, finish: Callable[..., None], lanes: list[Lane], course: Course
     ) -> None:
         self.spec, self.cell, self.session, self.finish, self.course = spec, cell, session, finish, course
         self.dataset = session.datasets(spec)
@@ -89,15 +70,15 @@ class LaneTraining:
             raise ValueError(f"training.batch_size={course.training.batch_size}: the training set has {n} examples")
         self.total = iterations(course.training, n)
         self.test_every = course.training.test_every if course.tested else None
-        start = course.at(lanes[0])
-        start.learning.check(start.model)
-        self.first = {lanes[0].name: drawn(start, spec, lanes[0])}
+        begin = course.at(lanes[0])
+        begin.learning.check(begin.model)
+        self.first = {lanes[0].name: drawn(begin, spec, lanes[0])}
         first = self.first[lanes[0].name].state
         self.on_events = first.events is not None
         self.data = training_set(self.dataset, first.network, course.probe_size)
-        reached, self.seconds_before = {}, {}
+        reached, seconds = {}, {}
         for lane in lanes:
-            state, self.seconds_before[lane.name] = resumed(cell.checkpoint(lane.name), first, session.progress)
+            state, seconds[lane.name] = resumed(cell.checkpoint(lane.name), first, session.progress)
             reached[lane.name] = int(state.iteration)
         self.cell.rewind(reached)
         cpu, self.devices = self.session.on_cpu, jax.local_devices()
@@ -110,7 +91,7 @@ class LaneTraining:
             members = [lane for lane in lanes if reached[lane.name] == iteration]
             n_packs = -(-len(members) // size)
             bounds = [len(members) * k // n_packs for k in range(n_packs + 1)]
-            self.packs += [Pack(members[start:stop], self._drawn) for start, stop in itertools.pairwise(bounds)]
+            self.packs += [Pack(members[i:j], self._drawn, seconds) for i, j in itertools.pairwise(bounds)]
         if not cpu and len(self.packs) > 1:
             self.session.progress.say(f"{len(lanes)} lanes of {self.spec.cell} run in {len(self.packs)} packs")
         self.programs = Programs(course, self.data, self.devices)
@@ -131,8 +112,7 @@ class LaneTraining:
     def _drawn(self, lane: Lane) -> Drawn:
         """A lane where it goes on."""
         fresh = self.first.pop(lane.name, None) or drawn(self.course.at(lane), self.spec, lane)
-        path = self.cell.checkpoint(lane.name)
-        return fresh._replace(state=checkpoint.load(path, fresh.state)[0]) if path.exists() else fresh
+        return fresh._replace(state=resumed(self.cell.checkpoint(lane.name), fresh.state, self.session.progress)[0])
 
     def run(self) -> None:
         """Advance packs, each to its end before another begins, until all lanes are finished or the session stops."""
@@ -145,7 +125,9 @@ class LaneTraining:
                 while waiting or flying:
                     while waiting and len(flying) < workers and not self.session.stopping:
                         pack = waiting.popleft()
-                        self._place(pack, [other.device for other in flying.values()])
+                        if len(self.devices) > 1:  # one that is not busy: its own, if that is one
+                            busy = [other.device for other in flying.values()]
+                            pack.move(min(self.devices, key=lambda d: (busy.count(d), d != pack.device)))
                         flying[pool.submit(self._call, pack)] = pack
                     if not flying:
                         break
@@ -166,30 +148,18 @@ class LaneTraining:
         if waiting:
             for pack in waiting:
                 if pack.advanced:
-                    self._save(pack)
+                    pack.save(self.cell)
             raise Stopped
-
-    def _place(self, pack: Pack, busy: Sequence[jax.Device | None]) -> None:
-        """Put a pack on a device that is not busy: its own, if that is one."""
-        if len(self.devices) > 1:
-            pack.move(min(self.devices, key=lambda device: (busy.count(device), device != pack.device)))
 
     def _halves(self, pack: Pack, error: Exception) -> tuple[Pack, ...]:
         """What can still be tried of a pack that a call failed on: its halves where it was too large."""
         if len(pack.lanes) > 1 and OUT_OF_MEMORY in str(error):
             self.session.progress.say(f"{len(pack.lanes)} lanes of {self.spec.cell} do not fit in memory: in halves")
             return pack.halves()
-        self._fail(pack, error)
+        for lane in pack.lanes:
+            if not pack.written[lane.name]:
+                self.finish(lane, failure(error), {})
         return ()
-
-    def _call_size(self, pack: Pack) -> int:
-        return self.programs.call_size(pack, self.session.execution.call_s)
-
-    def _enter(self, pack: Pack) -> None:
-        """On a worker thread: wait until fewer packs than workers advance, of all cells. Raises Stopped."""
-        if pack not in self.advancing:
-            self.session.take_place()
-            self.advancing.add(pack)
 
     def _leave(self, pack: Pack) -> None:
         if pack in self.advancing:
@@ -197,9 +167,11 @@ class LaneTraining:
             self.session.places.release()
 
     def _call(self, pack: Pack) -> Progressed:
-        """On a worker thread: what the test set says where the pack stands, if that is due, and some iterations."""
-        data, n = self.programs.ready(pack), self._call_size(pack)
-        self._enter(pack)
+        """On a worker thread: what the test set says where the pack stands, if that is due, and some iterations. Raises Stopped."""
+        data, n = self.programs.ready(pack), self.programs.call_size(pack, self.session.execution.call_s)
+        if pack not in self.advancing:
+            self.session.take_place()
+            self.advancing.add(pack)
         every, tests = self.test_every, []
         with arithmetic(self.course.precision):
             t = pack.iteration
@@ -224,27 +196,25 @@ class LaneTraining:
             for lane, found in zip(pack.lanes, tests, strict=False)
             if not pack.written[lane.name]
         )
-        self.cell.append(itertools.chain(tested, self._timed(pack, pack.rows(rows))))
+        timed = self.course.timed
+        found = (row | ({"seconds": pack.seconds(row["lane"])} if timed else {}) for row in pack.rows(rows))
+        self.cell.append(itertools.chain(tested, found))
         reached, stopped, diverged = pack.flags("iteration"), pack.flags("stopped"), pack.flags("diverged")
-        self.session.progress.advance(
-            self.spec,
-            {lane.name: n for lane, n in zip(pack.lanes, reached, strict=True)},
-            self.total,
-            [lane.name for lane, failed in zip(pack.lanes, diverged, strict=True) if failed],
-        )
-        over = [
-            i for i, n in enumerate(reached) if diverged[i] or stopped[i] or (n >= self.total and not self.on_events)
-        ]
+        names = [lane.name for lane in pack.lanes]
+        failed = list(itertools.compress(names, diverged))
+        self.session.progress.advance(self.spec, dict(zip(names, reached, strict=True)), self.total, failed)
+        last = math.inf if self.on_events else self.total
+        over = [i for i, n in enumerate(reached) if diverged[i] or stopped[i] or n >= last]
         new = [i for i in over if not pack.written[pack.lanes[i].name]]
         if new:
-            found = pack.evaluate(self.dataset.test) if self.course.tested else [None] * len(reached)
+            judged = pack.evaluate(self.dataset.test) if self.course.tested else [None] * len(reached)
             for i in new:
-                self._finish(pack, i, found[i])
+                self._finish(pack, i, judged[i])
                 pack.written[pack.lanes[i].name] = True
         if len(over) == len(pack.lanes):
             return ()
         if time.monotonic() - pack.saved_at > max(self.session.execution.checkpoint_s, 20 * pack.seconds_to_save):
-            self._save(pack)
+            pack.save(self.cell)
         left = (self.total - max(reached)) * seconds
         minutes = self.session.execution.max_minutes
         # What was not finished in the budget does not travel. Halves help where lanes share the device's time.
@@ -256,27 +226,6 @@ class LaneTraining:
         if 2 * len(over) >= len(pack.lanes) and left / 2 > self.programs.seconds_compile:
             return (pack.part([i for i in range(len(pack.lanes)) if i not in over]),)
         return (pack,)
-
-    def _timed(self, pack: Pack, rows: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
-        if not self.course.timed:
-            return rows
-        return (row | {"seconds": self.seconds_before[row["lane"]] + pack.seconds_run} for row in rows)
-
-    def _fail(self, pack: Pack, error: Exception) -> None:
-        reason = str(error).splitlines()[0][:300]
-        for lane in pack.lanes:
-            if not pack.written[lane.name]:
-                self.finish(lane, f"failed: {reason}", {})
-                self.session.progress.say(f"lane {lane.name} of {self.spec.cell} failed: {reason}")
-
-    def _save(self, pack: Pack) -> None:
-        start = time.monotonic()
-        for i, lane in enumerate(pack.lanes):
-            if not pack.written[lane.name]:
-                seconds = self.seconds_before[lane.name] + pack.seconds_run
-                checkpoint.save(self.cell.checkpoint(lane.name), pack.lane_state(i), seconds_run=seconds)
-        pack.saved_at = time.monotonic()
-        pack.seconds_to_save = pack.saved_at - start
 
     def _finish(self, pack: Pack, i: int, found: Mapping[str, float] | None) -> None:
         """Record a lane that has ended, with what the test split says of it where that is asked."""
@@ -300,12 +249,20 @@ class LaneTraining:
         # The last update has no iteration after it that would notice.
         seen = list(rows.values()) if found is None else [np.asarray(found["test_loss"])]
         finite = not bool(state.diverged) and all(np.isfinite(values).all() for values in seen)
-        self.finish(
-            lane,
-            "done" if finite else "diverged",
-            summary,
-            seconds_compile=self.programs.seconds_compile,
-            seconds_run=self.seconds_before[lane.name] + pack.seconds_run,
-            data_checksum=self.dataset.checksum,
-            data_caveat=self.dataset.caveat,
-        )
+        seconds = {"seconds_compile": self.programs.seconds_compile, "seconds_run": pack.seconds(lane.name)}
+        self.finish(lane, "done" if finite else "diverged", summary, **seconds)
+
+
+def trained_network(folder: Path, lane: str) -> Any:
+    """The network that a lane of the cell in `folder` ended with (kept with execution.save_networks=true).
+
+    Raises CheckpointError where it is missing, damaged, or of another shape than the cell's configuration says.
+    """
+    path = folder / "networks" / f"{lane}.npz"
+    about = checkpoint.about(path)
+    values = Cell(folder, ()).finished[lane]["values"]
+    science = with_values(json.loads((folder / "config.json").read_text())["science"], values)
+    architecture, parameterisation = (build(science[k], k, ALLOWED_TARGETS) for k in ("network", "parameterisation"))
+    network = architecture.build(parameterisation, tuple(about["input_shape"]), about["d_out"], key=jr.key(0))
+    with arithmetic(science["precision"]):
+        return checkpoint.load(path, in_floats(network))[0]

@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
@@ -14,6 +15,18 @@ from pcexp.config.spec import Spec
 LINE_EVERY_S = 15.0
 
 
+@dataclass
+class _Cell:
+    """A cell that has begun: what is done of each of its lanes, and the iterations that it has gained since."""
+
+    spec: Spec
+    done: dict[str, float]
+    began: float
+    gained: float = 0.0
+    diverged: set[str] = field(default_factory=set)
+    ended: bool = False
+
+
 class Progress:
     """Work done and left over all cells of a command, weighted by the estimated cost of each cell.
 
@@ -22,27 +35,16 @@ class Progress:
 
     def __init__(self, costs: Mapping[str, float]) -> None:
         self._costs = dict(costs)  # estimated work of each cell that is not finished
-        self._done: dict[str, dict[str, float]] = {}
-        self._lanes: dict[str, int] = {}
-        self._diverged: dict[str, set[str]] = {}
-        self._start = time.monotonic()
-        self._last_line = self._start
-        self._cells_done = 0
-        self._running: list[Spec] = []
-        self._began, self._gained = self._start, 0.0  # of the cell that is named
+        self._cells: dict[str, _Cell] = {}
+        self._start = self._last_line = time.monotonic()
         self._lock = threading.Lock()
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._bar: Bar | None = None
 
     def __enter__(self) -> "Progress":
         if self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeElapsedColumn(),
-            )
-            self._bar = Bar(*columns, console=self.console)
+            said, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            self._bar = Bar(said, BarColumn(), note, TimeElapsedColumn(), console=self.console)
             self._task = self._bar.add_task("starting", total=sum(self._costs.values()) or 1, note="")
             self._bar.start()
         return self
@@ -57,50 +59,40 @@ class Progress:
     def begin(self, spec: Spec, lanes: Sequence[str]) -> None:
         """A cell starts with these unfinished lanes."""
         with self._lock:
-            self._done[spec.cell], self._lanes[spec.cell] = {}, len(lanes)
-            self._diverged[spec.cell] = set()
-            self._running.append(spec)
-            if self._running[0] is spec:
-                self._began, self._gained = time.monotonic(), 0.0
-            self._show(self._running[0])
+            self._cells[spec.cell] = _Cell(spec, dict.fromkeys(lanes, 0.0), time.monotonic())
+            self._show()
 
     def advance(self, spec: Spec, iterations: Mapping[str, int], total: int, diverged: Collection[str] = ()) -> None:
         """Lanes of a cell have reached these iterations of `total`; those that diverged go no further."""
         with self._lock:
-            before = sum(self._done[spec.cell].values())
-            self._done[spec.cell] |= {
-                lane: 1.0 if lane in diverged else n / max(total, 1) for lane, n in iterations.items()
-            }
-            self._diverged[spec.cell] |= set(diverged)
-            if self._running[0] is spec:
-                self._gained += (sum(self._done[spec.cell].values()) - before) * total
-            self._show(self._running[0])
+            cell = self._cells[spec.cell]
+            before = sum(cell.done.values())
+            cell.done |= {lane: 1.0 if lane in diverged else n / max(total, 1) for lane, n in iterations.items()}
+            cell.diverged |= set(diverged)
+            cell.gained += (sum(cell.done.values()) - before) * total
+            self._show()
 
     def end(self, spec: Spec) -> None:
         with self._lock:
-            self._cells_done += 1
-            self._done[spec.cell] = {str(i): 1.0 for i in range(self._lanes[spec.cell])}
-            self._show(self._running[0])
-            first = self._running[0] is spec
-            self._running = [other for other in self._running if other is not spec]
-            if first:
-                self._began, self._gained = time.monotonic(), 0.0
+            cell = self._cells[spec.cell]
+            cell.done = dict.fromkeys(cell.done, 1.0)
+            self._show()
+            cell.ended = True
 
-    def _show(self, spec: Spec) -> None:
-        work = sum(
-            self._costs.get(cell, 0) * sum(done.values()) / max(self._lanes[cell], 1)
-            for cell, done in self._done.items()
-        )
+    def _show(self) -> None:
+        cells, now = self._cells, time.monotonic()
+        work = sum(self._costs.get(name, 0) * sum(cell.done.values()) / len(cell.done) for name, cell in cells.items())
         total = sum(self._costs.values()) or 1.0
-        now = time.monotonic()
-        rate = f"{self._gained / max(now - self._began, 1e-3):,.0f} iterations/s" if self._gained else ""
+        named = next(cell for cell in cells.values() if not cell.ended)
+        rate = f"{named.gained / max(now - named.began, 1e-3):,.0f} iterations/s" if named.gained else ""
         left = "" if work <= 0 else f"{duration((now - self._start) * (total - work) / work)} left"
-        labels = " ".join(spec.labels[k] for k in ("data", "network", "learning", "protocol") if k in spec.labels)
-        finished = sum(share >= 1 for share in self._done[spec.cell].values())
-        lanes = f"{finished}/{self._lanes[spec.cell]} lanes done"
-        if failed := len(self._diverged[spec.cell]):
-            lanes += f", {failed} diverged"
-        text = f"cell {min(self._cells_done + 1, len(self._costs))}/{len(self._costs)} {labels}: {lanes}"
+        labels = named.spec.labels
+        said = " ".join(labels[k] for k in ("data", "network", "learning", "protocol") if k in labels)
+        lanes = f"{sum(share >= 1 for share in named.done.values())}/{len(named.done)} lanes done"
+        if named.diverged:
+            lanes += f", {len(named.diverged)} diverged"
+        number = min(sum(cell.ended for cell in cells.values()) + 1, len(self._costs))
+        text = f"cell {number}/{len(self._costs)} {said}: {lanes}"
         if self._bar is not None:
             note = " ".join(part for part in (rate, left) if part)
             self._bar.update(self._task, description=text, completed=work, total=total, note=note)

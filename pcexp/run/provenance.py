@@ -6,16 +6,16 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import resource
 import subprocess
-import sys
 
 import jax
 
 from pcexp import __version__
 
 UNKNOWN = "unknown"
-PACKAGES = ("pcexp", "jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
+PACKAGES = ("jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
 
 
 def provenance() -> dict[str, str | int | bool]:
@@ -38,11 +38,10 @@ def checkout(file: pathlib.Path) -> tuple[str, bool]:
     `file` is not tracked, ("unknown", True).
     """
     # A package installed in a virtual environment inside somebody's checkout is not that checkout's code.
-    if _git(file.parent, "ls-files", "--error-unmatch", "--", file.name) is None:
-        return UNKNOWN, True
+    tracked = _git(file.parent, "ls-files", "--error-unmatch", "--", file.name)
     commit = _git(file.parent, "rev-parse", "HEAD")
     changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
-    if commit is None or changes is None:
+    if tracked is None or commit is None or changes is None:
         return UNKNOWN, True
     return commit, changes != ""
 
@@ -51,7 +50,7 @@ def peak_memory_bytes() -> int:
     """Most memory held so far by this process: on the fullest accelerator where one reports it, else resident."""
     reports = [device.memory_stats() or {} for device in jax.local_devices()]  # None on a CPU
     peaks = [int(report["peak_bytes_in_use"]) for report in reports if "peak_bytes_in_use" in report]
-    return max(peaks) if peaks else _peak_resident_bytes()
+    return max(peaks, default=0) or _peak_resident_bytes()
 
 
 @functools.cache
@@ -63,12 +62,13 @@ def _constant() -> dict[str, str | int | bool]:
         "commit": commit,
         "dirty": dirty,
         "python_version": platform.python_version(),
-        **{f"{package}_version": _version(package) for package in PACKAGES},
+        "pcexp_version": __version__,  # of the code that runs: the metadata are those of the last install
+        **{f"{package}_version": importlib.metadata.version(package) for package in PACKAGES},
         "device_platform": devices[0].platform,
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
         "cpu_model": _cpu_model(),
-        "cpu_count": _cpu_count(),
+        "cpu_count": len(os.sched_getaffinity(0)),  # a SLURM job sees all of its node's in os.cpu_count()
     }
 
 
@@ -86,33 +86,15 @@ def _git(folder: pathlib.Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _version(package: str) -> str:
-    if package == "pcexp":
-        return __version__  # of the code that runs: the metadata are those of the last install
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was never installed
-        return UNKNOWN
-
-
 def _cpu_model() -> str:
     cpuinfo = pathlib.Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(models), platform.processor() or platform.machine() or UNKNOWN)
-
-
-def _cpu_count() -> int:
-    """Cores that this process may use: a SLURM job sees all of its node's in os.cpu_count()."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    named = re.search(r"^model name\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return named[1].strip() if named else platform.processor() or platform.machine() or UNKNOWN
 
 
 def _peak_resident_bytes() -> int:
     # Not ru_maxrss where there is another way: it is handed down through fork and exec, so a small job that a large
     # process started would report its parent.
     status = pathlib.Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else []:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+    peak = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
+    return 1024 * (int(peak[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -37,6 +37,11 @@ class Execution(eqx.Module):
     targets: Sequence[str] = ()
 
 
+def units() -> int:
+    """Cores that this process may use (of a node's, those of its SLURM job), or GPUs."""
+    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else len(jax.local_devices())
+
+
 class Datasets:
     """Data sets of a command, each loaded once."""
 
@@ -60,13 +65,10 @@ class Session:
     memory may hold what one of them computes, and not two.
     """
 
-    def __init__(
-        self, execution: Execution, tracker: AbstractTracker, progress: Progress, datasets: "Datasets"
-    ) -> None:
+    def __init__(self, execution: Execution, tracker: AbstractTracker, progress: Progress, datasets: Datasets) -> None:
         self.execution, self.tracker, self.progress, self.datasets = execution, tracker, progress, datasets
         self.on_cpu = jax.default_backend() == "cpu"
-        own = len(os.sched_getaffinity(0)) if self.on_cpu else len(jax.local_devices())
-        self.workers = execution.workers or own
+        self.workers = execution.workers or units()
         # The next cell is built and compiled while lanes of the one before run. Not on a GPU: its memory holds one cell.
         self.cells_at_once = 2 if self.on_cpu and self.workers > 1 else 1
         self.places = threading.Semaphore(self.workers)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +15,31 @@ import jax
 import jax.random as jr
 
 from pcexp.config.composition import Asked, Composed, Refused
-from pcexp.config.identity import Identity
+from pcexp.config.identity import Identity, Lane
 from pcexp.config.spec import Spec, identity, spec
 from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build
 from pcexp.data import DataError
 from pcexp.model.pair import Pair
 from pcexp.records import manifest
-from pcexp.records.cell import CANNOT_WRITE, Cell, CellBusy, OutputError, output_error
+from pcexp.records.cell import Cell, CellBusy, OutputError, writing
 from pcexp.records.manifest import Blocks
-from pcexp.run.cost import Cost, describe, estimate, too_large
+from pcexp.run.cost import Cost, describe, estimate, listed, too_large
 from pcexp.run.job import Job
 from pcexp.run.progress import Progress
 from pcexp.run.session import Datasets, Execution, Session, Stopped
 from pcexp.run.tracking import AbstractTracker
 
 
-def identities(composed: Iterable[Composed], prefixes: Sequence[str]) -> dict[str, Identity]:
+def identities(composed: Iterable[Composed], allowed: Sequence[str]) -> dict[str, Identity]:
     """Who the cells of these configurations are; of those that are one cell the lanes are united. Raises SpecError."""
     found: dict[str, Identity] = {}
     for one in composed:
-        new = identity(one.config, prefixes, block=one.block)
-        if new.cell in found:
-            old = {lane.name: lane for lane in found[new.cell].lanes}
-            for lane in new.lanes:
-                blocks = dict.fromkeys((*old[lane.name].blocks, *lane.blocks)) if lane.name in old else lane.blocks
-                old[lane.name] = lane._replace(blocks=tuple(blocks))
-            new = found[new.cell]._replace(lanes=tuple(old.values()))
-        found[new.cell] = new
+        new = identity(one.config, allowed, block=one.block)
+        lanes = {lane.name: lane for lane in found[new.cell].lanes} if new.cell in found else {}
+        for lane in new.lanes:
+            blocks = dict.fromkeys((*lanes.get(lane.name, lane).blocks, *lane.blocks))
+            lanes[lane.name] = lane._replace(blocks=tuple(blocks))
+        found[new.cell] = replace(found.get(new.cell, new), lanes=tuple(lanes.values()))
     return found
 
 
@@ -50,15 +48,16 @@ def placed(cell: Identity, own: Mapping[str, Identity], variant: str) -> Identit
 
     A lane that differs from one of the study's in its seed alone is the study's too: more seeds make a verdict firmer.
     """
-    there = own[cell.cell].lanes if cell.cell in own else ()
-    by_rest = {
-        json.dumps({k: v for k, v in lane.values.items() if k != "seed"}, sort_keys=True): lane for lane in there
-    }
+
+    def rest(lane: Lane) -> frozenset[tuple[str, float]]:
+        return frozenset((key, value) for key, value in lane.values.items() if key != "seed")
+
+    blocks = {rest(lane): lane.blocks for lane in own[cell.cell].lanes} if cell.cell in own else {}
     lanes = []
     for lane in cell.lanes:
-        mine = by_rest.get(json.dumps({k: v for k, v in lane.values.items() if k != "seed"}, sort_keys=True))
-        lanes.append(lane._replace(variant=variant) if mine is None else lane._replace(blocks=mine.blocks))
-    return cell._replace(lanes=tuple(lanes))
+        mine = blocks.get(rest(lane))
+        lanes.append(lane._replace(variant=variant) if mine is None else lane._replace(blocks=mine))
+    return replace(cell, lanes=tuple(lanes))
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Sweep:
         """Write into the manifest what is asked for: the study's grid on these data, and these cells."""
         data = {spec.labels["data"] for spec in specs}  # others may have no copy here: of those nothing is asked
         grid = [one for one in self.grid if one.labels["data"] in data]
-        cells = manifest.entries([*grid, *(spec.identity for spec in specs)])
+        cells = manifest.entries([*grid, *specs])
         manifest.add(self.folder, self.scale, cells, {name: b for name, b in self.blocks.items() if name in data})
 
     def run(self, specs: Sequence[Spec], costs: Mapping[str, Cost], datasets: Datasets) -> int:
@@ -107,46 +106,32 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
     """What a command asks for, typed and checked. Raises Refused."""
     try:
         # First: its targets say which modules may be named.
-        execution: Execution = build(
-            {"_target_": "pcexp.run.session.Execution", **settings["execution"]}, "execution", ALLOWED_TARGETS
-        )
-        own = identities(asked.own, execution.targets)
-        wanted = own if asked.cells is asked.own else identities(asked.cells, execution.targets)
-        configs = {identity(one.config, execution.targets).cell: one.config for one in asked.cells}
-        specs = [
-            spec(configs[cell], execution.targets, placed(who, own, asked.variant)) for cell, who in wanted.items()
-        ]
-        tracker: AbstractTracker = build(settings["tracker"], "tracker", (*ALLOWED_TARGETS, *execution.targets))
+        how = {"_target_": "pcexp.run.session.Execution", **settings["execution"]}
+        execution: Execution = build(how, "execution", ALLOWED_TARGETS)
+        allowed = (*ALLOWED_TARGETS, *execution.targets)
+        own = identities(asked.own, allowed)
+        wanted = own if asked.cells is asked.own else identities(asked.cells, allowed)
+        specs = [spec(placed(who, own, asked.variant), allowed) for who in wanted.values()]
+        tracker: AbstractTracker = build(settings["tracker"], "tracker", allowed)
         models: dict[str, Any] = {}
         for cell in specs:
             shape = json.dumps([cell.science["network"], cell.science["parameterisation"]], sort_keys=True)
             models[shape] = models[shape] if shape in models else _model(cell)
             _check(cell, models[shape])
-    except (SpecError, ValueError) as error:
+    except ValueError as error:
         raise Refused(str(error)) from error
-    blocks = {data: {block.name: list(block.figures) for block in there} for data, there in asked.blocks.items()}
-    return Sweep(
-        tuple(specs),
-        execution,
-        tracker,
-        str(settings["scale"]),
-        bool(settings.get("dry_run")),
-        tuple(own.values()),
-        blocks,
-    )
+    scale, dry_run = str(settings["scale"]), bool(settings.get("dry_run"))
+    return Sweep(tuple(specs), execution, tracker, scale, dry_run, tuple(own.values()), asked.blocks)
 
 
 @contextmanager
 def refusing(folder: Path) -> Iterator[None]:
     """Inside, what the user has to mend (data, folders, sizes) refuses the command."""
     try:
-        yield
+        with writing(folder):
+            yield
     except (DataError, OutputError, ValueError) as error:
         raise Refused(str(error)) from error
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
-            raise
-        raise Refused(str(output_error(folder, error))) from error
 
 
 def run_all(composed: Asked, settings: Mapping[str, Any]) -> int:
@@ -158,7 +143,9 @@ def run_all(composed: Asked, settings: Mapping[str, Any]) -> int:
         missing = {spec.cell: len(asked.handle(spec).missing) for spec in asked.specs}
         workers = asked.execution.workers
         costs = {s.cell: estimate(s, datasets, missing[s.cell], workers) for s in asked.specs if missing[s.cell]}
-        print(describe(asked.specs, costs, asked.folder, asked.scale, listed=asked.dry_run), flush=True)
+        print(describe(asked.specs, costs, asked.folder, asked.scale), flush=True)
+        if asked.dry_run:
+            print(*listed(asked.specs, costs), sep="\n", flush=True)
         if excess := too_large(asked.specs, costs):
             raise Refused(excess)
         if asked.dry_run:
@@ -207,13 +194,7 @@ def _run_cell(spec: Spec, handle: Cell, session: Session) -> None:
 
 
 def _about(cell: Spec) -> dict[str, Any]:
-    return {
-        "study": cell.name,
-        "cell": cell.cell,
-        "revision": cell.study.revision,
-        "science": cell.science,
-        "labels": cell.labels,
-    }
+    return {"study": cell.name} | {key: getattr(cell, key) for key in ("cell", "revision", "science", "labels")}
 
 
 def _model(cell: Spec) -> Any:

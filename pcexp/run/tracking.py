@@ -1,6 +1,5 @@
 """Lanes, mirrored to W&B or to nothing. Our own records stay the source of truth: a mirror never stops a run."""
 
-import abc
 import dataclasses
 import hashlib
 import json
@@ -10,7 +9,10 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from pcexp.config.identity import Identity
 
 MAX_POINTS = 50  # a curve on a dashboard needs no more, and a study has tens of thousands of lanes
 TAG_LENGTH = 64  # W&B refuses longer ones
@@ -18,39 +20,19 @@ TAG_LENGTH = 64  # W&B refuses longer ones
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LaneLog:
-    """What one finished (or cut off) lane has to show: who it is, what it was given, what came out."""
-
-    study: str
-    cell: str
-    lane: str  # unique within the cell
-    config: dict[str, Any]  # resolved and nested, the lane's values entered
-    labels: dict[str, str]  # e.g. data, network, learning, protocol, scale
-    outcome: str
-    summary: dict[str, float | int | bool | str]
-    rows: list[dict[str, float]]  # sorted by "iteration", from the first one on, even if the lane was logged before
-
-
-class AbstractTracker(abc.ABC):
+class AbstractTracker:
     """Somewhere that lanes are shown. Both methods answer trouble with a logged warning, never with an exception."""
 
-    @abc.abstractmethod
-    def log(self, lane: LaneLog) -> None: ...
+    def log(self, cell: Identity, lane: Mapping[str, Any], rows: Callable[[], list[dict[str, Any]]]) -> None:
+        """Show a lane that has ended: its line of lanes.jsonl, and its rows by iteration, even if it was shown before."""
 
-    @abc.abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Nothing more will be shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoTracker(AbstractTracker):
     """Nothing: the records alone."""
-
-    def log(self, lane: LaneLog) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,11 +46,12 @@ class Wandb(AbstractTracker):
     sync_timeout_s: float = 60.0
     _segments: list[pathlib.Path] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
-    def log(self, lane: LaneLog) -> None:
+    def log(self, cell: Identity, lane: Mapping[str, Any], rows: Callable[[], list[dict[str, Any]]]) -> None:
         try:
-            self._segments.append(self._written(lane))
+            shown = [{k: float(v) for k, v in row.items() if isinstance(v, (int, float))} for row in rows()]
+            self._segments.append(self._written(cell, lane, shown))
         except Exception as trouble:  # noqa: BLE001 (whatever W&B raises, in any version: the run goes on)
-            _log.warning("W&B: lane %s of cell %s is not mirrored: %r", lane.lane, lane.cell, trouble)
+            _log.warning("W&B: lane %s of cell %s is not mirrored: %r", lane["lane"], cell.cell, trouble)
 
     def close(self) -> None:
         segments = list(self._segments)
@@ -86,7 +69,7 @@ class Wandb(AbstractTracker):
             arguments = (missing, len(segments), reason, folder, later)
             _log.warning("W&B: %d of %d runs are not uploaded (%s). They are kept in %s; to try again: %s", *arguments)
 
-    def _written(self, lane: LaneLog) -> pathlib.Path:
+    def _written(self, cell: Identity, lane: Mapping[str, Any], rows: list[dict[str, float]]) -> pathlib.Path:
         """The folder of a new offline segment of the lane's run."""
         try:
             import wandb  # here, because a run without a tracker must not need it
@@ -96,7 +79,8 @@ class Wandb(AbstractTracker):
         # W&B writes to a temporary folder, with no more than a message, if this one does not exist.
         root = pathlib.Path(self.directory or "outputs/wandb").expanduser().absolute()
         root.mkdir(parents=True, exist_ok=True)
-        identity = run_id(lane.study, lane.cell, lane.lane)
+        who = {"study": cell.name, "cell": cell.cell, "lane": lane["lane"]}
+        identity = run_id(**who)
         # Two segments of one id sync as one run, but W&B shifts the second one's steps behind the first one's: rows
         # that both have would come twice, at iterations that never were. So a segment says how far it went.
         marks = (root / "wandb").glob(f"offline-run-*-{identity}*/logged-to-*")
@@ -109,11 +93,11 @@ class Wandb(AbstractTracker):
             id=identity,
             resume="allow",
             reinit="create_new",  # leaves a run that the user may have open alone
-            group=lane.study,
-            job_type=lane.labels.get("learning", lane.study),
-            name=" ".join([*lane.labels.values(), lane.lane[:8]])[:128],
-            tags=[f"{key}:{value}"[:TAG_LENGTH] for key, value in sorted(lane.labels.items())],
-            config={**lane.config, "pcexp": {"study": lane.study, "cell": lane.cell, "lane": lane.lane}},
+            group=cell.name,
+            job_type=cell.labels.get("learning", cell.name),
+            name=" ".join([*cell.labels.values(), lane["lane"][:8]])[:128],
+            tags=[f"{key}:{value}"[:TAG_LENGTH] for key, value in sorted(cell.labels.items())],
+            config=cell.science | {"lane": lane["values"], "pcexp": who},
             settings=wandb.Settings(
                 console="off",
                 silent=True,
@@ -128,23 +112,22 @@ class Wandb(AbstractTracker):
         try:
             run.define_metric("iteration")
             run.define_metric("*", step_metric="iteration")  # true even where the steps were shifted (see above)
-            for row in evenly_spaced([row for row in lane.rows if row["iteration"] > last]):
+            for row in evenly_spaced([row for row in rows if row["iteration"] > last]):
                 run.log(row, step=int(row["iteration"]))
             # The last row too: a second segment without new rows would leave the summary without it.
-            run.summary.update({**(lane.rows[-1] if lane.rows else {}), **lane.summary, "outcome": lane.outcome})
+            run.summary.update({**(rows[-1] if rows else {}), **lane["summary"], "outcome": lane["outcome"]})
         finally:
-            run.finish(exit_code=1 if lane.outcome.startswith("failed") else 0)
+            run.finish(exit_code=1 if lane["outcome"].startswith("failed") else 0)
         segment = pathlib.Path(run.dir).parent
-        if lane.rows:
-            (segment / f"logged-to-{int(lane.rows[-1]['iteration'])}").touch()
+        if rows:
+            (segment / f"logged-to-{int(rows[-1]['iteration'])}").touch()
         return segment
 
     def _uploaded(self, segments: list[pathlib.Path]) -> str:
         """What `wandb sync` says; it retries an unreachable server for minutes, and so has a time limit."""
         command = [sys.executable, "-m", "wandb", "sync", *map(str, segments)]
-        with (
-            tempfile.TemporaryFile() as said
-        ):  # a pipe would be held open by its service process, beyond the time limit
+        # Not a pipe: its service process would hold that open, beyond the time limit.
+        with tempfile.TemporaryFile() as said:
             try:
                 # Where the segments are, because it may leave a log; without input, because it must not wait for a login.
                 subprocess.run(

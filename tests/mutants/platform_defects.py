@@ -28,8 +28,8 @@ PLATFORM_DEFECTS = (
     Defect(
         "a lock that another process holds is taken",
         "records/cell.py",
-        "if self.path.exists() and not self._stale(owner):",
-        "if self.path.exists() and self._stale(owner) is None:",
+        "if self.path.exists() and not self.stale(owner):",
+        "if self.path.exists() and self.stale(owner) is None:",
         (f"{CELLS}test_a_fresh_lock_is_respected[alive]",),
     ),
     Defect(
@@ -132,21 +132,21 @@ PLATFORM_DEFECTS = (
     ),
     Defect(
         "a lane is counted twice when it is collected again",
-        "records/collecting.py",
+        "records/tables.py",
         "if len(there) == 2:",
         "if len(there) == 3:",
         (f"{COLLECTING}test_collecting_merges_and_never_deletes",),
     ),
     Defect(
         "a run that failed replaces one that ended elsewhere",
-        "records/collecting.py",
-        'runs=new.runs.join(beaten, on=["cell", "lane"], how="anti")',
+        "records/tables.py",
+        'runs=new.runs.join(beaten, on=LANE, how="anti")',
         "runs=new.runs",
         (f"{COLLECTING}test_a_run_that_failed_elsewhere_does_not_replace_a_finished_one",),
     ),
     Defect(
         "a thinned lane loses its beginning",
-        "records/collecting.py",
+        "records/tables.py",
         "np.concatenate([even, logarithmic])",
         "np.concatenate([even, even])",
         (f"{COLLECTING}test_a_thinned_lane_shows_its_beginning_on_a_logarithmic_axis",),
@@ -161,8 +161,8 @@ PLATFORM_DEFECTS = (
     Defect(
         "a narrowed command narrows what was asked for",
         "run/sweep.py",
-        "manifest.entries([*grid, *(spec.identity for spec in specs)])",
-        "manifest.entries(spec.identity for spec in specs)",
+        "manifest.entries([*grid, *specs])",
+        "manifest.entries(specs)",
         (f"{MANIFEST}test_a_command_that_is_narrower_than_the_grid_asks_for_the_whole_grid",),
     ),
     Defect(
@@ -175,7 +175,7 @@ PLATFORM_DEFECTS = (
     Defect(
         "the manifest loses the blocks of other data",
         "records/manifest.py",
-        '"blocks": there | grid',
+        '"blocks": {**there, **grid}',
         '"blocks": grid',
         (f"{MANIFEST}test_blocks_of_other_data_are_kept_and_those_of_the_same_data_replaced",),
     ),

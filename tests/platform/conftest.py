@@ -68,7 +68,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def short_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of 20 iterations, however quick the machine is."""
-    monkeypatch.setattr(lanes.LaneTraining, "_call_size", lambda *_: 20)
+    monkeypatch.setattr(lanes.Programs, "call_size", lambda *_: 20)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def written(
 ) -> Path:
     """Outputs as runs leave them, without running: lanes without a fate are asked for and not finished."""
     folder = outputs / STUDY
-    manifest.add(folder, scale, manifest.entries(spec.identity for spec in cells), {})
+    manifest.add(folder, scale, manifest.entries(cells), {})
     for spec in cells:
         done = [
             (lane, fate, rows(lane, fate, n_rows)) for lane in spec.lanes if (fate := fates(spec, lane)) is not None

@@ -56,7 +56,7 @@ os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "0")
 import pcexp.records.cell, pcexp.run.lanes, pcexp.run.sweep
 pcexp.run.sweep._report = lambda *_: None
 append, pause, iterations = pcexp.records.cell.Cell.append, float(sys.argv.pop(1)), int(sys.argv.pop(1))
-pcexp.run.lanes.LaneTraining._call_size = lambda *_: iterations
+pcexp.run.lanes.Programs.call_size = lambda *_: iterations
 pcexp.records.cell.Cell.append = lambda cell, rows: (append(cell, rows), time.sleep(pause))[0]
 from pcexp.__main__ import main
 main()

@@ -18,8 +18,7 @@ from pcexp.config.spec import Spec
 from pcexp.records import archive, manifest
 from pcexp.records.archive import merge, read, write
 from pcexp.records.cell import Cell
-from pcexp.records.collecting import collect
-from pcexp.records.tables import read_outputs
+from pcexp.records.tables import collect, read_outputs
 
 
 def files(folder: Path) -> dict[str, bytes]:

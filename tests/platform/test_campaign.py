@@ -28,11 +28,11 @@ TWO = [quick.STUDY, *BASE, "learning=pc,bp"]
 
 
 def piece(study: str, cell: str, cost: float, data: str = "digits", begun: bool = False) -> Piece:
-    return Piece(study, data, "", cell, cost, begun)
+    return Piece((study, data, ""), cell, cost, begun)
 
 
 def in_order(ordered: Iterable[list[Piece]]) -> list[tuple[str, str]]:
-    return [(together[0].study, together[0].data) for together in ordered]
+    return [together[0].labels[:2] for together in ordered]
 
 
 # The order
@@ -73,7 +73,7 @@ def test_a_study_without_claims_counts_as_one_and_nothing_gives_nothing() -> Non
 PIECES = st.lists(
     st.builds(
         Piece,
-        study=st.sampled_from("abc"), data=st.sampled_from(["digits", "mnist"]), variant=st.just(""),
+        labels=st.tuples(st.sampled_from("abc"), st.sampled_from(["digits", "mnist"]), st.just("")),
         cell=st.text("0123456789", min_size=1, max_size=3),
         cost=st.floats(0, 1e18), begun=st.booleans(),
     ),
@@ -100,7 +100,7 @@ def test_a_slot_after_another_goes_on_where_the_order_stood(pieces: list[Piece])
     claims = {"a": 3, "b": 1, "c": 12}
     ordered = order(pieces, claims, ())
     for done in range(len(ordered)):
-        evidence = {together[0].study for together in ordered[:done]}
+        evidence = {together[0].labels[0] for together in ordered[:done]}
         left = [p for together in ordered[done:] for p in together]
         assert order(left, claims, evidence) == ordered[done:]
 

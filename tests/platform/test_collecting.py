@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from experiments import saddle_escape
 from pcexp import commands
 from pcexp.config.spec import Spec
-from pcexp.records.collecting import POINTS_A_LANE, collect, thinned
-from pcexp.records.tables import read_outputs, read_results
+from pcexp.records.tables import POINTS_A_LANE, collect, read_outputs, read_results, thinned
 from pcexp.report import rendering as report
 
 

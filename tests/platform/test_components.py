@@ -21,7 +21,6 @@ import quick
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from pcexp.config.composition import GROUPS
 from pcexp.config.targets import ALLOWED_TARGETS, build
 from pcexp.data import AbstractData
 from pcexp.energy import Batch
@@ -33,6 +32,7 @@ from pcexp.model.parameterisation import AbstractParameterisation
 from pcexp.run.session import Execution
 from pcexp.run.tracking import AbstractTracker
 
+GROUPS = tuple(quick.composer(base=()).settings["choices"])
 NEEDED = {"npz": ("data.path=mine.npz",)}
 """What an option asks of its user."""
 

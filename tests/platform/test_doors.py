@@ -19,8 +19,7 @@ from pcexp.records.cell import read_lines
 from pcexp.run import pack as pack_module
 from pcexp.run.draw import Start, initial_network, lane_key
 from pcexp.run.job import Job
-from pcexp.run.pack import Pack
-from pcexp.run.programs import Programs
+from pcexp.run.pack import Pack, Programs
 from pcexp.run.session import Datasets, Session
 
 Run = Callable[..., int]

@@ -9,7 +9,8 @@ import pytest
 import quick
 
 from experiments.saddle_escape import SaddleEscape
-from pcexp.config.identity import flat, lane_name
+from pcexp.config.identity import lane_name
+from pcexp.config.plain import flat
 from pcexp.config.spec import SCIENCE, Spec
 from pcexp.config.targets import SpecError
 

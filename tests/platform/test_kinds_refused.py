@@ -8,8 +8,7 @@ import quick
 
 from experiments import network_kinds
 from pcexp.config.composition import Refused
-from pcexp.records.collecting import thinned
-from pcexp.records.tables import read_outputs
+from pcexp.records.tables import read_outputs, thinned
 from pcexp.report import rendering
 
 GENERATIVE = ("+experiment=network_kinds", "blocks=[generative]")

@@ -16,8 +16,8 @@ from pcexp.records.cell import read_lines
 from pcexp.run import draw as draw_module
 from pcexp.run import lanes
 from pcexp.run.draw import initial_network
+from pcexp.run.lanes import trained_network
 from pcexp.run.session import Datasets
-from pcexp.run.trained import trained_network
 
 Run = Callable[..., int]
 

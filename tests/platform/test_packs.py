@@ -14,12 +14,12 @@ import quick
 
 from pcexp.config.composition import Refused
 from pcexp.records.cell import Cell
-from pcexp.records.collecting import thinned
+from pcexp.records.tables import thinned
 from pcexp.run import lanes
 from pcexp.run.draw import initial_network
 from pcexp.run.job import Job
+from pcexp.run.lanes import trained_network
 from pcexp.run.session import Session
-from pcexp.run.trained import trained_network
 
 Run = Callable[..., int]
 SEEDS = "lanes.seed=[0,1,2]"
@@ -63,7 +63,7 @@ def test_a_pack_that_would_take_more_than_half_of_the_budget_is_halved(
         return rows, len(pack.lanes) * 120.0 / 300  # 300 iterations: two minutes a lane
 
     monkeypatch.setattr(lanes.Pack, "call", slow)
-    monkeypatch.setattr(lanes.LaneTraining, "_call_size", lambda *_: 20)
+    monkeypatch.setattr(lanes.Programs, "call_size", lambda *_: 20)
     asked = (*quick.LONG, "lanes.seed=[0,1,2,3]", "execution.pack_size=4")
     assert run(*asked, "execution.max_minutes=8.5") == 0
     assert sizes == {4, 2}
@@ -105,9 +105,9 @@ def test_lanes_that_stand_at_different_iterations_do_not_share_a_pack(
     packs: list[set[int]] = []
     make = lanes.Pack.__init__
 
-    def seen(pack: Any, of: Any, draw: Any) -> None:
+    def seen(pack: Any, of: Any, draw: Any, before: Any) -> None:
         packs.append({int(draw(lane).state.iteration) for lane in of})
-        make(pack, of, draw)
+        make(pack, of, draw, before)
 
     monkeypatch.setattr(lanes.Pack, "__init__", seen)
     assert run(*asked, "execution.pack_size=3") == 0

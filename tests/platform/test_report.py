@@ -20,8 +20,7 @@ from matplotlib.figure import Figure
 from experiments import saddle_escape
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
-from pcexp.records.collecting import collect
-from pcexp.records.tables import Records, read_outputs
+from pcexp.records.tables import Records, collect, read_outputs
 from pcexp.report import plotting
 from pcexp.report import rendering as report
 from pcexp.report.claims import Claim, Verdict

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hydra.utils
 import pytest
@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from pcexp.config.identity import Identity
 from pcexp.run import tracking
 
 CONF = pathlib.Path(__file__).parents[2] / "conf" / "tracker"
@@ -26,15 +27,13 @@ LABELS = {"data": "mnist", "network": "fc", "learning": "pc", "protocol": "publi
 CONFIG = {"network": {"width": 64, "n_hidden": 8}, "lanes": {"seed": 3}, "steps": [1, 2], "nothing": None}
 
 
-def lane(name: str = "a1", *, iterations: range = range(1), outcome: str = "done") -> tracking.LaneLog:
+def lane(name: str = "a1", *, iterations: range = range(1), outcome: str = "done") -> tuple[Any, ...]:
     """A lane whose loss is 1 / (1 + iteration) and whose cosine is undefined at iteration 0 and infinite at 1."""
     odd = {0: math.nan, 1: math.inf}
     rows = [{"iteration": float(i), "loss": 1 / (1 + i), "cosine": odd.get(i, 0.5)} for i in iterations]
     summary = {"escape_iteration": 7, "escaped": True, "residual": 1e-6, "note": "a word"}
-    return tracking.LaneLog(
-        study="saddle_escape", cell="c0ffee", lane=name, config=CONFIG, labels=LABELS, outcome=outcome,
-        summary=summary, rows=rows,
-    )  # fmt: skip
+    cell = Identity("saddle_escape", 1, "c0ffee", CONFIG, LABELS, ())
+    return cell, {"lane": name, "values": {"seed": 3}, "outcome": outcome, "summary": summary}, lambda: rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,7 +76,7 @@ def uploaded(wandb_environment: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
         ):
             tracker = tracking.Wandb(project="pc", entity="me", directory=str(directory), sync=True, sync_timeout_s=20)
             for each in lanes:
-                tracker.log(each)
+                tracker.log(*each)
             tracker.close()
         logging.getLogger("pcexp.run.tracking").removeHandler(handler)
         yield Uploaded(server, directory, warnings)
@@ -104,7 +103,11 @@ def test_a_run_says_which_study_cell_and_lane_it_is_and_what_it_was_given(upload
     assert (run.about["project"], run.about["entity"]) == ("pc", "me")
     assert (run.about["groupName"], run.about["jobType"]) == ("saddle_escape", "pc")
     assert set(run.about["tags"]) == {"data:mnist", "network:fc", "learning:pc", "protocol:published", "scale:smoke"}
-    assert run.config == {**CONFIG, "pcexp": {"study": "saddle_escape", "cell": "c0ffee", "lane": "a1"}}
+    assert run.config == {
+        **CONFIG,
+        "lane": {"seed": 3},
+        "pcexp": {"study": "saddle_escape", "cell": "c0ffee", "lane": "a1"},
+    }
 
 
 def test_a_long_history_arrives_thinned_with_its_ends_and_true_values(uploaded: Uploaded) -> None:
@@ -154,7 +157,7 @@ def test_a_server_that_never_answers_costs_the_time_limit_and_a_warning(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         tracker = tracking.Wandb(project="pc", directory=str(tmp_path), sync=True, sync_timeout_s=2)
-        tracker.log(lane(iterations=range(3)))
+        tracker.log(*lane(iterations=range(3)))
         start = time.monotonic()
         tracker.close()
     assert time.monotonic() - start < 5
@@ -170,7 +173,7 @@ def test_without_a_login_the_runs_are_kept_and_the_warning_says_so(
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.setenv("HOME", str(tmp_path))
     tracker = tracking.Wandb(project="pc", directory=str(tmp_path / "mirror"), sync=True, sync_timeout_s=20)
-    tracker.log(lane())
+    tracker.log(*lane())
     tracker.close()
     assert "API key" in caplog.text and "wandb sync" in caplog.text
 
@@ -180,10 +183,10 @@ def test_trouble_inside_wandb_is_a_warning_that_names_the_lane(
 ) -> None:
     (tmp_path / "file").touch()
     in_the_way = tracking.Wandb(project="pc", directory=str(tmp_path / "file"), sync=True)
-    in_the_way.log(lane("b2"))
+    in_the_way.log(*lane("b2"))
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     absent = tracking.Wandb(project="pc", directory=str(tmp_path), sync=True)
-    absent.log(lane("c3"))
+    absent.log(*lane("c3"))
     in_the_way.close()
     absent.close()
     messages = [record.getMessage() for record in ours(caplog)]
@@ -195,7 +198,7 @@ def test_a_run_without_a_tracker_does_not_import_wandb() -> None:
     code = """
 import sys, pcexp.run.tracking as tracking
 tracker = tracking.NoTracker()
-tracker.log(tracking.LaneLog(study="s", cell="c", lane="l", config={}, labels={}, outcome="done", summary={}, rows=[]))
+tracker.log(tracking.Identity("s", 1, "c", {}, {}, ()), {"lane": "l", "outcome": "done"}, list)
 tracker.close()
 assert "wandb" not in sys.modules
 """
