@@ -20,7 +20,7 @@ import itertools
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,11 +146,9 @@ def _draw(axis: Any, grid: Grid, smallest: Grid, levels: np.ndarray) -> Any:
     axis.plot(*np.meshgrid(x, y), ".", color="white", ms=2, alpha=0.6, clip_on=False)
     for i, j in zip(*np.nonzero(failed), strict=True):
         axis.plot(x[j], y[i], "x", color="#c1272d", ms=5, clip_on=False)
-    for pair, style in (
-        (smallest.best, {"marker": "o", "ms": 9, "mfc": "none"}),
-        (grid.best, {"marker": "*", "ms": 9}),
-    ):
-        axis.plot(pair[1] * BATCH, pair[0], color="white", mec="black", mew=0.8, ls="", clip_on=False, **style)
+    for (eta, beta), marker, fill in ((smallest.best, "o", "none"), (grid.best, "*", "white")):
+        style = {"color": "white", "mec": "black", "mew": 0.8, "ms": 9, "clip_on": False}
+        axis.plot(beta * BATCH, eta, marker, mfc=fill, **style)
     axis.set(xscale="log", yscale="log")
     axis.grid(False)
     return drawn
@@ -202,19 +200,14 @@ def figure_5_1_left(records: Records) -> plotting.Figure | None:
     return _contours(records, "Figure 5.1, left: lowest training loss, tanh", "tanh", ("depth",))
 
 
-def figure_5_5(records: Records) -> plotting.Figure | None:
-    """Lowest loss over both learning rates, by width and by depth, tanh."""
-    return _contours(records, "Figure 5.5: lowest training loss over learning rates, tanh", "tanh")
+def _by_size(activation: str) -> Callable[[Records], plotting.Figure | None]:
+    title = f"lowest training loss over learning rates, {plotting.written(activation)}"
+
+    def figure(records: Records) -> plotting.Figure | None:
+        return _contours(records, f"Figure {FIGURE_OF[activation]}: {title}", activation)
+
+    figure.__doc__ = f"Lowest loss over both learning rates, by width and by depth, {plotting.written(activation)}."
+    return figure
 
 
-def figure_c_31(records: Records) -> plotting.Figure | None:
-    """Lowest loss over both learning rates, by width and by depth, linear."""
-    return _contours(records, "Figure C.31: lowest training loss over learning rates, linear", "linear")
-
-
-def figure_c_32(records: Records) -> plotting.Figure | None:
-    """Lowest loss over both learning rates, by width and by depth, ReLU."""
-    return _contours(records, "Figure C.32: lowest training loss over learning rates, ReLU", "relu")
-
-
-FIGURES = {"5.1 left": figure_5_1_left, "5.5": figure_5_5, "C.31": figure_c_31, "C.32": figure_c_32}
+FIGURES = {"5.1 left": figure_5_1_left} | {name: _by_size(activation) for activation, name in FIGURE_OF.items()}
