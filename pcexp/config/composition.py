@@ -89,7 +89,11 @@ class Composer:
         """An override's place: of the base, of the lanes, or an axis of the cells."""
         key, text = override.get_key_element().lstrip("+~"), str(override.input_line)
         if key.startswith("lanes."):
-            self._lanes[key.removeprefix("lanes.")] = _values(override)
+            values = _values(override)
+            for value in values:
+                if not isinstance(value, (int, float)):
+                    raise Refused(f"{key}: {value!r} is not a number")
+            self._lanes[key.removeprefix("lanes.")] = values
         elif override.type is not OverrideType.CHANGE or override.package is not None or _platform(text):
             if override.is_sweep_override():
                 raise Refused(f"{key}: one value is needed here: {override.input_line}")

@@ -515,7 +515,7 @@ DEFECTS = (
     Defect(
         "a checkpoint of another width is read",
         "records/checkpoint.py",
-        "stored[name].shape != expected.shape or ",
+        "there.shape != leaf.shape or ",
         "",
         (
             f"{NUMERICS}test_checkpoint.py::test_a_checkpoint_of_another_width_depth_or_precision_is_refused_by_file_and_entry",
