@@ -104,7 +104,7 @@ def problem_of(about: dict[str, Any]) -> Problem:
     @eqx.filter_jit
     def start(network: Network, x: Array, y: Array) -> tuple[Array, Array]:
         problem = InferenceProblem.from_batch(network, Batch(x, y))
-        _, gradient = problem.energy_and_gradient("deviations", problem.start("deviations"))
+        _, gradient = problem.errors_and_gradient("deviations", problem.start("deviations"))
         return root_mean_square(gradient), jnp.max(extreme_eigenvalues(problem, 16)[1])
 
     return Problem(network, x, y, *map(float, start(network, x, y)))

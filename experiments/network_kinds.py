@@ -24,7 +24,6 @@ from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.energy import outputs
-from pcexp.model import Pair
 from pcexp.report import plotting
 from pcexp.report.claims import Case, Claim, Records, Verdict, done, missing, rule, vectors, verdict
 from pcexp.run.cost import training
@@ -50,7 +49,7 @@ class NetworkKinds(AbstractStudy):
 
 def measure(seen: Observation) -> dict[str, Array]:
     """Loss of the batch, what its inference says, and the image that is generated from each label, one after the other."""
-    network = seen.network.generator if isinstance(seen.network, Pair) else seen.network
+    network = seen.network.generator
     images = outputs(network, jnp.eye(seen.data.x.shape[1], dtype=seen.data.x.dtype)).T
     return {"loss": seen.loss, "image": images.reshape(-1), **seen.diagnostics}
 

@@ -18,21 +18,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
 from pcexp.model.network import Activities, Network
 from pcexp.model.output import Softmax, Squared
-from pcexp.model.segments import AbstractSegment, Reference
+from pcexp.model.segments import Reference, Stack, over_layers
 
-Mask = Float[Array, "d_out batch"] | None
+Targets = Float[Array, "d_out batch"]
+Mask = Targets | None
 
 
 class Batch(eqx.Module):
     """What is clamped: inputs x in the network's batch layout, targets y, and which entries of either."""
 
     x: Float[Array, "..."]
-    y: Float[Array, "d_out batch"]
+    y: Targets
     mask: Mask = None
     x_mask: Float[Array, "..."] | None = None
 
@@ -44,17 +44,10 @@ class ForwardPass(NamedTuple):
     references: tuple[Reference, ...]
 
 
-def batch_axes_of(network: Network) -> tuple[tuple[int, ...], tuple[Any, ...]]:
-    """Axes of a batch in activities and in references, the depth axis in front counted."""
-    axes = tuple(axis if axis < 0 else axis + 1 for axis in network.batch_axes)
-    # The input of a segment lies where the segment before it put it.
-    inputs = (network.input_batch_axis, *network.batch_axes[:-1])
-    references = []
-    for segment, i, axis in zip(network.segments, inputs, axes, strict=True):
-        moved = i if i < 0 else i + 1
-        acted_on = axis if segment.before == "linear" else moved
-        references.append(Reference(moved, axis, acted_on))  # type: ignore[arg-type]  # axes in the shape of the arrays
-    return axes, tuple(references)
+def reference_axes(network: Network) -> tuple[Any, ...]:
+    """Axes of a batch in the references of each segment."""
+    axes = zip(network.segments, network.input_axes, network.batch_axes, strict=True)
+    return tuple(Reference(i, own, own if segment.before == "linear" else i) for segment, i, own in axes)  # type: ignore[arg-type]
 
 
 def forward_pass(network: Network, x: Float[Array, "..."]) -> ForwardPass:
@@ -62,24 +55,11 @@ def forward_pass(network: Network, x: Float[Array, "..."]) -> ForwardPass:
     return ForwardPass(*network.forward(x, batched=True))
 
 
-def batched_predictions(network: Network, x: Float[Array, "..."], activities: Activities) -> Activities:
-    """Predictions mu_l(z_{l-1}) of a batch at activities that include the output."""
-    axes, _ = batch_axes_of(network)
-    return jax.vmap(network.predictions, in_axes=(network.input_batch_axis, axes), out_axes=axes)(x, activities)
-
-
 def prediction_errors(network: Network, x: Float[Array, "..."], activities: Activities) -> Activities:
     """Prediction errors e_l = z_l - mu_l(z_{l-1}) at activities that include the output."""
-    return jax.tree.map(jnp.subtract, activities, batched_predictions(network, x, activities))
-
-
-def deviation_errors(network: Network, at: ForwardPass, deviations: Activities) -> Activities:
-    """Prediction errors e_l = d_l - [mu_l(zhat + d) - mu_l(zhat)] in deviations, without cancellation."""
-    axes, references = batch_axes_of(network)
-    differences = jax.vmap(network.prediction_differences, in_axes=(references, axes), out_axes=axes)(
-        at.references, deviations
-    )
-    return jax.tree.map(jnp.subtract, deviations, differences)
+    below = (x, *(z[-1] for z in activities[:-1]))
+    pairs = zip(below, activities, strict=True)
+    return tuple(segment_errors(network, None, index, *pair)[0] for index, pair in enumerate(pairs))
 
 
 def masked(output_error: Float[Array, "..."], mask: Mask) -> Float[Array, "..."]:
@@ -102,13 +82,8 @@ def weighted(
 
 
 def segment_errors(
-    network: Network,
-    at: ForwardPass | None,
-    index: int,
-    below: Float[Array, "..."],
-    z: Float[Array, "depth ..."],
-    mask: Mask = None,
-) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
+    network: Network, at: ForwardPass | None, index: int, below: Float[Array, "..."], z: Stack, mask: Mask = None
+) -> tuple[Stack, Stack]:
     """Errors e_l of one segment, and their pull J_l^T e_l on its inputs: what inference needs of a segment, and no more.
 
     `below` is the input of its lowest layer, `z` its own activities; both are deviations where the forward pass `at` that
@@ -116,11 +91,10 @@ def segment_errors(
     which the output's segment may have, the pull is that of the errors that count; with precisions, of p_l e_l.
     """
     segment = network.segments[index]
-    axes, references = batch_axes_of(network)
     # Not under vmap: a concatenation there moves the batch to the front, and around every product back again.
     inputs = below[None] if segment.depth == 1 else jnp.concatenate([below[None], z[:-1]])
-    moved, own = references[index].inputs, axes[index]
-    reference, its_axes = (None, None) if at is None else (at.references[index], references[index])
+    moved, own = network.input_axes[index], network.batch_axes[index]
+    reference, its_axes = (None, None) if at is None else (at.references[index], reference_axes(network)[index])
     output = network.output if index == len(network.segments) - 1 else None
     precisions = None if network.precisions is None else jnp.asarray(network.precisions_of(index), z.dtype)
     batched = jax.vmap(
@@ -131,50 +105,35 @@ def segment_errors(
     return batched(reference, inputs, z, output, mask, precisions)
 
 
-def backpropagated(network: Network, at: ForwardPass, output_error: Float[Array, "d_out batch"]) -> Activities:
+def backpropagated(network: Network, at: ForwardPass, output_error: Targets) -> Activities:
     """Errors delta_L = y - f(x), delta_{l-1} = J_l^T delta_l with the derivatives of the forward pass: backpropagation."""
-    axes, references = batch_axes_of(network)
     error, errors = output_error, []
     for index, segment in reversed(list(enumerate(network.segments))):
-        moved, own = references[index].inputs, axes[index]
+        moved, own = network.input_axes[index], network.batch_axes[index]
 
-        def layer(
-            error: Array, one: tuple[AbstractSegment, Array, Array], moved: int = moved, own: int = own
-        ) -> tuple[Array, Array]:
-            parameters, inputs, u = one
+        def layer(error: Array, one: Any, moved: int = moved, own: int = own) -> tuple[Array, Array]:
+            parameters, inputs, u = jax.tree.map(lambda leaf: leaf[None], one)
             pull = jax.vmap(parameters.pull, in_axes=(own, moved, own), out_axes=moved)
             return pull(error[None], inputs, u)[0], error
 
         stack = (segment, at.references[index].inputs, at.references[index].linear)
-        if segment.depth == 1:
-            errors.append(error[None])
-            if index > 0:
-                error, _ = layer(error, stack)
-        else:
-
-            def scanned(error: Array, one: tuple[AbstractSegment, Array, Array], layer: Any = layer) -> Any:
-                return layer(error, jax.tree.map(lambda leaf: leaf[None], one))
-
-            error, segment_stack = lax.scan(scanned, error, stack, reverse=True)
-            errors.append(segment_stack)
+        error, found = over_layers(layer, error, stack, reverse=True)
+        errors.append(found)
     return tuple(reversed(errors))
 
 
 def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activities, errors: Activities) -> Network:
     """Gradient of the energy with respect to the weights at fixed activities: dF/dtheta = -1/B sum_b J_b^T e_b.
 
-    J_b is the derivative of the predictions with respect to the weights, and e_b the errors times their precisions (`weighted`);
-    errors come from the solver, which may have
-    them to higher relative accuracy than activities minus predictions would. With the forward activities and the errors
-    that backpropagation has it is the gradient of the loss. Written out, because the derivative of a product in
-    bfloat16 would be rounded to that.
+    J_b is the derivative of the predictions with respect to the weights, and e_b the errors times their precisions (`weighted`),
+    from the solver, which may have them to higher relative accuracy than a subtraction. With the forward activities and the
+    errors of backpropagation it is the gradient of the loss. Written out: the derivative of a product in bfloat16 is rounded.
     """
-    axes, references = batch_axes_of(network)
     batch, gradients = activities[-1].shape[-1], []
-    for index, (segment, inputs, e) in enumerate(
-        zip(network.segments, network.inputs(x, activities), errors, strict=True)
+    axes = zip(network.input_axes, network.batch_axes, strict=True)
+    for segment, inputs, e, (moved, own) in zip(
+        network.segments, network.inputs(x, activities), errors, axes, strict=True
     ):
-        moved, own = references[index].inputs, axes[index]
         v, pulled = jax.vmap(segment.factors, in_axes=(moved, own), out_axes=(moved, own))(inputs, -e / batch)
         weight, bias = segment.weight_gradient(v, pulled, (moved, own)), None
         if segment.bias is not None:
@@ -185,25 +144,18 @@ def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activi
     return network.with_segments(gradients)
 
 
-def layer_energies(network: Network, errors: Activities) -> Float[Array, " depth"]:
-    """Energies F_l = p_l/(2B) sum_b ||e_l||^2 of the L layers, from the input side to the output."""
+def energy(network: Network, errors: Activities) -> Float[Array, ""]:
+    """Total energy F = sum_l p_l/(2B) sum_b ||e_l||^2, averaged over the batch (thesis eq. 2.1)."""
     if not isinstance(network.output, Squared):
         raise ValueError(
             f"the energy of a {network.output.name} output is no function of its error: choose output=squared"
         )
-    axes, _ = batch_axes_of(network)
     squares = weighted(network, tuple(jnp.square(e) for e in errors))
-    return jnp.concatenate(
-        [
-            jnp.sum(square, axis=tuple(range(1, square.ndim))) / (2 * square.shape[axis])
-            for square, axis in zip(squares, axes, strict=True)
-        ]
-    )
-
-
-def energy(network: Network, errors: Activities) -> Float[Array, ""]:
-    """Total energy F = sum_l F_l, averaged over the batch (thesis eq. 2.1)."""
-    return jnp.sum(layer_energies(network, errors))
+    layers = [
+        jnp.sum(square, axis=tuple(range(1, square.ndim))) / (2 * square.shape[axis])
+        for square, axis in zip(squares, network.batch_axes, strict=True)
+    ]
+    return jnp.sum(jnp.concatenate(layers))
 
 
 def summed_energy(network: Network, errors: Activities) -> Float[Array, ""]:
@@ -212,26 +164,19 @@ def summed_energy(network: Network, errors: Activities) -> Float[Array, ""]:
     return 0.5 * jnp.sum(jnp.stack([jnp.sum(square) for square in squares]))
 
 
-def outputs(network: Network, x: Float[Array, "..."]) -> Float[Array, "d_out batch"]:
+def outputs(network: Network, x: Float[Array, "..."]) -> Targets:
     """Outputs f(x) of the forward pass of a batch, one column an example."""
     return network.forward(x, batched=True)[0][-1][-1]
 
 
-def loss(
-    network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"], mask: Mask = None
-) -> Float[Array, ""]:
+def loss(network: Network, x: Float[Array, "..."], y: Targets, mask: Mask = None) -> Float[Array, ""]:
     """Loss of the forward pass, averaged over the batch, on one scale for PC and BP: 1/(2B) sum_b ||y - f(x)||^2 of squared errors."""
     return loss_at(network, forward_pass(network, x), y, mask)
 
 
-def loss_at(network: Network, at: ForwardPass, y: Float[Array, "d_out batch"], mask: Mask = None) -> Float[Array, ""]:
+def loss_at(network: Network, at: ForwardPass, y: Targets, mask: Mask = None) -> Float[Array, ""]:
     """The loss, of a forward pass that is known."""
     if mask is not None and isinstance(network.output, Softmax):
         raise ValueError("masked targets are for losses of one output each: choose output=squared or output=sigmoid")
     losses = network.output.losses(at.references[-1].linear, y[None])[0]
     return jnp.sum(masked(losses, mask)) / y.shape[-1]
-
-
-def accuracy(network: Network, x: Float[Array, "..."], y: Float[Array, "d_out batch"]) -> Float[Array, ""]:
-    """Fraction of examples whose largest output is the target's."""
-    return jnp.mean(jnp.argmax(outputs(network, x), axis=0) == jnp.argmax(y, axis=0))

@@ -29,14 +29,8 @@ def batch_layout(model: AbstractModel, x: Float[Array, "batch ..."]) -> Float[Ar
     return jnp.moveaxis(x, 0, model.input_batch_axis)
 
 
-def in_batch(
-    model: AbstractModel,
-    x: Float[Array, "batch ..."],
-    y: Float[Array, "batch d_out"],
-    mask: Float[Array, "batch d_out"] | None,
-    x_mask: Float[Array, "batch ..."] | None,
-) -> Batch:
-    """Examples as the model takes them."""
+def in_batch(model: AbstractModel, x: Array, y: Array, mask: Array | None, x_mask: Array | None) -> Batch:
+    """Examples, along the first axis of all, as the model takes them."""
     free = None if x_mask is None else batch_layout(model, x_mask)
     return Batch(batch_layout(model, x), y.T, None if mask is None else mask.T, free)
 
@@ -108,13 +102,13 @@ class ByInference(AbstractEvaluation):
 
     def check(self, model: Any, *, generative: bool) -> None:
         super().check(model, generative=generative)
-        self.inference.check(model.generator if isinstance(model, Pair) else model)
+        self.inference.check(model.generator)
 
     def forward_passes(self) -> float:
         return 3.0 + self.inference.forward_passes()
 
     def scores(self, model: Any, batch: Batch) -> Scores:
-        network = model.generator if isinstance(model, Pair) else model
+        network = model.generator
         known = batch.x_mask is None
         x = jnp.full_like(batch.x, 1 / batch.x.shape[0]) if known else batch.x
         free = Batch(x, batch.y, batch.mask, jnp.zeros_like(x))
@@ -149,11 +143,8 @@ def evaluate(
     floats = jnp.result_type(float)
     with np.errstate(over="ignore", invalid="ignore"):  # of a lane that diverged
         for i in range(0, n, examples):
-            x, y, mask, x_mask = (
-                None if array is None else jnp.asarray(array[i : i + examples], floats) for array in split
-            )
-            found = compiled(by, model, x, y, mask, x_mask)
-            for name, scores in found.items():
+            some = [None if array is None else jnp.asarray(array[i : i + examples], floats) for array in split]
+            for name, scores in compiled(by, model, *some).items():
                 total[name] = total.get(name, 0.0) + np.sum(np.asarray(scores), axis=(-2, -1), dtype=float)
     return {name: np.asarray(value / n).tolist() for name, value in total.items()}
 

@@ -20,17 +20,15 @@ from pcexp.energy import (
     Batch,
     ForwardPass,
     Mask,
-    batch_axes_of,
-    deviation_errors,
+    Targets,
     forward_pass,
     masked,
-    prediction_errors,
+    reference_axes,
     segment_errors,
-    summed_energy,
     weighted,
 )
 from pcexp.model.network import Activities, Network
-from pcexp.model.segments import AbstractSegment, Precision, Reference
+from pcexp.model.segments import AbstractSegment, Precision, Reference, Stack
 
 Form = Literal["activities", "deviations"]
 """The variables of inference: z itself (as published) or d = z - zhat (no cancellation near the forward pass)."""
@@ -48,7 +46,7 @@ class InferenceProblem(eqx.Module):
 
     network: Network
     x: Float[Array, "..."]
-    y: Float[Array, "d_out batch"]
+    y: Targets
     at: ForwardPass
     mask: Mask = None
     free: Float[Array, "1 ..."] | None = None
@@ -60,9 +58,8 @@ class InferenceProblem(eqx.Module):
         cls, network: Network, batch: Batch, *, precision: Precision = "float32", input_precision: float = 0.0
     ) -> "InferenceProblem":
         """The problem of one batch, with its forward pass; free inputs have a prior of a precision about x."""
-        if batch.x_mask is None:
-            free = None
-        else:
+        free = None
+        if batch.x_mask is not None:
             network, free = network.with_prior(input_precision), 1 - jnp.broadcast_to(batch.x_mask, batch.x.shape)[None]
         products = network.in_products(precision).for_inference()
         return cls(products, batch.x, batch.y, forward_pass(network, batch.x), batch.mask, free)
@@ -89,12 +86,7 @@ class InferenceProblem(eqx.Module):
 
     def errors(self, form: Form, hidden: Activities) -> Activities:
         """Prediction errors of all layers when the free variables are `hidden`."""
-        if form == "activities":
-            found = prediction_errors(self.network, self.x, (*hidden, self.y[None]))
-        else:
-            output = (self.y - self.at.activities[-1][0])[None]
-            found = deviation_errors(self.network, self.at, (*hidden, output))
-        return (*found[:-1], masked(found[-1], self.mask))
+        return tuple(self.segment(form, hidden, index)[0] for index in range(len(hidden) + 1))
 
     def errors_and_gradient(self, form: Form, hidden: Activities) -> tuple[Activities, Activities]:
         """Errors and the per-sample gradient dF_b/dz, a segment at a time from the output down."""
@@ -108,18 +100,11 @@ class InferenceProblem(eqx.Module):
             gradient.append(self.segment_gradient(index, errors, pull, above))
         return tuple(reversed(all_errors)), tuple(reversed(gradient))
 
-    def energy_and_gradient(self, form: Form, hidden: Activities) -> tuple[Float[Array, ""], Activities]:
-        """Energy summed over the batch and its per-sample gradient dF_b/dz."""
-        errors, gradient = self.errors_and_gradient(form, hidden)
-        return summed_energy(self.network, errors), gradient
-
     def segment(self, form: Form, hidden: Activities, index: int) -> tuple[Array, Array | None]:
         """Errors of a segment and their pull on its inputs; None for the first layer, whose input does not move."""
         deviations = form == "deviations"
-        if index == len(hidden):
-            z = (self.y - self.at.activities[-1][0] if deviations else self.y)[None]
-        else:
-            z = hidden[index]
+        output = self.y - self.at.activities[-1][0] if deviations else self.y
+        z = (*hidden, output[None])[index]
         if index == 0 and self.network.segments[0].depth == 1:
             # Its prediction is the forward pass, whatever the activities are: no product.
             return (z if deviations else z - self.at.activities[0]), None
@@ -128,9 +113,7 @@ class InferenceProblem(eqx.Module):
         mask = self.mask if index == len(hidden) else None
         return segment_errors(self.network, self.at if deviations else None, index, below, z, mask)
 
-    def segment_gradient(
-        self, index: int, errors: Array, pull: Array | None, above: Float[Array, "..."]
-    ) -> Float[Array, "depth ..."]:
+    def segment_gradient(self, index: int, errors: Array, pull: Array | None, above: Float[Array, "..."]) -> Stack:
         """Gradient dF_b/dz_l = p_l e_l - J_{l+1}^T p_{l+1} e_{l+1} of a segment; `above` is the pull of the layer on top of it."""
         (e,) = weighted(self.network, (errors,), first=index)
         pulled = above[None] if pull is None or errors.shape[0] == 1 else jnp.concatenate([pull[1:], above[None]])
@@ -164,8 +147,8 @@ def perturbed_pass(problem: InferenceProblem, errors: Activities) -> tuple[Outpu
         assert last is not None
         return network.segments[-1].difference(references[-1], last[None]), tuple(deviations)
 
-    axes, references = batch_axes_of(network)
-    batched = jax.vmap(one, in_axes=(references, axes[:-1]), out_axes=(axes[-1], axes[:-1]))
+    axes = network.batch_axes
+    batched = jax.vmap(one, in_axes=(reference_axes(network), axes[:-1]), out_axes=(axes[-1], axes[:-1]))
     change, deviations = batched(problem.at.references, errors)
     output = (problem.y - problem.at.activities[-1][0])[None] - change
     return masked(output, problem.mask), deviations

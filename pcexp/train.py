@@ -20,9 +20,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pcexp.data.augmentation import Augment
-from pcexp.data.batches import batch_indices, epoch_permutation
 from pcexp.evaluation import in_batch
 from pcexp.learning import AbstractLearning, WeightGradient
+
+Optimiser = Callable[[], optax.GradientTransformation]
 
 
 class Training(eqx.Module):
@@ -42,10 +43,7 @@ class Training(eqx.Module):
     stop_error: float | None = None
 
     def __check_init__(self) -> None:
-        for name in ("batch_size", "epochs", "record_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("max_iterations", "test_every"):
+        for name in ("batch_size", "epochs", "record_every", "max_iterations", "test_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -127,12 +125,24 @@ class Rows(NamedTuple):
     values: dict[str, Array]
 
 
+def epoch_permutation(key: PRNGKeyArray, epoch: int | Int[Array, ""], n: int) -> Int[Array, " {n}"]:
+    """Order of the n training examples in one epoch, the same whenever it is asked for."""
+    # Folded in, not split off step by step: a run that resumes at epoch 7 needs no history.
+    return jax.random.permutation(jax.random.fold_in(key, epoch), n)
+
+
+def batch_indices(
+    permutation: Int[Array, " n"], step_in_epoch: int | Int[Array, ""], batch_size: int
+) -> Int[Array, " {batch_size}"]:
+    """Examples of one batch: permutation[s B : (s+1) B], for s below the number of full batches."""
+    if not 1 <= batch_size <= len(permutation):
+        raise ValueError(f"batch_size={batch_size}: valid are 1 to the number of training examples, {len(permutation)}")
+    # dynamic_slice clamps: a step beyond the last full batch would silently repeat examples. Callers take s modulo that number.
+    return lax.dynamic_slice(permutation, (step_in_epoch * batch_size,), (batch_size,))
+
+
 def initial_state(
-    network: Any,
-    optimiser: Callable[[], optax.GradientTransformation],
-    *,
-    events: AbstractEvents | None = None,
-    key: PRNGKeyArray,
+    network: Any, optimiser: Optimiser, *, events: AbstractEvents | None = None, key: PRNGKeyArray
 ) -> TrainState:
     """State before the first iteration. `key` orders the batches."""
     # Strong types throughout: a weakly typed scalar would become strong in the first call and compile the second again.
@@ -166,7 +176,7 @@ def _all_finite(gradient: Any) -> Bool[Array, ""]:
 def _advance(
     state: TrainState,
     learning: AbstractLearning,
-    optimiser: Callable[[], optax.GradientTransformation],
+    optimiser: Optimiser,
     data: TrainingSet,
     training: Training,
     measure: Measure,
@@ -209,23 +219,13 @@ def _advance(
     def observed(state: TrainState, out: WeightGradient, given: Any, t: Array) -> Observation:
         return Observation(state.network, *out, data, given, state.events, t)
 
-    def visit(state: TrainState, out: WeightGradient, given: Any, t: Array) -> TrainState:
-        events = state.events.visit(observed(state, out, given, t))  # type: ignore[union-attr]  # only called with events
-        return dataclasses.replace(state, events=events)
-
     def see(state: TrainState, out: WeightGradient, given: Any, new: TrainState, t: Array) -> dict[str, Array]:
         seen = observed(state, out, given, t)
         found = {"iteration": t, **measure(seen)}
         return found if after is None else found | after(seen, new.network)
 
     def update(
-        state: TrainState,
-        out: WeightGradient,
-        finite: Array,
-        ended: Array | None,
-        optimiser: Callable[[], optax.GradientTransformation],
-        *,
-        t: Array,
+        state: TrainState, out: WeightGradient, finite: Array, ended: Array | None, optimiser: Optimiser, *, t: Array
     ) -> TrainState:
         updates, optimiser_state = optimiser().update(out.gradient, state.optimiser_state, state.network)
         error = state.epoch_error + 2 * out.loss / d_out / per_epoch
@@ -263,15 +263,19 @@ def _advance(
         out, finite = over(lambda state, order, learning: gradient(state, order, learning, t))(state, order, learning)
         here, ended = active(state), None
         if on_events:
-            state = over(functools.partial(visit, t=t))(state, out, given)
-            ended = state.events.ended | ~finite | (t == total)
-            due = here & (state.events.due | ended)
+            visit = over(lambda state, out, given: state.events.visit(observed(state, out, given, t)))
+            events = visit(state, out, given)
+            state = dataclasses.replace(state, events=events)
+            ended = events.ended | ~finite | (t == total)
+            due = here & (events.due | ended)
         else:
             due = here & ((t % training.record_every == 0) | ~finite)
         new = over(functools.partial(update, t=t))(state, out, finite, ended, optimiser)
 
         def record() -> Rows:
-            return _append(rows, due, over(functools.partial(see, t=t))(state, out, given, new))
+            seen = over(functools.partial(see, t=t))(state, out, given, new)
+            values = {name: buffer.at[rows.n_rows].set(seen[name]) for name, buffer in rows.values.items()}
+            return Rows(rows.n_rows + 1, rows.due.at[rows.n_rows].set(due), values)
 
         return t + 1, new, order, lax.cond(jnp.any(due), record, lambda: rows)
 
@@ -300,11 +304,6 @@ advance = eqx.filter_jit(functools.partial(_advance, over=_one_lane))
 
 advance_pack = eqx.filter_jit(functools.partial(_advance, over=eqx.filter_vmap))
 """`_advance` compiled for lanes at one iteration, stacked along a first axis of state, learning and optimiser."""
-
-
-def _append(rows: Rows, due: Array, values: dict[str, Any]) -> Rows:
-    stored = {name: buffer.at[rows.n_rows].set(values[name]) for name, buffer in rows.values.items()}
-    return Rows(rows.n_rows + 1, rows.due.at[rows.n_rows].set(due), stored)
 
 
 def iterations(training: Training, n_examples: int) -> int:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pcexp.data import cache, copies, prepare
+from pcexp.data import copies, prepare
 from pcexp.data.dataset import DataError
 
 NAMES = ("mnist", "fashion_mnist", "cifar10", "svhn_cropped", "tiny_imagenet")
@@ -13,7 +13,7 @@ NAMES = ("mnist", "fashion_mnist", "cifar10", "svhn_cropped", "tiny_imagenet")
 
 def listing() -> str:
     """Every image set, whether a copy is present, and the folders that are looked in."""
-    lines = [f"copies in {copies.data_dir()} ({copies.DATA_DIR}), decoded images in {cache.cache_dir()}"]
+    lines = [f"copies in {copies.data_dir()} ({copies.DATA_DIR}), decoded images in {copies.cache_dir()}"]
     for name in NAMES:
         try:
             copy = copies.find(name)
@@ -37,10 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.source is not None and options.name != "tiny_imagenet":
         parser.error("--from is for tiny_imagenet only")
     try:
-        if options.source is not None:
-            copy = prepare.pack_tiny_imagenet(options.source)
-        else:
-            copy = _present(options.name) or _download(options.name)
+        copy = _copy(options.name) if options.source is None else prepare.pack_tiny_imagenet(options.source)
     except DataError as error:
         print(error, file=sys.stderr)
         return 1
@@ -48,16 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _download(name: str) -> copies.Copy:
-    print(f"preparing {name} in {copies.data_dir()}; without network this fails after some minutes", flush=True)
-    return prepare.download(name)
-
-
-def _present(name: str) -> copies.Copy | None:
+def _copy(name: str) -> copies.Copy:
+    """The copy that is there, or that a download makes."""
     try:
         return copies.find(name)
     except DataError:
-        return None
+        print(f"preparing {name} in {copies.data_dir()}; without network this fails after some minutes", flush=True)
+        return prepare.download(name)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
+Image = Float[Array, "height width channels"]
+
 
 class Augmentation(eqx.Module):
     """Rotation by up to `rotation_degrees` about the centre (nearest pixel), a flip of left and right with probability 1/2,
@@ -37,9 +39,7 @@ class Augment(eqx.Module):
         images = jax.vmap(self._one)(images, jr.split(key, len(images)))
         return jnp.moveaxis(images, -1, 1).reshape(x.shape) if self.flat else images
 
-    def _one(
-        self, image: Float[Array, "height width channels"], key: PRNGKeyArray
-    ) -> Float[Array, "height width channels"]:
+    def _one(self, image: Image, key: PRNGKeyArray) -> Image:
         height, width, _ = self.image_shape
         for_angle, for_flip, for_shift = jr.split(key, 3)
         limit = jnp.deg2rad(self.settings.rotation_degrees)

@@ -1,14 +1,12 @@
 """Real data that come with a package: scikit-learn's digits and MNIST-1D. Neither needs a network."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 
-from pcexp.data.dataset import AbstractDivided, Dataset, Split, checksum, holdout, needing, one_hot
+from pcexp.data.dataset import AbstractDivided, Dataset, Split, checksum, needing, one_hot
 
 
 @final
@@ -34,12 +32,10 @@ class Digits(AbstractDivided):
         bunch = load_digits()
         images = (bunch.images / 16).astype(np.float32)[..., np.newaxis]
         labels = bunch.target.astype(np.int64)
-        outer = holdout(len(images), validation_fraction=self.test_fraction, split_seed=self.split_seed)
-        inner = self.divided(len(outer.train))
-        train = outer.train[inner.train]
+        rest, test = replace(self, validation_fraction=self.test_fraction, limit=None).divided(len(images))
+        train, held_out = (rest[examples] for examples in self.divided(len(rest)))
         mean, std = images[train].mean(), images[train].std()
         x, y = (images - mean) / std, one_hot(labels, 10)
-        held_out, test = outer.train[inner.validation], outer.validation
         splits = [Split(x[examples], y[examples]) for examples in (train, held_out, test)]
         digest = checksum(bunch.images.astype(np.uint8), labels)
         return Dataset("digits", splits[0], splits[1], splits[2], caveat="", checksum=digest)
@@ -64,18 +60,10 @@ def mnist1d_arrays() -> dict[str, np.ndarray]:
     with needing("bundled"):
         from mnist1d.data import get_dataset_args, make_dataset
 
-    with _global_generators_restored():
-        # Not get_dataset(), which downloads.
-        arrays = make_dataset(get_dataset_args())
-    return {key: arrays[key] for key in ("x", "y", "x_test", "y_test")}
-
-
-@contextmanager
-def _global_generators_restored() -> Iterator[None]:
-    """Leave the global generators of `random` and NumPy as they were: the MNIST-1D generator seeds both."""
     state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        yield
-    finally:
+        arrays = make_dataset(get_dataset_args())  # not get_dataset(), which downloads
+    finally:  # it seeds both global generators
         random.setstate(state)
         np.random.set_state(numpy_state)
+    return {key: arrays[key] for key in ("x", "y", "x_test", "y_test")}

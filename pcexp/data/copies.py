@@ -1,23 +1,30 @@
-"""Prepared copies of image data sets: where they lie, and their images and labels decoded.
+"""Prepared copies of image data sets: where they lie, and their images and labels decoded, once, and kept between runs.
 
 A copy is what TensorFlow Datasets prepares with the file format array_record: FOLDER/NAME/VERSION with
-dataset_info.json, features.json and the records. Reading one needs no TensorFlow.
+dataset_info.json, features.json and the records. Reading one needs no TensorFlow. What is decoded is kept in the cache as an
+.npz with its checksum, which is checked whenever it is read.
 """
 
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from pcexp.data.dataset import DataError, checksum, needing
+from pcexp.files import replace_file
 
+logger = logging.getLogger(__name__)
+
+Pixels = UInt8[np.ndarray, "_ height width channels"]
 DATA_DIR = "PCEXP_DATA_DIR"
 JPEG = b"\xff\xd8"
 """First bytes of a JPEG file."""
@@ -49,9 +56,9 @@ class Copy:
 class RawImages:
     """Decoded images and labels of a copy, in stored order."""
 
-    x_train: UInt8[np.ndarray, "n_train height width channels"]
+    x_train: Pixels
     y_train: Int64[np.ndarray, " n_train"]
-    x_test: UInt8[np.ndarray, "n_test height width channels"]
+    x_test: Pixels
     y_test: Int64[np.ndarray, " n_test"]
     n_classes: int
     n_jpeg: int
@@ -60,13 +67,6 @@ class RawImages:
     def checksum(self) -> str:
         """sha256 of training images, training labels, test images, test labels."""
         return checksum(self.x_train, self.y_train, self.x_test, self.y_test)
-
-
-class DecodedSplit(NamedTuple):
-    images: UInt8[np.ndarray, "n height width channels"]
-    labels: Int64[np.ndarray, " n"]
-    n_jpeg: int
-    n_classes: int
 
 
 def data_dir() -> Path:
@@ -125,8 +125,8 @@ def decode(copy: Copy, *, test_split: str) -> RawImages:
     return RawImages(x_train, y_train, x_test, y_test, n_classes=n_classes, n_jpeg=n_jpeg_train + n_jpeg_test)
 
 
-def decode_split(copy: Copy, split: str) -> DecodedSplit:
-    """Images and labels of one split of a copy, in stored order."""
+def decode_split(copy: Copy, split: str) -> tuple[Pixels, Int64[np.ndarray, " n"], int, int]:
+    """Images and labels of one split of a copy in stored order, how many are JPEG, and how many classes there are."""
     with needing("images"):
         import tensorflow_datasets as tfds
     try:
@@ -147,7 +147,7 @@ def decode_split(copy: Copy, split: str) -> DecodedSplit:
         if len(labels) and not 0 <= labels.min() <= labels.max() < n_classes:
             # Unlabelled splits carry -1, which would become the last class.
             raise ValueError(f"labels from {labels.min()} to {labels.max()} with {n_classes} classes")
-        return DecodedSplit(images, labels, n_jpeg, n_classes)
+        return images, labels, n_jpeg, n_classes
     except Exception as error:  # array_record, TFDS and PIL raise many kinds
         raise DataError(
             f"split {split!r} of {copy.folder} cannot be read ({type(error).__name__}: {error}): remove the folder and "
@@ -163,3 +163,40 @@ def _pixels(encoded: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "height
         # Palette and grey images would otherwise give indices, or one channel of three.
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(shape)
+
+
+def cache_dir() -> Path:
+    """Folder of the decoded images: PCEXP_CACHE_DIR, else ~/.cache/pcexp."""
+    return Path(os.environ.get("PCEXP_CACHE_DIR") or "~/.cache/pcexp").expanduser().absolute()
+
+
+def load(copy: Copy, *, test_split: str) -> tuple[RawImages, str]:
+    """Images of a copy and their checksum: from the cache, or decoded once and put there."""
+    # The split is in the name because the same copy read with another one has other test images.
+    path = cache_dir() / f"{copy.name}-{copy.version}-{test_split}-{copy.fingerprint()}.checked.npz"
+    if path.is_file():
+        try:
+            return _read_cached(path)
+        except (BadZipFile, EOFError, OSError, KeyError, TypeError, ValueError) as error:
+            logger.warning("cache %s is damaged (%s): decoding %s again", path, error, copy.folder)
+    logger.info("decoding %s once into %s", copy.folder, path)
+    raw = decode(copy, test_split=test_split)
+    digest = raw.checksum()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda file: np.savez(file, sha256=digest, **vars(raw)))
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): the next run decodes %s again", path, error, copy.folder)
+    return raw, digest
+
+
+def _read_cached(path: Path) -> tuple[RawImages, str]:
+    # np.load given a path leaves the file open when the archive is damaged.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        arrays = dict(archive)
+    stored, n_classes, n_jpeg = (arrays.pop(name).item() for name in ("sha256", "n_classes", "n_jpeg"))
+    raw = RawImages(**arrays, n_classes=n_classes, n_jpeg=n_jpeg)
+    digest = raw.checksum()
+    if digest != stored:
+        raise ValueError(f"sha256 {digest[:16]} instead of {stored[:16]}")
+    return raw, digest

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int
 from pcexp.data.augmentation import Augment
 
 ALIGNMENT_BYTES = 64
+Indices = Int[np.ndarray, " _"]
 
 
 class DataError(Exception):
@@ -126,10 +127,6 @@ class Dataset:
         augment = self.augment and replace(self.augment, flat=arrangement.flat)
         return replace(self, train=train, validation=validation, test=test, augment=augment)
 
-    def flattened(self) -> "Dataset":
-        """The same data with inputs as vectors."""
-        return self.arranged(Arrangement())
-
 
 class AbstractData(abc.ABC):
     """A data source: hyperparameters only. Constructing one reads nothing."""
@@ -137,20 +134,6 @@ class AbstractData(abc.ABC):
     @abc.abstractmethod
     def load(self) -> Dataset:
         """Read or generate the arrays."""
-
-
-class Holdout(NamedTuple):
-    """Indices of the examples that are trained on and held out, each in stored order."""
-
-    train: Int[np.ndarray, " n_train"]
-    validation: Int[np.ndarray, " n_validation"]
-
-
-def holdout(n: int, *, validation_fraction: float, split_seed: int, limit: int | None = None) -> Holdout:
-    """A random `validation_fraction` of n examples held out; the first `limit` of the others are trained on."""
-    order = np.random.default_rng(split_seed).permutation(n)
-    n_validation = round(validation_fraction * n)
-    return Holdout(train=np.sort(order[n_validation:])[:limit], validation=np.sort(order[:n_validation]))
 
 
 def one_hot(labels: Int[np.ndarray, " n"], n_classes: int) -> Float32[np.ndarray, "n {n_classes}"]:
@@ -183,9 +166,11 @@ class AbstractDivided(AbstractData):
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit={self.limit}: valid are null (all training examples) and 1 or more")
 
-    def divided(self, n: int) -> Holdout:
-        """What is trained on and what is held out of n examples."""
-        return holdout(n, validation_fraction=self.validation_fraction, split_seed=self.split_seed, limit=self.limit)
+    def divided(self, n: int) -> tuple[Indices, Indices]:
+        """Examples of n that are trained on (the first `limit`) and that are held out, drawn at random, each in stored order."""
+        order = np.random.default_rng(self.split_seed).permutation(n)
+        n_validation = round(self.validation_fraction * n)
+        return np.sort(order[n_validation:])[: self.limit], np.sort(order[:n_validation])
 
     def dataset(self, name: str, train: Split, test: Split, digest: str) -> Dataset:
         """The data set of these examples."""

@@ -6,7 +6,6 @@ from typing import final
 from zipfile import BadZipFile
 
 import numpy as np
-from jaxtyping import Float32
 
 from pcexp.data.dataset import AbstractDivided, DataError, Dataset, Split, checksum, one_hot
 
@@ -49,9 +48,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} cannot be read as an .npz file of plain numbers: {error}") from error
 
 
-def _targets(
-    path: Path, arrays: dict[str, np.ndarray]
-) -> tuple[Float32[np.ndarray, "..."], Float32[np.ndarray, "..."]]:
+def _targets(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Training and test targets, integer labels of both made one-hot together."""
     y_train, y_test = arrays["y_train"], arrays["y_test"]
     if any(y.ndim == 1 and np.issubdtype(y.dtype, np.integer) for y in (y_train, y_test)):

@@ -45,7 +45,8 @@ def pack_tiny_imagenet(source: Path) -> Copy:
     annotations = source / "val" / "val_annotations.txt"
     if not names or not annotations.is_file():
         raise DataError(f"{source} is not tiny-imagenet-200: looked for train/n*/images and val/val_annotations.txt")
-    train = [(path, label) for label, name in enumerate(names) for path in _images(source / "train" / name / "images")]
+    folders = [source / "train" / name / "images" for name in names]
+    train = [(path, label) for label, folder in enumerate(folders) for path in sorted(folder.glob("*.JPEG"))]
     rows = [line.split("\t") for line in annotations.read_text().splitlines()]
     validation = [(source / "val" / "images" / row[0], names.index(row[1])) for row in rows]
 
@@ -57,10 +58,7 @@ def pack_tiny_imagenet(source: Path) -> Copy:
         builder=tfds.core.DatasetIdentity("tiny_imagenet", "1.0.0", str(unfinished), "pcexp.data"),
         description="Tiny-ImageNet-200: training images and labelled validation images.",
         features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(SIDE, SIDE, 3)),
-                "label": tfds.features.ClassLabel(names=names),
-            }
+            {"image": tfds.features.Image(shape=(SIDE, SIDE, 3)), "label": tfds.features.ClassLabel(names=names)}
         ),
     )
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=100_000, file_format="array_record")
@@ -72,10 +70,6 @@ def pack_tiny_imagenet(source: Path) -> Copy:
     shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)
     return copies.find("tiny_imagenet")
-
-
-def _images(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.JPEG"))
 
 
 def _chunks(examples: list[tuple[Path, int]]) -> Iterator[list[dict[str, object]]]:

@@ -2,10 +2,9 @@
 
 import abc
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
-from jaxtyping import Float32
 
 from pcexp.data.dataset import AbstractData, Dataset, Split, check_positive, checksum
 
@@ -15,9 +14,7 @@ def _dataset(name: str, train: Split, validation: Split, test: Split) -> Dataset
     return Dataset(name, train, validation, test, caveat="", checksum=digest)
 
 
-def _normal(
-    generator: np.random.Generator, mean: float, std: float, shape: tuple[int, ...]
-) -> Float32[np.ndarray, "..."]:
+def _normal(generator: np.random.Generator, mean: float, std: float, shape: tuple[int, ...]) -> np.ndarray:
     return generator.normal(mean, std, shape).astype(np.float32)
 
 
@@ -31,6 +28,7 @@ class AbstractToy(AbstractData):
     n_test: int
     """Size of the validation split and of the test split."""
     data_seed: int
+    name: ClassVar[str]
 
     def __post_init__(self) -> None:
         check_positive(d_in=self.d_in, n_train=self.n_train, n_test=self.n_test)
@@ -38,10 +36,10 @@ class AbstractToy(AbstractData):
     @abc.abstractmethod
     def _split(self, generator: np.random.Generator, n: int) -> Split: ...
 
-    def _drawn(self, name: str) -> Dataset:
+    def load(self) -> Dataset:
         # One stream a split: a larger training set leaves the test set as it was.
         streams = map(np.random.default_rng, np.random.SeedSequence(self.data_seed).spawn(3))
-        return _dataset(name, *map(self._split, streams, (self.n_train, self.n_test, self.n_test)))
+        return _dataset(self.name, *map(self._split, streams, (self.n_train, self.n_test, self.n_test)))
 
 
 @final
@@ -53,9 +51,7 @@ class LinearRegression(AbstractToy):
     x_mean: float
     x_std: float
     noise_std: float
-
-    def load(self) -> Dataset:
-        return self._drawn("linear_regression")
+    name = "linear_regression"
 
     def _split(self, generator: np.random.Generator, n: int) -> Split:
         x = _normal(generator, self.x_mean, self.x_std, (n, self.d_in))
@@ -72,14 +68,12 @@ class Gaussian(AbstractToy):
     std: float
     second_target: Literal["minus_x", "x", "independent"]
     """y_2: -x_2 like the others; x_2 (the text of figure 4.3, right); N(mean, std^2) of its own (its code)."""
+    name = "gaussian"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.second_target != "minus_x" and self.d_in < 2:
             raise ValueError(f"second_target={self.second_target}: needs d_in of 2 or more, not {self.d_in}")
-
-    def load(self) -> Dataset:
-        return self._drawn("gaussian")
 
     def _split(self, generator: np.random.Generator, n: int) -> Split:
         x = _normal(generator, self.mean, self.std, (n, self.d_in))

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float32
 
-from pcexp.data import cache, copies
+from pcexp.data import copies
 from pcexp.data.augmentation import Augment, Augmentation
-from pcexp.data.copies import RawImages
-from pcexp.data.dataset import AbstractDivided, Dataset, Split, one_hot
+from pcexp.data.copies import Pixels, RawImages
+from pcexp.data.dataset import AbstractDivided, Dataset, Indices, Split, one_hot
 
 BLOCK = 64
 """Images normalised at once."""
@@ -65,30 +65,27 @@ class Tfds(AbstractDivided):
             raise ValueError(f"mean={list(self.mean)}, std={list(self.std)}: one of each a channel, std above 0")
 
     def load(self) -> Dataset:
-        raw, checksum = cache.load(copies.find(self.name), test_split=self.test_split)
+        raw, checksum = copies.load(copies.find(self.name), test_split=self.test_split)
         n_channels = raw.x_train.shape[-1]
         if n_channels != len(self.mean):
             raise ValueError(f"mean={list(self.mean)}: {self.name} has {n_channels} channels")
-        kept = self.divided(len(raw.x_train))
+        train, held_out = self.divided(len(raw.x_train))
         y_train, y_test = (one_hot(labels, raw.n_classes) for labels in (raw.y_train, raw.y_test))
+        augment = None
+        if self.augmentation is not None:
+            black = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+            augment = Augment(self.augmentation, (*raw.x_train.shape[1:3], n_channels), black)
         return Dataset(
             self.name,
-            train=Split(self.normalised(raw.x_train, kept.train), y_train[kept.train]),
-            validation=Split(self.normalised(raw.x_train, kept.validation), y_train[kept.validation]),
+            train=Split(self.normalised(raw.x_train, train), y_train[train]),
+            validation=Split(self.normalised(raw.x_train, held_out), y_train[held_out]),
             test=Split(self.normalised(raw.x_test, np.arange(len(raw.x_test))), y_test),
             caveat=self.published.caveat(raw, checksum),
             checksum=checksum,
-            augment=None if self.augmentation is None else self._augment(self.augmentation, raw),
+            augment=augment,
         )
 
-    def _augment(self, augmentation: Augmentation, raw: RawImages) -> Augment:
-        black = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
-        height, width, channels = raw.x_train.shape[1:]
-        return Augment(augmentation, (height, width, channels), black)
-
-    def normalised(
-        self, images: UInt8[np.ndarray, "n height width channels"], examples: Int[np.ndarray, " m"]
-    ) -> Float32[np.ndarray, "m height width channels"]:
+    def normalised(self, images: Pixels, examples: Indices) -> Float32[np.ndarray, "_ height width channels"]:
         """(pixels / 255 - mean) / std of some examples, in the order and precision of torchvision."""
         n_pixels = images.shape[1] * images.shape[2]
         mean, std = (np.tile(np.asarray(values, np.float32), n_pixels) for values in (self.mean, self.std))

@@ -27,13 +27,6 @@ class AdamInference(AbstractInference):
     b2: float = 0.999
     eps: float = 1e-8
 
-    def __check_init__(self) -> None:
-        if not self.eps > 0:
-            raise ValueError(f"eps must be positive, not {self.eps}")
-        for name in ("b1", "b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
-
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
         adam = optax.adam(self.activity_lr, b1=self.b1, b2=self.b2, eps=self.eps)
 
@@ -41,10 +34,7 @@ class AdamInference(AbstractInference):
             updates, memory = adam.update(at.gradient, memory)
             return optax.apply_updates(at.hidden, updates), memory
 
-        memory = adam.init(problem.start(self.form))
-        return stepped(
-            problem, self.form, step, memory, max_steps=self.max_steps, tol=self.tol, energy_tol=self.energy_tol
-        )[0]
+        return stepped(self, problem, step, adam.init(problem.start(self.form)))[0]
 
     def forward_passes(self) -> float:
         return 2.0 * (self.max_steps + 1)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -16,13 +17,21 @@ STOPPED_BY = ("steps", "tolerance", "energy", "given up", "not finite")
 """What a solve ended on: all its steps, the residual, an energy that has stopped falling, a schedule's end, or numbers without value."""
 STEPS, TOLERANCE, ENERGY, GIVEN_UP, NOT_FINITE = range(len(STOPPED_BY))
 
+RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("max_steps", "max_halvings"), lambda value: value >= 0, "not be negative"),
+    (("n_eigen_steps",), lambda value: value >= 1, "be at least 1"),
+    (("activity_lr", "tol", "energy_tol", "eps"), lambda value: value > 0, "be positive"),
+    (("horizon", "step_size", "step_tol", "longest_step"), lambda value: value > 0, "be positive"),
+    (("b1", "b2", "momentum"), lambda value: 0 <= value < 1, "be at least 0 and below 1"),
+)
+"""What fields of these names have to be, in every solver."""
+
 
 class Equilibrium(eqx.Module):
     """Where a solver stopped, and why (an index of STOPPED_BY).
 
-    `energy` is F, averaged over the batch; `residual` the root mean square of dF_b/dz over the units of layers
-    that have free ones (zero where they are clamped) and samples. `stats` has
-    what one solver alone can say.
+    `energy` is F, averaged over the batch; `residual` the root mean square of dF_b/dz over the units of layers that have free
+    ones (zero where they are clamped) and samples. `stats` has what one solver alone can say.
     """
 
     activities: Activities
@@ -39,19 +48,22 @@ class Equilibrium(eqx.Module):
         return self.stopped_by == TOLERANCE
 
 
-def ended(
+def stopped(
     problem: InferenceProblem,
     form: Form,
     hidden: Activities,
-    errors: Activities,
-    gradient: Activities,
     *,
     n_steps: Int[Array, ""],
     tol: float | Float[Array, ""] | None,
     by: Int[Array, ""] | int = STEPS,
-    stats: dict[str, Array] | None = None,
+    errors: Activities | None = None,
 ) -> Equilibrium:
-    """What a solver returns that ends at `hidden`: by its tolerance if the residual there is not above it."""
+    """What a solver returns that ends at `hidden`: by its tolerance if the residual there is not above it.
+
+    `errors` are the solver's own, where it has them without the round-off of a subtraction.
+    """
+    found, gradient = problem.errors_and_gradient(form, hidden)
+    errors = found if errors is None else errors
     residual = root_mean_square(gradient)
     energy = summed_energy(problem.network, errors) / problem.y.shape[-1]
     reason = jnp.where(residual <= (0.0 if tol is None else tol), TOLERANCE, by)
@@ -62,7 +74,7 @@ def ended(
         residual=residual,
         n_steps=n_steps,
         stopped_by=jnp.where(jnp.isfinite(residual) & jnp.isfinite(energy), reason, NOT_FINITE),
-        stats={} if stats is None else stats,
+        stats={},
     )
 
 
@@ -71,18 +83,14 @@ class AbstractInference(eqx.Module):
 
     `tol` ends a solve on the residual: it has converged. `energy_tol` ends it where the energy has stopped falling, for
     networks with kinks (relu), where no gradient gets small: it has converged only if the residual is not above `tol`.
-    Solvers that step in activities look at 64, 128, 256, ... steps, at what the second half of them has gained (`stepped`).
     """
 
     def __check_init__(self) -> None:
         for field in dataclasses.fields(self):
             value, null = getattr(self, field.name), " or null" if field.default is None else ""
-            if field.name in ("max_steps", "max_halvings") and value < 0:
-                raise ValueError(f"{field.name} must not be negative, not {value}")
-            if field.name == "n_eigen_steps" and value < 1:
-                raise ValueError(f"{field.name} must be at least 1, not {value}")
-            if field.name in ("activity_lr", "tol", "energy_tol") and value is not None and not value > 0:  # NaN is not
-                raise ValueError(f"{field.name} must be positive{null}, not {value}")
+            for names, inside, valid in RANGES:
+                if field.name in names and value is not None and not inside(value):  # NaN is not
+                    raise ValueError(f"{field.name} must {valid}{null}, not {value}")
 
     @abc.abstractmethod
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:

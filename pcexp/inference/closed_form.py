@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pcexp.energy import ForwardPass, masked
-from pcexp.inference.base import AbstractInference, Equilibrium, ended, root_mean_square
+from pcexp.inference.base import AbstractInference, Equilibrium, root_mean_square, stopped
 from pcexp.model.network import Activities, Network
 from pcexp.problem import InferenceProblem
 from pcexp.theory.equilibrated import equilibrium, free_input
@@ -23,10 +23,9 @@ class ClosedForm(AbstractInference):
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
         deviations, errors = self._solved(problem)
-        _, gradient = problem.energy_and_gradient("deviations", deviations)
         # Direct solve: what is left is round-off, a few thousand ulps of the errors at most.
         tol = 1e4 * jnp.finfo(problem.y.dtype).eps * (root_mean_square(errors) + 1)
-        return ended(problem, "deviations", deviations, errors, gradient, n_steps=jnp.array(1), tol=tol)
+        return stopped(problem, "deviations", deviations, n_steps=jnp.array(1), tol=tol, errors=errors)
 
     def _solved(self, problem: InferenceProblem) -> tuple[Activities, Activities]:
         """Deviations of the hidden layers and errors of all."""

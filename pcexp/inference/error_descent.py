@@ -1,22 +1,18 @@
 """Descent in the error variables, where the Hessian is close to the identity."""
 
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from pcexp.energy import weighted
-from pcexp.inference.base import ENERGY, STEPS, AbstractInference, Equilibrium, ended, root_mean_square
+from pcexp.inference.base import ENERGY, STEPS, AbstractInference, Equilibrium, root_mean_square, stopped
 from pcexp.model.network import Activities
-from pcexp.model.per_sample import chosen, inner, ratio, scaled
-from pcexp.problem import InferenceProblem, perturbed_pass
-from pcexp.theory.activity_hessian import largest, output_product
-
-PerSample = Float[Array, " batch"]
-Output = Float[Array, "1 d_out batch"]
+from pcexp.model.per_sample import PerSample, chosen, inner, ratio, scaled
+from pcexp.problem import InferenceProblem, Output, perturbed_pass
+from pcexp.theory.activity_hessian import Product, largest, output_product
 
 
 class _Point(NamedTuple):
@@ -64,11 +60,10 @@ class ErrorDescent(AbstractInference):
             return (search.n_steps < self.max_steps) & ~search.finished
 
         search = lax.while_loop(unfinished, lambda search: self._moved(problem, search), self._start(problem))
-        _, gradient = problem.energy_and_gradient("deviations", search.point.deviations)
         errors = (*search.point.errors, search.point.output)  # not by subtraction: no round-off of the deviations
         by = jnp.where(search.finished, ENERGY, STEPS)
-        at, found = search.point.deviations, (errors, gradient)
-        return ended(problem, "deviations", at, *found, n_steps=search.n_steps, tol=self.tol, by=by)
+        at = search.point.deviations
+        return stopped(problem, "deviations", at, n_steps=search.n_steps, tol=self.tol, by=by, errors=errors)
 
     def forward_passes(self) -> float:
         first, each = (2.0 * self.n_eigen_steps, 2.0) if self.method == "descent" else (0.0, 4.0)
@@ -122,9 +117,7 @@ class ErrorDescent(AbstractInference):
             finished=finished,
         )
 
-    def _evaluated(
-        self, problem: InferenceProblem, errors: Activities
-    ) -> tuple[_Point, Callable[[Activities], Activities] | None]:
+    def _evaluated(self, problem: InferenceProblem, errors: Activities) -> tuple[_Point, Product | None]:
         """The point at hidden errors, and the Hessian there where the method needs it."""
         if self.method == "descent":
             return _point(problem, errors), None
@@ -141,11 +134,11 @@ class ErrorDescent(AbstractInference):
         if self.tol is None:
             return jnp.array(False)
         tol = self.tol
-
-        def in_activities() -> Array:
-            return root_mean_square(problem.energy_and_gradient("deviations", point.deviations)[1]) <= tol
-
-        return lax.cond(root_mean_square(point.gradient) <= tol, in_activities, lambda: jnp.array(False))
+        return lax.cond(
+            root_mean_square(point.gradient) <= tol,
+            lambda: root_mean_square(problem.errors_and_gradient("deviations", point.deviations)[1]) <= tol,
+            lambda: jnp.array(False),
+        )
 
 
 def _point(problem: InferenceProblem, errors: Activities) -> _Point:
@@ -158,9 +151,7 @@ def _point(problem: InferenceProblem, errors: Activities) -> _Point:
     return _Point(errors, output, deviations, gradient, energy)
 
 
-def _longest_step(
-    problem: InferenceProblem, point: _Point, direction: Activities, hessian: Callable[[Activities], Activities]
-) -> PerSample:
+def _longest_step(problem: InferenceProblem, point: _Point, direction: Activities, hessian: Product) -> PerSample:
     """Step -<g, p> / <p, H p> to the minimum of the quadratic along p.
 
     Errors of the output bend H below I + G^T G, and it may turn negative: there the identity stands in for it.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from pcexp.inference.base import AbstractInference, Equilibrium
-from pcexp.inference.steps import Point, stepped, stopped
+from pcexp.inference.base import AbstractInference, Equilibrium, stopped
+from pcexp.inference.steps import Point, stepped
 from pcexp.model.network import Activities, Network
 from pcexp.problem import Form, InferenceProblem
 
@@ -24,10 +24,6 @@ class _Schedule(NamedTuple):
 
     def seen(self, energy: Float[Array, ""]) -> "_Schedule":
         return _Schedule(energy, self.halvings + (energy > self.last_energy))
-
-
-def _halved(halvings: int | Int[Array, ""]) -> dict[str, Array]:
-    return {"halvings": jnp.asarray(halvings)}
 
 
 class GradientDescent(AbstractInference):
@@ -49,22 +45,19 @@ class GradientDescent(AbstractInference):
     wavefront: bool = True
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        if self.max_halvings == 0 and self.tol is None and self.energy_tol is None:
-            hidden = self._fixed(problem, problem.start(self.form))
-            return stopped(problem, self.form, hidden, n_steps=jnp.array(self.max_steps), tol=None, stats=_halved(0))
+        if not self.max_halvings:
+            if self.tol is None and self.energy_tol is None:
+                hidden = self._fixed(problem, problem.start(self.form))
+                equilibrium = stopped(problem, self.form, hidden, n_steps=jnp.array(self.max_steps), tol=None)
+            else:
+                equilibrium, _ = stepped(self, problem, self._descended, None)
+            return dataclasses.replace(equilibrium, stats={"halvings": jnp.array(0)})
+        schedule = _Schedule(jnp.full((), jnp.inf, problem.y.dtype), jnp.array(0))
         equilibrium, schedule = stepped(
-            problem,
-            self.form,
-            self._descended,
-            _Schedule(jnp.full((), jnp.inf, problem.y.dtype), jnp.array(0)) if self.max_halvings else None,
-            max_steps=self.max_steps,
-            tol=self.tol,
-            energy_tol=self.energy_tol,
-            given_up=(lambda schedule: schedule.halvings > self.max_halvings) if self.max_halvings else None,
+            self, problem, self._descended, schedule, given_up=lambda schedule: schedule.halvings > self.max_halvings
         )
         # The last rise ended inference, it halved nothing.
-        halvings = 0 if schedule is None else jnp.minimum(schedule.halvings, self.max_halvings)
-        return dataclasses.replace(equilibrium, stats=_halved(halvings))
+        return dataclasses.replace(equilibrium, stats={"halvings": jnp.minimum(schedule.halvings, self.max_halvings)})
 
     def forward_passes(self) -> float:
         return 2.0 * (self.max_steps + 1)
@@ -97,7 +90,7 @@ class GradientDescent(AbstractInference):
         return lax.fori_loop(0, self.max_steps, step, start)
 
     def _step(
-        self, problem: InferenceProblem, hidden: Activities, index: int, above: Float[Array, "..."]
+        self, problem: InferenceProblem, hidden: Activities, index: int, above: Array
     ) -> tuple[Array, Array | None]:
         """One step of a segment's activities, and the pull on its inputs; `above` is the pull on its own top layer."""
         errors, pull = problem.segment(self.form, hidden, index)

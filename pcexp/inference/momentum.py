@@ -4,16 +4,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from pcexp.inference.base import AbstractInference, Equilibrium
 from pcexp.inference.steps import Point, stepped
 from pcexp.model.network import Activities
-from pcexp.model.per_sample import inner, ratio, scaled
+from pcexp.model.per_sample import PerSample, inner, ratio, scaled
 from pcexp.problem import Form, InferenceProblem
 from pcexp.theory.activity_hessian import extreme_eigenvalues
-
-PerSample = Float[Array, " batch"]
 
 
 class _Memory(NamedTuple):
@@ -42,10 +40,6 @@ class Momentum(AbstractInference):
     activity_lr: float | None = None
     momentum: float | None = None
 
-    def __check_init__(self) -> None:
-        if self.momentum is not None and not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, or null, not {self.momentum}")
-
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
         network = problem.network
         if self._estimates:
@@ -59,15 +53,15 @@ class Momentum(AbstractInference):
                 change = jax.tree.map(jnp.subtract, at.gradient, last.gradient)
                 met = ratio(inner(network, change, change), inner(network, last.move, last.move))
                 largest = jnp.maximum(largest, jnp.sqrt(met))
-            beta, mu = self._settings(last.smallest, largest)
+            low, high = jnp.sqrt(last.smallest), jnp.sqrt(largest)
+            beta, mu = 4 / jnp.square(high + low), jnp.square((high - low) / (high + low))
+            beta = beta if self.activity_lr is None else jnp.full_like(beta, self.activity_lr)
+            mu = mu if self.momentum is None else jnp.full_like(mu, self.momentum)
             move = jax.tree.map(jnp.subtract, scaled(network, mu, last.move), scaled(network, beta, at.gradient))
             return jax.tree.map(jnp.add, at.hidden, move), _Memory(move, at.gradient, last.smallest, largest)
 
         nothing = jax.tree.map(jnp.zeros_like, problem.start(self.form))
-        memory = _Memory(nothing, nothing, smallest, largest)
-        return stepped(
-            problem, self.form, step, memory, max_steps=self.max_steps, tol=self.tol, energy_tol=self.energy_tol
-        )[0]
+        return stepped(self, problem, step, _Memory(nothing, nothing, smallest, largest))[0]
 
     def forward_passes(self) -> float:
         # A product with the Hessian is the tangent of a gradient; one with the inverse a linear pass down and one up.
@@ -76,12 +70,3 @@ class Momentum(AbstractInference):
     @property
     def _estimates(self) -> bool:
         return self.activity_lr is None or self.momentum is None
-
-    def _settings(self, smallest: PerSample, largest: PerSample) -> tuple[PerSample, PerSample]:
-        """Step beta and momentum mu of every sample."""
-        low, high = jnp.sqrt(smallest), jnp.sqrt(largest)
-        beta, mu = 4 / jnp.square(high + low), jnp.square((high - low) / (high + low))
-        return (
-            beta if self.activity_lr is None else jnp.full_like(beta, self.activity_lr),
-            mu if self.momentum is None else jnp.full_like(mu, self.momentum),
-        )

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from pcexp.inference.base import AbstractInference, Equilibrium, root_mean_square
-from pcexp.inference.steps import stopped
+from pcexp.inference.base import AbstractInference, Equilibrium, root_mean_square, stopped
 from pcexp.model.network import Activities
 from pcexp.problem import Form, InferenceProblem
 
@@ -37,10 +36,6 @@ class ODE(AbstractInference):
     tol: float | None = None
 
     def __check_init__(self) -> None:
-        for name in ("horizon", "step_size", "step_tol", "longest_step"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:  # NaN is not
-                raise ValueError(f"{name} must be positive, not {value}")
         if self.method == "euler" and self.step_size is None:
             raise ValueError(
                 "step_size must be a number with method=euler, whose steps have no error to control them by"

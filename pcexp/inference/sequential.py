@@ -1,15 +1,16 @@
 """Gauss-Seidel sweeps: gradient descent on activities, one layer after the other from the output down."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
-from pcexp.energy import batch_axes_of, weighted
+from pcexp.energy import weighted
 from pcexp.inference.base import AbstractInference, Equilibrium
-from pcexp.inference.steps import Point, stepped
+from pcexp.inference.steps import stepped
 from pcexp.model.network import Activities
-from pcexp.model.segments import AbstractSegment
+from pcexp.model.segments import over_layers
 from pcexp.problem import Form, InferenceProblem
 
 
@@ -30,59 +31,32 @@ class Sequential(AbstractInference):
     energy_tol: float | None = None
 
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        def step(at: Point, memory: None) -> tuple[Activities, None]:
-            return self._swept(problem, at.hidden), None
-
-        return stepped(
-            problem, self.form, step, None, max_steps=self.max_steps, tol=self.tol, energy_tol=self.energy_tol
-        )[0]
+        return stepped(self, problem, lambda at, memory: (self._swept(problem, at.hidden), memory), None)[0]
 
     def forward_passes(self) -> float:
         return (3.0 if self.tol is None else 5.0) * self.max_steps + 2.0
 
     def _swept(self, problem: InferenceProblem, hidden: Activities) -> Activities:
-        """Free variables after one sweep."""
+        """Free variables after one sweep: gradients dF_b/dz_l, each taken when its layer's turn has come."""
         network = problem.network
-
-        # Errors come weighted, p_l e_l: once z_l has moved by -beta g they have changed by -p_l beta g.
-        rates = tuple(
-            jnp.full(len(e), self.activity_lr, e.dtype) * jnp.asarray(network.precisions_of(i), e.dtype)
-            for i, e in enumerate(hidden)
-        )
-
-        def layer(pulled: Array, at: tuple[AbstractSegment, Array, Array, Array]) -> tuple[Array, Array]:
-            segment, below, e, rate = at
-            gradient = e - pulled
-            single = jax.tree.map(lambda p: p[None], segment)
-            after = e - rate * gradient
-            return _pulled_back(single, below[None], after[None])[0], gradient
-
-        def one(x: Array, activities: Activities, errors: Activities) -> Activities:
-            """Gradients dF_b/dz_l of one example, each taken when its layer's turn has come."""
-            *hidden, output = zip(
-                network.segments, network.inputs(x, activities), errors, (*rates, rates[-1]), strict=True
-            )
-            pulled = _pulled_back(*output[:3])[0]
-            gradients = []
-            for index, (segment, below, e, rate) in reversed(list(enumerate(hidden))):
-                if segment.depth == 1 and index == 0:  # below it is only x: no product
-                    gradient = e - pulled[None]
-                elif segment.depth == 1:  # layers that are not square: no scan
-                    pulled, gradient = layer(pulled, jax.tree.map(lambda leaf: leaf[0], (segment, below, e, rate)))
-                    gradient = gradient[None]
-                else:
-                    pulled, gradient = lax.scan(layer, pulled, (segment, below, e, rate), reverse=True)
-                gradients.append(gradient)
-            return tuple(reversed(gradients))
-
-        axes, _ = batch_axes_of(network)
-        batched = jax.vmap(one, in_axes=(network.input_batch_axis, axes, axes), out_axes=axes[:-1])
+        activities = problem.activities(self.form, hidden)
         errors = weighted(network, problem.errors(self.form, hidden))
-        gradient = problem.projected(batched(problem.x, problem.activities(self.form, hidden), errors))
+        below, gradients = network.inputs(problem.x, activities), []
+        pulled = jnp.zeros_like(activities[-1][0])
+        for index, segment in reversed(list(enumerate(network.segments))):
+            moved, own = network.input_axes[index], network.batch_axes[index]
+            # Errors come weighted, p_l e_l: once z_l has moved by -beta g they have changed by -p_l beta g. The output stays.
+            rate = 0.0 if index == len(hidden) else self.activity_lr
+            rates = rate * jnp.asarray(network.precisions_of(index), errors[index].dtype)
+
+            def layer(pulled: Array, one: Any, moved: int = moved, own: int = own) -> tuple[Array, Array]:
+                parameters, below, e, rate = one
+                gradient = e - pulled
+                predict = jax.tree.map(lambda p: p[None], parameters).predict
+                _, pull = jax.vjp(jax.vmap(predict, moved, own), below[None])
+                return pull((e - rate * gradient)[None])[0][0], gradient
+
+            pulled, gradient = over_layers(layer, pulled, (segment, below[index], errors[index], rates), reverse=True)
+            gradients.append(gradient)
+        gradient = problem.projected(tuple(reversed(gradients))[:-1])
         return jax.tree.map(lambda z, g: z - self.activity_lr * g, hidden, gradient)
-
-
-def _pulled_back(segment: AbstractSegment, below: Array, e: Array) -> Array:
-    """J^T e with J = dmu/dz at the inputs of a segment's layers."""
-    _, pull = jax.vjp(segment.predict, below)
-    return pull(e)[0]

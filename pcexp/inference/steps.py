@@ -9,12 +9,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from pcexp.energy import summed_energy
-from pcexp.inference.base import ENERGY, GIVEN_UP, STEPS, TOLERANCE, Equilibrium, ended, root_mean_square
+from pcexp.inference.base import ENERGY, GIVEN_UP, STEPS, TOLERANCE, Equilibrium, root_mean_square, stopped
 from pcexp.model.network import Activities
 from pcexp.problem import Form, InferenceProblem
-
-FIRST_LOOK = 64
-"""`energy_tol` looks at the energy after this many steps, and whenever their number has doubled."""
 
 
 class Point(NamedTuple):
@@ -38,9 +35,7 @@ class _Fall(NamedTuple):
     lowest: Float[Array, ""]
     before: Float[Array, ""]
 
-    def seen(
-        self, energy: Float[Array, ""], n_steps: Int[Array, ""], tol: float | Array
-    ) -> tuple["_Fall", Bool[Array, ""]]:
+    def seen(self, energy: Float[Array, ""], n_steps: Int[Array, ""], tol: float | Array) -> tuple["_Fall", Array]:
         """With one more energy, and whether the steps since the last look lowered it by less than that fraction.
 
         The lowest, because heavy ball and Adam may climb on their way. Looks at 64, 128, 256, ... steps, because what one
@@ -49,35 +44,24 @@ class _Fall(NamedTuple):
         """
         lowest = jnp.fmin(self.lowest, energy)
         doubled = (n_steps & (n_steps - 1)) == 0
-        flat = doubled & (n_steps >= FIRST_LOOK) & (self.before - lowest <= tol * self.before)
+        flat = doubled & (n_steps >= 64) & (self.before - lowest <= tol * self.before)
         return _Fall(lowest, jnp.where(doubled, lowest, self.before)), flat
 
 
-def stopped(
-    problem: InferenceProblem, form: Form, hidden: Activities, *, n_steps: Int[Array, ""], **more: Any
-) -> Equilibrium:
-    """What a solver returns that ends at `hidden`, with the residual there; `more` as `ended` has it."""
-    at = point_at(problem, form, hidden)
-    return ended(problem, form, hidden, at.errors, at.gradient, n_steps=n_steps, **more)
+Step = Callable[[Point, Any], tuple[Activities, Any]]
+GivenUp = Callable[[Any], Bool[Array, ""]]
 
 
 def stepped(
-    problem: InferenceProblem,
-    form: Form,
-    step: Callable[[Point, Any], tuple[Activities, Any]],
-    memory: Any,
-    *,
-    max_steps: int,
-    tol: float | Float[Array, ""] | None,
-    energy_tol: float | Float[Array, ""] | None = None,
-    given_up: Callable[[Any], Bool[Array, ""]] | None = None,
+    solver: Any, problem: InferenceProblem, step: Step, memory: Any, *, given_up: GivenUp | None = None
 ) -> tuple[Equilibrium, Any]:
     """Where step(point, memory) -> (hidden, memory) leads from the forward pass, and the memory it ends with.
 
-    A solve ends at the first point whose residual is not above `tol`, or where the energy has stopped falling
-    (`energy_tol`), or where a step leaves a memory that is `given_up`: that step is not taken. Where none of them is
+    A solve ends at the first point whose residual is not above the solver's `tol`, or where the energy has stopped falling
+    (its `energy_tol`), or where a step leaves a memory that is `given_up`: that step is not taken. Where none of them is
     given, a step pays only for what it uses of its point.
     """
+    form, max_steps, tol, energy_tol = solver.form, solver.max_steps, solver.tol, solver.energy_tol
     start = problem.start(form)
     if tol is None and energy_tol is None and given_up is None:
 
@@ -104,7 +88,6 @@ def stepped(
             # Not `~(residual > tol)`: NaN would end the loop as if it had arrived.
             by = jnp.where(root_mean_square(at.gradient) <= tol, TOLERANCE, by)
         if fall is not None:
-            assert energy_tol is not None
             fall, flat = fall.seen(at.energy, n_steps, energy_tol)
             by = jnp.where(flat & (by == STEPS), ENERGY, by)
         going = by == STEPS

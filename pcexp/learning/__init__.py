@@ -1,20 +1,11 @@
 """Learning rules: the weight gradient that a training step uses."""
 
-from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient
-from pcexp.learning.beside import Beside, Networks
-from pcexp.learning.bp import BP
-from pcexp.learning.equilibrated import Equilibrated
-from pcexp.learning.hybrid import Hybrid
-from pcexp.learning.pc import PC
-
-__all__ = [
-    "BP",
-    "PC",
-    "AbstractLearning",
-    "Beside",
-    "Equilibrated",
-    "GradientScale",
-    "Hybrid",
-    "Networks",
-    "WeightGradient",
-]
+from pcexp.learning.base import AbstractLearning as AbstractLearning
+from pcexp.learning.base import GradientScale as GradientScale
+from pcexp.learning.base import WeightGradient as WeightGradient
+from pcexp.learning.beside import Beside as Beside
+from pcexp.learning.beside import Networks as Networks
+from pcexp.learning.bp import BP as BP
+from pcexp.learning.equilibrated import Equilibrated as Equilibrated
+from pcexp.learning.hybrid import Hybrid as Hybrid
+from pcexp.learning.pc import PC as PC

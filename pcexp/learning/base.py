@@ -4,6 +4,8 @@ import abc
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pcexp.data import Split
@@ -19,6 +21,13 @@ def gradient_factor(scale: GradientScale, y: Float[Array, "d_out batch"]) -> flo
     """Factor that turns the gradient of F, averaged over the batch, into the asked scale: 1, B or 2/K."""
     d_out, batch = y.shape
     return {"batch_mean": 1.0, "batch_sum": float(batch), "mean_squared_error": 2.0 / d_out}[scale]
+
+
+def scaled(scale: GradientScale, y: Array, gradient: Any, loss: Array, **seen: Array) -> "WeightGradient":
+    """A gradient of F in the asked scale, with the factor among what was seen."""
+    factor = gradient_factor(scale, y)
+    diagnostics = {"gradient_factor": jnp.asarray(factor), **seen}
+    return WeightGradient(jax.tree.map(lambda g: factor * g, gradient), loss, diagnostics)
 
 
 def refuse_free_input(batch: Batch, rule: str) -> None:

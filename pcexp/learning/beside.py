@@ -20,11 +20,6 @@ class Networks(AbstractModel):
     def stacks(self) -> tuple[AbstractSegment, ...]:
         return tuple(segment for network in self.members for segment in network.segments)
 
-    @property
-    def input_batch_axis(self) -> int:
-        """Position of the batch axis in the inputs x."""
-        return self.members[0].input_batch_axis
-
     def forward(self, x: Float[Array, "..."], *, batched: bool = False) -> tuple[Activities, tuple[Reference, ...]]:
         """Forward passes of all members, those of the first one in front."""
         passes = [network.forward(x, batched=batched) for network in self.members]
@@ -47,9 +42,7 @@ class Beside(AbstractLearning):
             for name, value in ({"loss": one.loss} | one.diagnostics).items()
         }
         return WeightGradient(
-            Networks(tuple(one.gradient for one in found)),
-            jnp.mean(jnp.stack([one.loss for one in found])),
-            seen,
+            Networks(tuple(one.gradient for one in found)), jnp.mean(jnp.stack([one.loss for one in found])), seen
         )
 
     def forward_passes(self) -> float:

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pcexp.energy import Batch, backpropagated, energy_gradient, forward_pass, loss_at, masked
-from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor, refuse_free_input
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, refuse_free_input, scaled
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
 
@@ -35,10 +33,7 @@ class BP(AbstractLearning):
         gradient = energy_gradient(low, x, at.activities, backpropagated(low, at, error))
         if self.last_layers is not None:
             gradient = last_layers_of(gradient, self.last_layers)
-        factor, loss = gradient_factor(self.gradient_scale, y), loss_at(network, at, y, mask)
-        return WeightGradient(
-            jax.tree.map(lambda g: factor * g, gradient), loss, {"gradient_factor": jnp.asarray(factor)}
-        )
+        return scaled(self.gradient_scale, y, gradient, loss_at(network, at, y, mask))
 
     def forward_passes(self) -> float:
         return 3.0

@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pcexp.energy import Batch, energy_gradient, forward_pass, loss_at, weighted
-from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor, refuse_free_input
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, refuse_free_input, scaled
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
 from pcexp.theory.equilibrated import activities, equilibrium
@@ -30,9 +28,8 @@ class Equilibrated(AbstractLearning):
         found = equilibrium(network, at, y, mask=mask)
         errors = weighted(network, found.errors)
         gradient = energy_gradient(network.in_products(self.precision), x, activities(at, found, y), errors)
-        factor = gradient_factor(self.gradient_scale, y)
-        diagnostics = {"gradient_factor": jnp.asarray(factor), "equilibrated_energy": found.energy}
-        return WeightGradient(jax.tree.map(lambda g: factor * g, gradient), loss_at(network, at, y, mask), diagnostics)
+        loss = loss_at(network, at, y, mask)
+        return scaled(self.gradient_scale, y, gradient, loss, equilibrated_energy=found.energy)
 
     def forward_passes(self) -> float:
         return 4.0

@@ -4,15 +4,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from pcexp.energy import Batch, energy_gradient, loss_at, weighted
 from pcexp.inference.base import AbstractInference, Equilibrium
 from pcexp.inference.starts import AbstractStart, AmortisedStart, ForwardStart
-from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, gradient_factor
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, scaled
 from pcexp.model.network import Network
-from pcexp.model.pair import Pair
 from pcexp.model.segments import Precision
 from pcexp.problem import InferenceProblem, check_prior
 
@@ -35,8 +33,7 @@ class AbstractPC(AbstractLearning):
 
     def problem(self, model: Any, batch: Batch, *, key: PRNGKeyArray | None) -> InferenceProblem:
         """The problem of one batch, started."""
-        network = model.generator if isinstance(model, Pair) else model
-        prior = self.input_precision
+        network, prior = model.generator, self.input_precision
         problem = InferenceProblem.from_batch(network, batch, precision=self.precision, input_precision=prior)
         # The solver has the key itself: no number of what was there before may move.
         return self.start(problem, model, key=None if key is None else jax.random.fold_in(key, 1))
@@ -48,16 +45,11 @@ class AbstractPC(AbstractLearning):
         x, low, z, e = batch.x, problem.network, equilibrium.activities, weighted(problem.network, equilibrium.errors)
         if problem.free is not None:  # a prior learns nothing, and x is what was inferred
             x, low, z, e = z[0][0], low.above_prior, z[1:], e[1:]
-        factor = gradient_factor(self.gradient_scale, batch.y)
-        diagnostics = {
-            "gradient_factor": jnp.asarray(factor),
-            "inference_residual": equilibrium.residual,
-            "inference_steps": equilibrium.n_steps,
-            **{f"inference_{name}": value for name, value in equilibrium.stats.items()},
-        }
+        seen = {"residual": equilibrium.residual, "steps": equilibrium.n_steps, **equilibrium.stats}
+        gradient = network.with_segments(energy_gradient(low, x, z, e).segments)
         loss = loss_at(problem.network, problem.at, batch.y, batch.mask)
-        gradient = jax.tree.map(lambda g: factor * g, energy_gradient(low, x, z, e))
-        return WeightGradient(network.with_segments(gradient.segments), loss, diagnostics)
+        named = {f"inference_{name}": value for name, value in seen.items()}
+        return scaled(self.gradient_scale, batch.y, gradient, loss, **named)
 
     def forward_passes(self) -> float:
         return 2.0 + self.inference.forward_passes()

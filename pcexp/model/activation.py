@@ -4,7 +4,9 @@ The engine's variables are deviations d = z - zhat from the forward pass, which 
 phi(zhat + d) - phi(zhat), float32 returns round-off there; the forms below keep full relative accuracy in d.
 """
 
-from typing import Any, Literal, assert_never
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,46 +14,29 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 Activation = Literal["linear", "tanh", "relu"]
+Image = Float[Array, "_ _ channels"]
+
+
+PHI: dict[Activation, Callable[[Array], Array]] = {"linear": lambda u: u, "tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
 def activate(activation: Activation, u: Float[Array, "..."]) -> Float[Array, "..."]:
     """Activation phi(u)."""
-    match activation:
-        case "linear":
-            return u
-        case "tanh":
-            return jnp.tanh(u)
-        case "relu":
-            return jax.nn.relu(u)
-    assert_never(activation)
+    return PHI[activation](u)
 
 
 def _derivative(activation: Activation, u: Array) -> Array:
-    match activation:
-        case "linear":
-            return jnp.ones_like(u)
-        case "tanh":
-            return 1 - jnp.square(jnp.tanh(u))
-        case "relu":
-            return (u > 0).astype(u.dtype)
-    assert_never(activation)
+    return 1 - jnp.square(jnp.tanh(u)) if activation == "tanh" else (u > 0).astype(u.dtype)
 
 
-def activation_difference(
-    activation: Activation,
-    u: Float[Array, "..."],
-    d: Float[Array, "..."],
-    activated: Float[Array, "..."] | None = None,
-) -> Float[Array, "..."]:
+def activation_difference(activation: Activation, u: Array, d: Array, activated: Array | None = None) -> Array:
     """Difference phi(u + d) - phi(u), accurate to round-off of phi'(u) d however small d is, while tanh is not saturated.
 
     `activated` is phi(u) where it is known already. Where |tanh(u)| rounds to 1 (|u| above 8 in float32) the difference is lost, and is 0.
     """
     if activation == "linear":
         return d
-    if activation == "relu":
-        return _relu_difference(u, d)
-    return _tanh_difference(u, d, jnp.tanh(u) if activated is None else activated)
+    return _difference(activation, u, d, activate(activation, u) if activated is None else activated)
 
 
 def _difference_value(activation: Activation, u: Array, d: Array, activated: Array) -> Array:
@@ -62,29 +47,19 @@ def _difference_value(activation: Activation, u: Array, d: Array, activated: Arr
     return jnp.where(u > 0, jnp.where(z > 0, d, -u), jnp.maximum(z, 0))
 
 
-@jax.custom_jvp
-def _tanh_difference(u: Array, d: Array, activated: Array) -> Array:
-    return _difference_value("tanh", u, d, activated)
+_difference = jax.custom_jvp(_difference_value, nondiff_argnums=(0,))
 
 
-@jax.custom_jvp
-def _relu_difference(u: Array, d: Array) -> Array:
-    return _difference_value("relu", u, d, u)
-
-
+@functools.partial(_difference.defjvp, symbolic_zeros=True)
 def _difference_jvp(activation: Activation, primals: tuple[Array, ...], tangents: tuple[Any, ...]) -> Any:
     # The derivative with respect to d is phi'(u + d) exactly; differentiating the formula would cost more and round more.
     # u is a constant of inference, so its tangent is usually a symbolic zero and costs nothing. That of phi(u) is part of it.
-    (u, d, *known), (u_dot, d_dot, *_) = primals, tangents
+    (u, d, activated), (u_dot, d_dot, _) = primals, tangents
     at_end = _derivative(activation, u + d)
     out = jnp.zeros_like(d) if isinstance(d_dot, SymbolicZero) else at_end * d_dot
     if not isinstance(u_dot, SymbolicZero):
         out = out + (at_end - _derivative(activation, u)) * u_dot
-    return _difference_value(activation, u, d, known[0] if known else u), out
-
-
-_tanh_difference.defjvp(lambda p, t: _difference_jvp("tanh", p, t), symbolic_zeros=True)
-_relu_difference.defjvp(lambda p, t: _difference_jvp("relu", p, t), symbolic_zeros=True)
+    return _difference_value(activation, u, d, activated), out
 
 
 def _windows(v: Array, size: int) -> Array:
@@ -118,15 +93,13 @@ def _pick(windows: Array, winner: Array) -> Array:
     return jnp.sum(jnp.where(mask, windows, 0), axis=(1, 3))
 
 
-def max_pool(v: Float[Array, "height width channels"], size: int) -> Float[Array, "rows columns channels"]:
+def max_pool(v: Image, size: int) -> Image:
     """Largest entry of each size x size window."""
     windows = _windows(v, size)
     return _pick(windows, jax.lax.stop_gradient(_winner(windows)))
 
 
-def max_pool_difference(
-    v: Float[Array, "height width channels"], d: Float[Array, "height width channels"], size: int
-) -> Float[Array, "rows columns channels"]:
+def max_pool_difference(v: Image, d: Image, size: int) -> Image:
     """Difference max_pool(v + d) - max_pool(v) = d_j + (v_j - v_i) with j, i the winners of v + d and of v.
 
     The bracket is exactly zero where the winner is unchanged, so nothing cancels there.

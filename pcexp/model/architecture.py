@@ -2,10 +2,11 @@
 
 import abc
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -19,7 +20,7 @@ from pcexp.model.convolution import Convolution
 from pcexp.model.network import Network
 from pcexp.model.output import AbstractOutput, Squared
 from pcexp.model.pair import Pair
-from pcexp.model.parameterisation import AbstractParameterisation, LayerPosition, default_bias
+from pcexp.model.parameterisation import AbstractParameterisation, LayerPosition, uniform
 from pcexp.model.segments import AbstractSegment, Dense
 
 Form = Literal["pre", "post"]
@@ -46,12 +47,7 @@ class AbstractArchitecture(eqx.Module):
 
     @abc.abstractmethod
     def build(
-        self,
-        parameterisation: AbstractParameterisation,
-        input_shape: tuple[int, ...],
-        d_out: int,
-        *,
-        key: PRNGKeyArray,
+        self, parameterisation: AbstractParameterisation, input_shape: tuple[int, ...], d_out: int, *, key: PRNGKeyArray
     ) -> Any:
         """A model (a network, or a pair of them) with freshly drawn weights. Raises ValueError for an input that the architecture cannot take."""
 
@@ -77,11 +73,10 @@ class FullyConnected(AbstractArchitecture):
     latents: int | None = None
 
     def __check_init__(self) -> None:
-        for name in ("width", "n_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.segment_size is not None and self.segment_size < 1:
-            raise ValueError(f"segment_size must be at least 1, not {self.segment_size}")
+        for name in ("width", "n_hidden", "segment_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if self.latents is not None and (self.latents < 1 or not self.generative):
             raise ValueError(f"latents={self.latents}: valid are null, and 1 or more with generative=true")
 
@@ -90,24 +85,44 @@ class FullyConnected(AbstractArchitecture):
         return Arrangement(generative=self.generative, latents=self.latents)
 
     def build(
-        self,
-        parameterisation: AbstractParameterisation,
-        input_shape: tuple[int, ...],
-        d_out: int,
-        *,
-        key: PRNGKeyArray,
+        self, parameterisation: AbstractParameterisation, input_shape: tuple[int, ...], d_out: int, *, key: PRNGKeyArray
     ) -> Network:
         depth = self.n_hidden + 1
-        forward_only = self.premultipliers == "forward_pass"
-        draw = _Draw(parameterisation, depth, self.activation, self.form, self.biases, self.skips, key, forward_only)
-        hidden = [
-            draw.segment(layers, self.width, self.width)
-            for layers in _cut(range(2, depth), self.segment_size or default_segment_size(depth - 2))
-        ]
-        first = draw.segment(range(1, 2), math.prod(input_shape), self.width)
-        last = draw.segment(range(depth, depth + 1), self.width, d_out)
+        drawn = functools.partial(self.segment, parameterisation, depth, key)
+        parts = _cut(range(2, depth), self.segment_size or default_segment_size(depth - 2))
+        hidden = [drawn(layers, self.width, self.width) for layers in parts]
+        first = drawn(range(1, 2), math.prod(input_shape), self.width)
+        last = drawn(range(depth, depth + 1), self.width, d_out)
         precisions = None if self.precisions is None else tuple(self.precisions)
         return Network((first, *hidden, last), self.output, precisions)
+
+    def segment(
+        self,
+        parameterisation: AbstractParameterisation,
+        depth: int,
+        key: PRNGKeyArray,
+        layers: range,
+        d_in: int,
+        d_out: int,
+    ) -> Dense:
+        """Layers of equal shape as one segment. phi never acts on x nor on the output, the ends have no skip."""
+        positions = [LayerPosition(index, depth, d_in, self.skips, self.activation) for index in layers]
+        weights, biases = [], []
+        for at in positions:
+            # The key depends on the layer's number only, so the segment size does not change a draw.
+            weight_key, bias_key = jr.split(jr.fold_in(key, at.layer))
+            weights.append(parameterisation.weight(at, (d_out, d_in), key=weight_key))
+            if self.biases:
+                biases.append(uniform((d_out,), d_in, bias_key))
+        return Dense(
+            jnp.stack(weights),
+            jnp.stack(biases) if self.biases else None,
+            parameterisation.premultiplier(positions[0]),
+            skip=self.skips and 1 < layers[0] < depth,
+            before=self.activation if self.form == "pre" and layers[0] > 1 else "linear",
+            after=self.activation if self.form == "post" and layers[0] < depth else "linear",
+            forward_only=self.premultipliers == "forward_pass",
+        )
 
 
 class Convolutional(AbstractArchitecture):
@@ -128,12 +143,7 @@ class Convolutional(AbstractArchitecture):
         return Arrangement(flat=False)
 
     def build(
-        self,
-        parameterisation: AbstractParameterisation,
-        input_shape: tuple[int, ...],
-        d_out: int,
-        *,
-        key: PRNGKeyArray,
+        self, parameterisation: AbstractParameterisation, input_shape: tuple[int, ...], d_out: int, *, key: PRNGKeyArray
     ) -> Network:
         if len(input_shape) != 3:
             raise ValueError(f"a convolutional network needs images (height, width, channels), not {input_shape}")
@@ -145,14 +155,14 @@ class Convolutional(AbstractArchitecture):
             at = LayerPosition(index, depth, fan_in, False, self.activation)
             weight_key, bias_key = jr.split(jr.fold_in(key, index))
             weight = parameterisation.weight(at, (1, self.kernel_size, self.kernel_size, c_in, c_out), key=weight_key)
-            bias = default_bias((1, 1, 1, c_out), fan_in, bias_key)
+            bias = uniform((1, 1, 1, c_out), fan_in, bias_key)
             a = parameterisation.premultiplier(at)
             segments.append(Convolution(weight, bias, a, False, "linear", self.activation, self.pool))
             height, width, c_in = height // self.pool, width // self.pool, c_out
         sizes = [height * width * c_in, *self.widths, d_out]
-        draw = _Draw(parameterisation, depth, self.activation, "post", False, False, key)
+        dense = FullyConnected(1, 1, self.activation)
         for index, (d_in, d) in enumerate(itertools.pairwise(sizes), start=len(self.channels) + 1):
-            segments.append(draw.segment(range(index, index + 1), d_in, d))
+            segments.append(dense.segment(parameterisation, depth, key, range(index, index + 1), d_in, d))
         return Network(tuple(segments), self.output)
 
 
@@ -170,50 +180,12 @@ class Hybrid(AbstractArchitecture):
         return self.generator.arrangement
 
     def build(
-        self,
-        parameterisation: AbstractParameterisation,
-        input_shape: tuple[int, ...],
-        d_out: int,
-        *,
-        key: PRNGKeyArray,
+        self, parameterisation: AbstractParameterisation, input_shape: tuple[int, ...], d_out: int, *, key: PRNGKeyArray
     ) -> Pair:
         down = dataclasses.replace(self.generator, output=Squared(), precisions=None)
         return Pair(
             self.generator.build(parameterisation, input_shape, d_out, key=key),
             down.build(parameterisation, (d_out,), math.prod(input_shape), key=jr.fold_in(key, 0)),
-        )
-
-
-class _Draw(NamedTuple):
-    """Draws fully connected segments of one network."""
-
-    parameterisation: AbstractParameterisation
-    depth: int
-    activation: Activation
-    form: Form
-    biases: bool
-    skips: bool
-    key: PRNGKeyArray
-    forward_only: bool = False
-
-    def segment(self, layers: range, d_in: int, d_out: int) -> Dense:
-        """Layers of equal shape as one segment. phi never acts on x nor on the output, the ends have no skip."""
-        positions = [LayerPosition(index, self.depth, d_in, self.skips, self.activation) for index in layers]
-        weights, biases = [], []
-        for at in positions:
-            # The key depends on the layer's number only, so the segment size does not change a draw.
-            weight_key, bias_key = jr.split(jr.fold_in(self.key, at.layer))
-            weights.append(self.parameterisation.weight(at, (d_out, d_in), key=weight_key))
-            if self.biases:
-                biases.append(default_bias((d_out,), d_in, bias_key))
-        return Dense(
-            jnp.stack(weights),
-            jnp.stack(biases) if self.biases else None,
-            self.parameterisation.premultiplier(positions[0]),
-            skip=self.skips and 1 < layers[0] < self.depth,
-            before=self.activation if self.form == "pre" and layers[0] > 1 else "linear",
-            after=self.activation if self.form == "post" and layers[0] < self.depth else "linear",
-            forward_only=self.forward_only,
         )
 
 

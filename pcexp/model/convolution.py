@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from pcexp.model.activation import Activation, activate, activation_difference, max_pool, max_pool_difference
-from pcexp.model.segments import AbstractSegment, Reference
+from pcexp.model.activation import activate, activation_difference, max_pool, max_pool_difference
+from pcexp.model.segments import AbstractSegment, Reference, Stack
 
 
 class Convolution(AbstractSegment):
@@ -20,28 +20,20 @@ class Convolution(AbstractSegment):
     """
 
     weight: Float[Array, "1 kernel kernel c_in c_out"]
-    bias: Float[Array, "1 1 1 c_out"] | None
-    premultiplier: float = eqx.field(static=True)
-    skip: bool = eqx.field(static=True)
-    before: Activation = eqx.field(static=True)
-    after: Activation = eqx.field(static=True)
-    pool: int = eqx.field(static=True)
-    batch_axis = 0
+    bias: Float[Array, "1 1 1 c_out"] | None = None
+    pool: int = eqx.field(static=True, default=1)
+    batch_axis = 1  # after the layers
 
     def multiply(self, inputs: Float[Array, "1 height width c_in"]) -> Float[Array, "1 height width c_out"]:
         if jax.default_backend() == "cpu":
             out = _convolve_by_products(inputs, self.weight[0])
         else:
             layout = ("NHWC", "HWIO", "NHWC")
-            low = self.weight.dtype
-            out = lax.conv_general_dilated(
-                inputs.astype(low), self.weight[0], (1, 1), "SAME", dimension_numbers=layout
-            ).astype(inputs.dtype)
+            low, kernel = inputs.astype(self.weight.dtype), self.weight[0]
+            out = lax.conv_general_dilated(low, kernel, (1, 1), "SAME", dimension_numbers=layout).astype(inputs.dtype)
         return out if self.premultiplier == 1 else self.premultiplier * out
 
-    def weight_gradient(
-        self, v: Array, pulled: Array, batch_axes: tuple[int, int]
-    ) -> Float[Array, "1 kernel kernel c_in c_out"]:
+    def weight_gradient(self, v: Array, pulled: Array, batch_axes: tuple[int, int]) -> Array:
         def products(weight: Array) -> Array:
             segment = dataclasses.replace(self, weight=weight)
             return jax.vmap(segment.multiply, in_axes=batch_axes[0], out_axes=batch_axes[1])(v)
@@ -49,14 +41,10 @@ class Convolution(AbstractSegment):
         (gradient,) = jax.linear_transpose(products, self.weight)(pulled)
         return gradient.astype(pulled.dtype)
 
-    def after_linear(
-        self, inputs: Float[Array, "1 height width c_in"], u: Float[Array, "1 height width c_out"]
-    ) -> Float[Array, "1 rows columns c_out"]:
+    def after_linear(self, inputs: Stack, u: Stack) -> Float[Array, "1 rows columns c_out"]:
         return max_pool(activate(self.after, u)[0], self.pool)[None]
 
-    def after_difference(
-        self, at: Reference, u: Float[Array, "1 height width c_out"], d: Float[Array, "1 height width c_in"]
-    ) -> Float[Array, "1 rows columns c_out"]:
+    def after_difference(self, at: Reference, u: Stack, d: Stack) -> Float[Array, "1 rows columns c_out"]:
         change = activation_difference(self.after, at.linear, u, at.activated)
         return max_pool_difference(at.activated[0], change[0], self.pool)[None]
 

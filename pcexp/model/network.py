@@ -8,16 +8,16 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float
 
 from pcexp.model.output import AbstractOutput, Squared
-from pcexp.model.segments import AbstractSegment, Dense, Precision, Prior, Reference
+from pcexp.model.segments import AbstractSegment, Dense, Precision, Prior, Reference, over_layers
 
 Activities = tuple[Float[Array, "_ ..."], ...]
 """One array a segment, layers along the first axis; the last entry is the output z_L."""
@@ -32,9 +32,10 @@ class AbstractModel(eqx.Module):
         """Segments of all of its networks."""
 
     @property
-    @abc.abstractmethod
     def input_batch_axis(self) -> int:
         """Position of the batch axis in the inputs x."""
+        axis = self.stacks[0].batch_axis
+        return axis if axis < 0 else axis - 1  # no layers in front
 
     @abc.abstractmethod
     def forward(self, x: Float[Array, "..."], *, batched: bool = False) -> tuple[Activities, tuple[Reference, ...]]:
@@ -66,12 +67,10 @@ class Network(AbstractModel):
 
     def with_prior(self, precision: float) -> "Network":
         """The same network with its input as one more layer z_0, which a prior of a precision predicts."""
-        if not precision >= 0:
-            raise ValueError(f"the precision of a prior must not be negative, not {precision}")
         above = (1.0,) * self.depth if self.precisions is None else self.precisions
         weight = jnp.zeros((1, 0), self.segments[0].weight.dtype)
         precisions = (precision, *above) if {precision, *above} != {1.0} else None
-        return Network((Prior(weight, axis=self.input_batch_axis), *self.segments), self.output, precisions)
+        return Network((Prior(weight, batch_axis=self.segments[0].batch_axis), *self.segments), self.output, precisions)
 
     def with_segments(self, segments: Iterable[AbstractSegment]) -> "Network":
         """The same network with other layers, or with their derivatives."""
@@ -98,16 +97,22 @@ class Network(AbstractModel):
 
     @property
     def batch_axes(self) -> tuple[int, ...]:
-        """Position of the batch axis in the activities of each segment."""
+        """Position of the batch axis in the activities of each segment, layers in front."""
         return tuple(segment.batch_axis for segment in self.segments)
+
+    @property
+    def input_axes(self) -> tuple[int, ...]:
+        """The same in the inputs of each segment, which lie where the segment before it put them."""
+        return (self.segments[0].batch_axis, *self.batch_axes[:-1])
 
     @property
     def stacks(self) -> tuple[AbstractSegment, ...]:
         return self.segments
 
     @property
-    def input_batch_axis(self) -> int:
-        return self.segments[0].batch_axis
+    def generator(self) -> "Network":
+        """What inference works on: of a pair, the network from below up."""
+        return self
 
     @property
     def is_linear(self) -> bool:
@@ -122,36 +127,24 @@ class Network(AbstractModel):
         Of one example, or of a batch with its axis where the segments have it: then the loop over layers stays outside
         vmap, which would move the batch to the front of all that it carries, and back again around every product.
         """
-        activities, references, z, below = [], [], x, self.input_batch_axis
-        for segment in self.segments:
-            moved, own = ((axis if axis < 0 else axis + 1) for axis in (below, segment.batch_axis))
+        activities, references, z = [], [], x
+        for segment, moved, own in zip(self.segments, self.input_axes, self.batch_axes, strict=True):
 
-            def layer(
-                z: Array, parameters: AbstractSegment, axes: tuple[int, int] = (moved, own)
-            ) -> tuple[Array, tuple[Array, Array, Array]]:
+            def layer(z: Array, parameters: AbstractSegment, axes: tuple[int, int] = (moved, own)) -> Any:
+                one = jax.tree.map(lambda p: p[None], parameters)
+
                 def outputs(v: Array) -> tuple[Array, Array]:
-                    u = parameters.linear(v)
-                    return u, parameters.after_linear(v, u)
+                    u = one.linear(v)
+                    return u, one.after_linear(v, u)
 
                 u, out = (jax.vmap(outputs, *axes) if batched else outputs)(z[None])
                 return out[0], (z, u[0], out[0])
 
-            if segment.depth == 1:
-                z, stacks = layer(z, segment)
-                inputs, u, out = (leaf[None] for leaf in stacks)
-            else:
-                z, (inputs, u, out) = lax.scan(
-                    lambda z, one: layer(z, jax.tree.map(lambda p: p[None], one)), z, segment
-                )
+            z, (inputs, u, out) = over_layers(layer, z, segment)
             activities.append(out)
             references.append(segment.reference(inputs, u))
-            below = segment.batch_axis
         activities[-1] = self.output.value(activities[-1])
         return tuple(activities), tuple(references)
-
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " d_out"]:
-        """Output f(x) of the forward pass."""
-        return self.forward(x)[0][-1][-1]
 
     def inputs(self, x: Float[Array, "..."], activities: Activities) -> Activities:
         """Inputs z_{l-1} of every layer, segment by segment: x, then the activities moved up by one."""
@@ -160,23 +153,3 @@ class Network(AbstractModel):
             stacked.append(last[None] if segment.depth == 1 else jnp.concatenate([last[None], z[:-1]]))
             last = z[-1]
         return tuple(stacked)
-
-    def predictions(self, x: Float[Array, "..."], activities: Activities) -> Activities:
-        """Predictions mu_l(z_{l-1}) of every layer at the given activities, in one batched product a segment."""
-        inputs = self.inputs(x, activities)
-        *hidden, u = (segment.predict(z) for segment, z in zip(self.segments, inputs, strict=True))
-        return (*hidden, self.output.value(u))
-
-    def prediction_differences(self, references: tuple[Reference, ...], deviations: Activities) -> Activities:
-        """Differences mu_l(zhat_{l-1} + d_{l-1}) - mu_l(zhat_{l-1}); exactly zero for the first layer, whose input is x."""
-        differences, last = [], None
-        for segment, at, d in zip(self.segments, references, deviations, strict=True):
-            if last is None and segment.depth == 1:
-                differences.append(jnp.zeros_like(d))  # x does not move: no product
-            else:
-                first = jnp.zeros_like(at.inputs[:1]) if last is None else last[None]
-                moved = first if segment.depth == 1 else jnp.concatenate([first, d[:-1]])
-                differences.append(segment.difference(at, moved))
-            last = d[-1]
-        differences[-1] = self.output.difference(references[-1].linear, differences[-1])
-        return tuple(differences)

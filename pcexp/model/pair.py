@@ -19,8 +19,6 @@ class Pair(AbstractModel):
     amortiser: Network
 
     def __check_init__(self) -> None:
-        if self.generator.depth != self.amortiser.depth:
-            raise ValueError(f"{self.generator.depth} layers up and {self.amortiser.depth} down: a pair has as many")
         up, down = (
             [s.weight.shape[1] for s in n.segments for _ in range(s.depth)] for n in (self.generator, self.amortiser)
         )
@@ -32,10 +30,6 @@ class Pair(AbstractModel):
     @property
     def stacks(self) -> tuple[AbstractSegment, ...]:
         return self.generator.segments + self.amortiser.segments
-
-    @property
-    def input_batch_axis(self) -> int:
-        return self.generator.input_batch_axis
 
     def forward(self, x: Float[Array, "..."], *, batched: bool = False) -> tuple[Activities, tuple[Reference, ...]]:
         """Forward pass of the generator, and the amortiser's from where that ends."""

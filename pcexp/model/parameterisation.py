@@ -9,7 +9,6 @@
 (thesis Table 5.1), and two starts near saddles of chapter 4, with premultipliers 1.
 """
 
-import abc
 import math
 from typing import Literal, NamedTuple
 
@@ -30,31 +29,23 @@ class LayerPosition(NamedTuple):
     skips: bool
     activation: Activation
 
-    @property
-    def is_output(self) -> bool:
-        return self.layer == self.depth
 
-
-def _uniform(shape: tuple[int, ...], fan_in: int, key: PRNGKeyArray) -> Array:
+def uniform(shape: tuple[int, ...], fan_in: int, key: PRNGKeyArray) -> Array:
+    """Numbers U(-1/sqrt(fan_in), 1/sqrt(fan_in)): weights and biases by the default of equinox and PyTorch."""
     bound = 1 / math.sqrt(fan_in)
     return jr.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def default_bias(shape: tuple[int, ...], fan_in: int, key: PRNGKeyArray) -> Array:
-    """Biases U(-1/sqrt(fan_in), 1/sqrt(fan_in)): the default of equinox and PyTorch."""
-    return _uniform(shape, fan_in, key)
-
-
 class AbstractParameterisation(eqx.Module):
-    """Initial weights and premultipliers of each layer."""
+    """Initial weights and premultipliers of each layer: N(0, 1) and 1, unless a parameterisation says otherwise."""
 
     def premultiplier(self, at: LayerPosition) -> float:
         """Premultiplier a_l."""
         return 1.0
 
-    @abc.abstractmethod
     def weight(self, at: LayerPosition, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
         """Initial weight matrix W_l (or kernel) of the given shape."""
+        return jr.normal(key, shape)
 
 
 class Standard(AbstractParameterisation):
@@ -64,7 +55,7 @@ class Standard(AbstractParameterisation):
 
     def weight(self, at: LayerPosition, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
         if self.distribution == "uniform":
-            return _uniform(shape, at.fan_in, key)
+            return uniform(shape, at.fan_in, key)
         return jr.normal(key, shape) / math.sqrt(at.fan_in)
 
 
@@ -75,18 +66,12 @@ class NTK(AbstractParameterisation):
         residual = at.skips and 1 < at.layer < at.depth
         return 1 / math.sqrt(at.fan_in * (at.depth if residual else 1))
 
-    def weight(self, at: LayerPosition, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
-        return jr.normal(key, shape)
-
 
 class MuPC(AbstractParameterisation):
     """muPC: the neural tangent scaling with the output layer scaled by 1/N (Depth-muP)."""
 
     def premultiplier(self, at: LayerPosition) -> float:
-        return 1 / at.fan_in if at.is_output else NTK().premultiplier(at)
-
-    def weight(self, at: LayerPosition, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
-        return jr.normal(key, shape)
+        return 1 / at.fan_in if at.layer == at.depth else NTK().premultiplier(at)
 
 
 class Orthogonal(AbstractParameterisation):
@@ -121,5 +106,5 @@ class NearZeroRank(AbstractParameterisation):
 
     def weight(self, at: LayerPosition, shape: tuple[int, ...], *, key: PRNGKeyArray) -> Float[Array, "..."]:
         if at.layer == at.depth - 1:
-            return _uniform(shape, at.fan_in, key)
+            return uniform(shape, at.fan_in, key)
         return self.sigma * jr.normal(key, shape)

@@ -13,14 +13,17 @@ from jaxtyping import Array, Bool, Float
 
 from pcexp.model.network import Activities, Network
 
+PerSample = Float[Array, " batch"]
+Columns = Float[Array, "n batch"]
+
 
 def _with_axes(network: Network, tree: Activities) -> Iterator[tuple[Array, int]]:
     """Arrays of a tree (it may end below the output) with the position of the batch in them."""
     for leaf, axis in zip(tree, network.batch_axes, strict=False):
-        yield leaf, leaf.ndim + axis if axis < 0 else axis + 1  # layers come first
+        yield leaf, leaf.ndim + axis if axis < 0 else axis
 
 
-def inner(network: Network, a: Activities, b: Activities) -> Float[Array, " batch"]:
+def inner(network: Network, a: Activities, b: Activities) -> PerSample:
     """Inner products <a, b> of every sample."""
     totals = [
         jnp.sum(left * right, axis=tuple(i for i in range(left.ndim) if i != axis))
@@ -29,7 +32,7 @@ def inner(network: Network, a: Activities, b: Activities) -> Float[Array, " batc
     return jnp.sum(jnp.stack(totals), axis=0)
 
 
-def scaled(network: Network, factors: Float[Array, " batch"], tree: Activities) -> Activities:
+def scaled(network: Network, factors: PerSample, tree: Activities) -> Activities:
     """Every sample times its own factor."""
     return tuple(_along(axis, factors, leaf) * leaf for leaf, axis in _with_axes(network, tree))
 
@@ -42,21 +45,19 @@ def chosen(network: Network, mask: Bool[Array, " batch"], a: Activities, b: Acti
     )
 
 
-def ratio(numerator: Float[Array, " batch"], denominator: Float[Array, " batch"]) -> Float[Array, " batch"]:
+def ratio(numerator: PerSample, denominator: PerSample) -> PerSample:
     """Quotient that is 0 where the denominator is 0: a sample that has nothing left to do stays where it is."""
     nonzero = denominator != 0
     return jnp.where(nonzero, numerator / jnp.where(nonzero, denominator, 1), 0)
 
 
-def flattened(
-    network: Network, tree: Activities
-) -> tuple[Float[Array, "n batch"], Callable[[Float[Array, "n batch"]], Activities]]:
+def flattened(network: Network, tree: Activities) -> tuple[Columns, Callable[[Columns], Activities]]:
     """One column a sample, and the way back."""
     moved = [jnp.moveaxis(leaf, axis, -1) for leaf, axis in _with_axes(network, tree)]
     ends = list(itertools.accumulate(leaf[..., 0].size for leaf in moved))
     axes = [axis for _, axis in _with_axes(network, tree)]
 
-    def back(columns: Float[Array, "n batch"]) -> Activities:
+    def back(columns: Columns) -> Activities:
         parts = jnp.split(columns, ends[:-1])
         return tuple(
             jnp.moveaxis(part.reshape(leaf.shape), -1, axis)

@@ -29,23 +29,27 @@ Precision = Literal["float32", "bfloat16", "float64"]
 would switch units of relu; sums and everything else stay in float32. float64 is everything in 64 bits."""
 
 
+Stack = Float[Array, "depth ..."]
+"""Of each layer of a segment one array, along the first axis."""
+
+
 class Reference(NamedTuple):
     """What a segment knows about the point that deviations are measured from: z_{l-1}, u_l, and phi of whichever it acts on."""
 
-    inputs: Float[Array, "depth ..."]
-    linear: Float[Array, "depth ..."]
-    activated: Float[Array, "depth ..."]
+    inputs: Stack
+    linear: Stack
+    activated: Stack
 
 
 class AbstractSegment(eqx.Module):
     """A stack of `depth` identical layers."""
 
-    weight: eqx.AbstractVar[Array]
-    bias: eqx.AbstractVar[Array | None]
-    premultiplier: eqx.AbstractVar[float]
-    skip: eqx.AbstractVar[bool]
-    before: eqx.AbstractVar[Activation]
-    after: eqx.AbstractVar[Activation]
+    weight: Stack
+    bias: Stack | None = None
+    premultiplier: float = eqx.field(static=True, default=1.0)
+    skip: bool = eqx.field(static=True, default=False)
+    before: Activation = eqx.field(static=True, default="linear")
+    after: Activation = eqx.field(static=True, default="linear")
     batch_axis: eqx.AbstractClassVar[int]
 
     @property
@@ -66,12 +70,10 @@ class AbstractSegment(eqx.Module):
         return dataclasses.replace(self, weight=weight, bias=bias)
 
     @abc.abstractmethod
-    def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+    def multiply(self, inputs: Stack) -> Stack:
         """Products a_l W_l v_l, one a layer."""
 
-    def multiply_transposed(
-        self, outputs: Float[Array, "depth ..."], like: Float[Array, "depth ..."]
-    ) -> Float[Array, "depth ..."]:
+    def multiply_transposed(self, outputs: Stack, like: Stack) -> Stack:
         """Products a_l W_l^T u_l, one a layer, in the shape of the inputs `like`."""
         (product,) = jax.linear_transpose(self.multiply, like)(outputs)
         return product
@@ -83,38 +85,34 @@ class AbstractSegment(eqx.Module):
         `batch_axes` are those of v, the inputs of the product, and of `pulled`, what its outputs get from above.
         """
 
-    def linear(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+    def linear(self, inputs: Stack) -> Stack:
         """Linear maps u_l = a_l W_l phi_before(z_l) + b_l."""
         u = self.multiply(activate(self.before, inputs))
         return u if self.bias is None else u + self.bias
 
-    def after_linear(
-        self, inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]
-    ) -> Float[Array, "depth ..."]:
+    def after_linear(self, inputs: Stack, u: Stack) -> Stack:
         """Predictions from linear maps: phi_after(u_l) + tau_l z_l."""
         out = activate(self.after, u)
         return out + inputs if self.skip else out
 
-    def predict(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+    def predict(self, inputs: Stack) -> Stack:
         """Predictions mu_l(z_l) of every layer of the segment from its own input."""
         return self.after_linear(inputs, self.linear(inputs))
 
-    def difference(self, at: Reference, d: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+    def difference(self, at: Reference, d: Stack) -> Stack:
         """Differences mu_l(z_l + d_l) - mu_l(z_l), free of cancellation."""
         return self.after_difference(at, self.multiply(self.before_difference(at, d)), d)
 
-    def reference(self, inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]) -> Reference:
+    def reference(self, inputs: Stack, u: Stack) -> Reference:
         """The reference of inputs and the linear maps there."""
         acted_on = (self.after, u) if self.before == "linear" else (self.before, inputs)
         return Reference(inputs, u, activate(*acted_on))
 
-    def before_difference(self, at: Reference, d: Float[Array, "depth ..."]) -> Float[Array, "depth ..."]:
+    def before_difference(self, at: Reference, d: Stack) -> Stack:
         """Differences phi_before(z_l + d_l) - phi_before(z_l)."""
         return activation_difference(self.before, at.inputs, d, at.activated)
 
-    def after_difference(
-        self, at: Reference, u: Float[Array, "depth ..."], d: Float[Array, "depth ..."]
-    ) -> Float[Array, "depth ..."]:
+    def after_difference(self, at: Reference, u: Stack, d: Stack) -> Stack:
         """Differences of `after_linear` when the linear map moves by u and the input by d."""
         out = activation_difference(self.after, at.linear, u, at.activated)
         return out + d if self.skip else out
@@ -122,12 +120,12 @@ class AbstractSegment(eqx.Module):
     def errors_and_pull(
         self,
         at: Reference | None,
-        inputs: Float[Array, "depth ..."],
-        z: Float[Array, "depth ..."],
+        inputs: Stack,
+        z: Stack,
         output: AbstractOutput | None = None,
         mask: Float[Array, " d_out"] | None = None,
         precisions: Float[Array, " depth"] | None = None,
-    ) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
+    ) -> tuple[Stack, Stack]:
         """Errors e_l = z_l - mu_l and their pull J_l^T p_l e_l on the inputs; of deviations where `at` is given.
 
         As `predict` or `difference` and its derivative, but with the transposed product written out: the one that
@@ -149,29 +147,21 @@ class AbstractSegment(eqx.Module):
         pulling = errors if precisions is None else precisions.reshape(-1, *[1] * (errors.ndim - 1)) * errors
         return errors, self._pulled(pulling, v, pull_before, pull_after)
 
-    def pull(
-        self, errors: Float[Array, "depth ..."], inputs: Float[Array, "depth ..."], u: Float[Array, "depth ..."]
-    ) -> Float[Array, "depth ..."]:
+    def pull(self, errors: Stack, inputs: Stack, u: Stack) -> Stack:
         """Pull J_l^T e_l of given errors on the inputs, where the linear maps are u_l."""
         v, pull_before = jax.vjp(lambda x: activate(self.before, x), inputs)
         _, pull_after = jax.vjp(lambda u, x: self.after_linear(x, u), u, inputs)
         return self._pulled(errors, v, pull_before, pull_after)
 
     def _pulled(
-        self,
-        errors: Float[Array, "depth ..."],
-        v: Float[Array, "depth ..."],
-        pull_before: Callable[[Array], Any],
-        pull_after: Callable[[Array], Any],
-    ) -> Float[Array, "depth ..."]:
+        self, errors: Stack, v: Stack, pull_before: Callable[[Array], Any], pull_after: Callable[[Array], Any]
+    ) -> Stack:
         """Pull of errors through the derivatives of both activations, where the product acts on v."""
         pulled, direct = pull_after(errors)
         pull = pull_before(self.multiply_transposed(pulled, v))[0]
         return pull + direct if self.skip else pull
 
-    def factors(
-        self, inputs: Float[Array, "depth ..."], errors: Float[Array, "depth ..."]
-    ) -> tuple[Float[Array, "depth ..."], Float[Array, "depth ..."]]:
+    def factors(self, inputs: Stack, errors: Stack) -> tuple[Stack, Stack]:
         """Factors v_l = phi_before(z_l) and phi_after'(u_l) e_l whose outer product is the derivative by the weights."""
         v = activate(self.before, inputs)
         u = self.linear(inputs)  # not computed where phi_after is the identity
@@ -182,19 +172,7 @@ class Prior(AbstractSegment):
     """The layer below a free input: it predicts its mean, which nothing moves, and learns nothing."""
 
     weight: Float[Array, "1 0"]
-    axis: int = eqx.field(static=True, kw_only=True)
-    bias: None = None
-    premultiplier: float = eqx.field(static=True, default=1.0)
-    skip: bool = eqx.field(static=True, default=False)
-    before: Activation = eqx.field(static=True, default="linear")
-    after: Activation = eqx.field(static=True, default="linear")
-
-    @property
-    def batch_axis(self) -> int:  # type: ignore[override]  # where the layer above takes it
-        return self.axis
-
-    def in_products(self, precision: Precision) -> "Prior":
-        return self
+    batch_axis: int = eqx.field(static=True, kw_only=True)  # type: ignore[misc]  # where the layer above takes it
 
     def multiply(self, inputs: Float[Array, "1 ..."]) -> Float[Array, "1 ..."]:
         return inputs
@@ -212,12 +190,10 @@ class Dense(AbstractSegment):
     """
 
     weight: Float[Array, "depth d_out d_in"]
-    bias: Float[Array, "depth d_out"] | None
-    premultiplier: float = eqx.field(static=True)
-    skip: bool = eqx.field(static=True)
-    before: Activation = eqx.field(static=True)
-    after: Activation = eqx.field(static=True)
+    bias: Float[Array, "depth d_out"] | None = None
     forward_only: bool = eqx.field(static=True, default=False)
+    transposed: Float[Array, "depth d_in d_out"] | None = None
+    """A copy of the weights that lives as long as a solve, and that nothing learns."""
     batch_axis = -1  # feature-major: W @ Z with the batch as columns was the fastest layout
 
     def for_inference(self) -> "Dense":
@@ -225,10 +201,12 @@ class Dense(AbstractSegment):
         # multiplies with the same weights many times: a copy pays.
         if jax.default_backend() != "cpu":
             return self
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Dense)}
-        return DenseInInference(**fields, transposed=jnp.swapaxes(self.weight, 1, 2))
+        return dataclasses.replace(self, transposed=jnp.swapaxes(self.weight, 1, 2))
 
-    def multiply(self, inputs: Float[Array, "depth ..."]) -> Float[Array, "depth d_out"]:
+    def with_parameters(self, weight: Array, bias: Array | None) -> "Dense":
+        return dataclasses.replace(self, weight=weight, bias=bias, transposed=None)
+
+    def multiply(self, inputs: Stack) -> Float[Array, "depth d_out"]:
         if inputs.ndim > 2:
             inputs = inputs.reshape(self.depth, -1)
         product = _product(self.weight, 2, inputs, 1)
@@ -236,14 +214,10 @@ class Dense(AbstractSegment):
             return scaled_value(self.premultiplier, product)
         return product if self.premultiplier == 1 else self.premultiplier * product
 
-    def multiply_transposed(
-        self, outputs: Float[Array, "depth d_out"], like: Float[Array, "depth ..."]
-    ) -> Float[Array, "depth ..."]:
-        pulled = self._product_transposed(outputs)
+    def multiply_transposed(self, outputs: Float[Array, "depth d_out"], like: Stack) -> Stack:
+        factor, axis = (self.weight, 1) if self.transposed is None else (self.transposed, 2)
+        pulled = _product(factor, axis, outputs, 1)
         return self._derivative(pulled if like.ndim == 2 else pulled.reshape(like.shape))
-
-    def _product_transposed(self, outputs: Float[Array, "depth d_out"]) -> Float[Array, "depth d_in"]:
-        return _product(self.weight, 1, outputs, 1)
 
     def weight_gradient(self, v: Array, pulled: Array, batch_axes: tuple[int, int]) -> Float[Array, "depth d_out d_in"]:
         if v.ndim > 3:  # a convolution below
@@ -253,19 +227,6 @@ class Dense(AbstractSegment):
     def _derivative(self, product: Array) -> Array:
         """A product of a derivative, with the premultiplier that derivatives see."""
         return product if self.forward_only or self.premultiplier == 1 else self.premultiplier * product
-
-
-class DenseInInference(Dense):
-    """The same layers with a transposed copy of their weights: it lives as long as a solve, and nothing learns it."""
-
-    transposed: Float[Array, "depth d_in d_out"] = eqx.field(kw_only=True)
-
-    def with_parameters(self, weight: Array, bias: Array | None) -> Dense:
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(Dense)}
-        return Dense(**(fields | {"weight": weight, "bias": bias}))
-
-    def _product_transposed(self, outputs: Float[Array, "depth d_out"]) -> Float[Array, "depth d_in"]:
-        return _product(self.transposed, 2, outputs, 1)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -289,3 +250,11 @@ def _product(factor: Array, axis: int, v: Array, v_axis: int) -> Array:
     if factor.dtype == jnp.bfloat16:
         return lax.dot_general(factor, v.astype(jnp.bfloat16), dimensions, preferred_element_type=jnp.float32)
     return lax.dot_general(factor, v, dimensions)
+
+
+def over_layers(step: Callable[..., Any], carry: Any, layers: Any, *, reverse: bool = False) -> tuple[Any, Any]:
+    """`lax.scan` over the layers of a segment; one layer is no loop, because those at the ends of a network are not square."""
+    if len(jax.tree.leaves(layers)[0]) > 1:
+        return lax.scan(step, carry, layers, reverse=reverse)
+    carry, found = step(carry, jax.tree.map(lambda leaf: leaf[0], layers))
+    return carry, jax.tree.map(lambda leaf: leaf[None], found)

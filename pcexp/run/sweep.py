@@ -19,7 +19,6 @@ from pcexp.config.identity import Identity, Lane
 from pcexp.config.spec import Spec, identity, spec
 from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build
 from pcexp.data import DataError
-from pcexp.model.pair import Pair
 from pcexp.records import manifest
 from pcexp.records.cell import Cell, CellBusy, OutputError, writing
 from pcexp.records.manifest import Blocks
@@ -206,7 +205,7 @@ def _model(cell: Spec) -> Any:
 def _check(cell: Spec, model: Any) -> None:
     """Raise SpecError or ValueError where parts of a cell do not go together: before anything is compiled."""
     arrangement = cell.network.arrangement
-    output = (model.generator if isinstance(model, Pair) else model).output.name
+    output = model.generator.output.name
     if output not in cell.study.outputs:
         raise SpecError(f"output={output}: this study takes {', '.join(cell.study.outputs)}")
     if not cell.learns:

@@ -9,25 +9,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from pcexp.energy import weighted
 from pcexp.model.network import Activities
-from pcexp.model.per_sample import flattened, same_for_all
+from pcexp.model.per_sample import PerSample, flattened, same_for_all
 from pcexp.problem import InferenceProblem, perturbed_pass
 from pcexp.theory.eigenpairs import largest_eigenvalue
 
-PerSample = Float[Array, " batch"]
 Product = Callable[[Activities], Activities]
 
 
 def hessian_product(problem: InferenceProblem) -> Product:
     """Products v -> H_z v."""
-
-    def gradient(deviations: Activities) -> Activities:
-        return problem.energy_and_gradient("deviations", deviations)[1]
-
-    return jax.linearize(gradient, _zeros(problem))[1]
+    return jax.linearize(lambda d: problem.errors_and_gradient("deviations", d)[1], _zeros(problem))[1]
 
 
 def hidden_inverse_product(problem: InferenceProblem, at: Activities) -> Product:

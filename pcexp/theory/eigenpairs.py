@@ -66,10 +66,7 @@ def unit(w: Vectors) -> Vectors:
 
 
 def largest_eigenvalue(
-    product: Callable[[Float[Array, "n batch"]], Float[Array, "n batch"]],
-    first: Float[Array, "n batch"],
-    *,
-    steps: int,
+    product: Callable[[Vectors], Vectors], first: Vectors, *, steps: int
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """Largest eigenvalue of every sample's matrix after some products: Ritz value (from below), and with its residual."""
     diagonal, beside, _ = tridiagonalised(product, first, steps=steps, kept=min(steps, 2), key=jr.key(1))
@@ -94,10 +91,7 @@ def extreme_eigenpairs(
     def pairs(chosen: slice) -> Eigenpairs:
         vectors = mixtures[:, chosen].T @ basis
         images = lax.map(product, vectors)
-        return Eigenpairs(
-            values[chosen],
-            vectors,
-            jax.vmap(lambda w, v, a: jnp.linalg.norm(w - a * v))(images, vectors, values[chosen]),
-        )
+        residuals = jax.vmap(lambda w, v, a: jnp.linalg.norm(w - a * v))(images, vectors, values[chosen])
+        return Eigenpairs(values[chosen], vectors, residuals)
 
     return pairs(slice(0, count)), pairs(slice(steps - count, steps))

@@ -11,20 +11,19 @@ elsewhere. Biases move r and nothing else. As q is the multiplier of the constra
 activities: dF*/dW_l = -a_l/B sum_b (G_l^T q_b) z*_{l-1,b}^T, the backpropagation of q at the activities of the equilibrium.
 """
 
-import itertools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pcexp.energy import ForwardPass, Mask, energy_gradient, forward_pass, masked, outputs
+from pcexp.energy import ForwardPass, Mask, Targets, energy_gradient, forward_pass, masked, outputs, weighted
 from pcexp.model.network import Activities, Network
-from pcexp.model.segments import Dense
+from pcexp.model.segments import Dense, over_layers
 
-Precisions = Float[Array, " depth"] | None
-"""Precisions p_1..p_L of the layers' errors, traced; None means those of the network."""
+Inputs = Float[Array, "d_in batch"]
+Sensitivities = tuple[Float[Array, "_ d_out _"], ...]
+"""Derivatives G_l of the output, segment by segment."""
 
 
 class LinearEquilibrium(NamedTuple):
@@ -32,11 +31,11 @@ class LinearEquilibrium(NamedTuple):
 
     deviations: Activities
     errors: Activities
-    pulled: Float[Array, "d_out batch"]
+    pulled: Targets
     energy: Float[Array, ""]
 
 
-def sensitivities(network: Network) -> tuple[Float[Array, "_ d_out _"], ...]:
+def sensitivities(network: Network) -> Sensitivities:
     """Derivatives G_l = d yhat / d z_l of every layer, segment by segment (G_L = I). Linear networks only."""
     if not network.is_linear:
         raise ValueError("the closed form holds for linear networks only: choose network.activation=linear")
@@ -51,46 +50,39 @@ def sensitivities(network: Network) -> tuple[Float[Array, "_ d_out _"], ...]:
             product = segment.premultiplier * (g @ weight)
             return (product + g if segment.skip else product), g
 
-        if segment.depth == 1:  # the ends of a network are not square: no scan
-            last, g = down(last, segment.weight[0])
-            stacks.append(g[None])
-        else:
-            last, stack = jax.lax.scan(down, last, segment.weight, reverse=True)
-            stacks.append(stack)
+        last, stack = over_layers(down, last, segment.weight, reverse=True)
+        stacks.append(stack)
     return tuple(reversed(stacks))
 
 
-def outer_products(
-    gs: tuple[Float[Array, "_ d_out _"], ...], weights: Sequence[Float[Array, " _"]]
-) -> Float[Array, "d_out d_out"]:
-    """Sum of G_l G_l^T / p_l over all layers: S."""
-    return jnp.sum(jnp.stack([jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in zip(weights, gs, strict=True)]), 0)
+def precisions_of(network: Network, like: Array) -> list[Float[Array, " _"]]:
+    """Precisions p_l of the layers, segment by segment."""
+    return [jnp.asarray(network.precisions_of(index), like.dtype) for index in range(len(network.segments))]
 
 
-def input_sensitivity(network: Network, gs: tuple[Float[Array, "_ d_out _"], ...]) -> Float[Array, "d_out d_in"]:
+def rescaling(network: Network, gs: Sensitivities | None = None) -> Float[Array, "d_out d_out"]:
+    """Rescaling S = sum_l G_l G_l^T / p_l of the loss by inference, I + sum_{l=1}^{H} G_l G_l^T without precisions (theorem 3.1)."""
+    gs = sensitivities(network) if gs is None else gs
+    pairs = zip(precisions_of(network, gs[0]), gs, strict=True)
+    return jnp.sum(jnp.stack([jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in pairs]), axis=0)
+
+
+def input_sensitivity(network: Network, gs: Sensitivities) -> Float[Array, "d_out d_in"]:
     """Derivative G_0 = d yhat / dx, from those of the layers."""
     first = network.segments[0]
     return first.premultiplier * (gs[0][0] @ first.weight[0])
 
 
-def free_input(
-    network: Network,
-    r: Float[Array, "d_out batch"],
-    free: Float[Array, "d_in batch"],
-    prior_precision: float,
-    mask: Mask = None,
-) -> Float[Array, "d_in batch"]:
+def free_input(network: Network, r: Targets, free: Inputs, prior_precision: float, mask: Mask = None) -> Inputs:
     """Move of the free entries of the input to the equilibrium, (p_0 + A^T S^-1 A)^+ A^T S^-1 r with A the free columns of G_0.
 
     With p_0 = 0 and more free entries than outputs equilibria are many: this is the one nearest the mean of the prior.
     """
     gs = sensitivities(network)
-    g0, s = input_sensitivity(network, gs), outer_products(gs, by_segment(network, gs, None))
+    g0, s = input_sensitivity(network, gs), rescaling(network, gs)
     seen = jnp.ones_like(r) if mask is None else mask
 
-    def one(
-        r: Float[Array, " d_out"], free: Float[Array, " d_in"], seen: Float[Array, " d_out"]
-    ) -> Float[Array, " d_in"]:
+    def one(r: Float[Array, " d_out"], free: Float[Array, " d_in"], seen: Float[Array, " d_out"]) -> Array:
         a = seen[:, None] * g0 * free[None]
         q = pulled_by(
             s, jnp.concatenate([a, (seen * r)[:, None]], 1), jnp.broadcast_to(seen[:, None], (len(r), len(free) + 1))
@@ -105,28 +97,7 @@ def free_input(
     return jax.vmap(one, in_axes=1, out_axes=1)(r, free, seen)
 
 
-def by_segment(network: Network, stacks: tuple[Array, ...], precisions: Precisions) -> list[Float[Array, " _"]]:
-    """Precisions of the layers of each stack: those given, or the network's."""
-    depths = [len(stack) for stack in stacks]
-    if precisions is None and network.precisions is not None:
-        precisions = jnp.asarray(network.precisions, stacks[0].dtype)
-    if precisions is None:
-        return [jnp.ones(depth, stacks[0].dtype) for depth in depths]
-    if len(precisions) != sum(depths):
-        raise ValueError(f"precisions: one for each of the {sum(depths)} layers, not {len(precisions)}")
-    ends = list(itertools.accumulate(depths, initial=0))
-    return [precisions[start:stop] for start, stop in itertools.pairwise(ends)]
-
-
-def rescaling(network: Network, *, precisions: Precisions = None) -> Float[Array, "d_out d_out"]:
-    """Rescaling S = I + sum_{l=1}^{H} G_l G_l^T of the loss by inference (theorem 3.1); sum_l G_l G_l^T / p_l."""
-    gs = sensitivities(network)
-    return outer_products(gs, by_segment(network, gs, precisions))
-
-
-def pulled_by(
-    s: Float[Array, "d_out d_out"], r: Float[Array, "d_out batch"], mask: Mask = None
-) -> Float[Array, "d_out batch"]:
+def pulled_by(s: Float[Array, "d_out d_out"], r: Targets, mask: Mask = None) -> Targets:
     """Multipliers q = S^-1 r; with a mask M (M S M + I - M)^-1 M r of each example, zero where the output is free."""
     if mask is None:
         return jnp.linalg.solve(s, r)
@@ -137,27 +108,14 @@ def pulled_by(
     return jax.vmap(one, in_axes=1, out_axes=1)(r, mask)
 
 
-def equilibrated_energy(
-    network: Network,
-    x: Float[Array, "d_in batch"],
-    y: Float[Array, "d_out batch"],
-    *,
-    precisions: Precisions = None,
-    mask: Mask = None,
-) -> Float[Array, ""]:
+def equilibrated_energy(network: Network, x: Inputs, y: Targets, *, mask: Mask = None) -> Float[Array, ""]:
     """Equilibrated energy F* = 1/(2B) sum_b r_b^T S^-1 r_b with r = y - yhat (theorem 3.1)."""
     r = masked(y - outputs(network, x), mask)
-    return jnp.sum(r * pulled_by(rescaling(network, precisions=precisions), r, mask)) / (2 * y.shape[-1])
+    return jnp.sum(r * pulled_by(rescaling(network), r, mask)) / (2 * y.shape[-1])
 
 
 def equilibrium(
-    network: Network,
-    at: ForwardPass,
-    y: Float[Array, "d_out batch"],
-    *,
-    precisions: Precisions = None,
-    mask: Mask = None,
-    moved: Float[Array, "d_in batch"] | None = None,
+    network: Network, at: ForwardPass, y: Targets, *, mask: Mask = None, moved: Inputs | None = None
 ) -> LinearEquilibrium:
     """Equilibrium of a linear network: errors e_l = G_l^T S^-1 r / p_l and the forward pass that they perturb.
 
@@ -165,12 +123,12 @@ def equilibrium(
     d_l = J_l d_{l-1} + e_l. Where the input has `moved` from that of the forward pass, d_0 = moved and r is less by G_0 d_0.
     """
     gs = sensitivities(network)
-    weights = by_segment(network, gs, precisions)
     r = masked(y - at.activities[-1][0], mask)
     if moved is not None:
         r = r - masked(input_sensitivity(network, gs) @ moved, mask)
-    pulled = pulled_by(outer_products(gs, weights), r, mask)
-    errors = tuple(jnp.einsum("l,lki,kb->lib", 1 / p, g, pulled) for p, g in zip(weights, gs, strict=True))
+    pulled = pulled_by(rescaling(network, gs), r, mask)
+    pairs = zip(precisions_of(network, gs[0]), gs, strict=True)
+    errors = tuple(jnp.einsum("l,lki,kb->lib", 1 / p, g, pulled) for p, g in pairs)
     deviations: list[Array] = []
     below = jnp.zeros_like(at.references[0].inputs[0]) if moved is None else moved
     for segment, stack in zip(network.segments[:-1], errors[:-1], strict=True):
@@ -181,36 +139,23 @@ def equilibrium(
             above = above + d if segment.skip else above
             return above, above
 
-        if segment.depth > 1:
-            _, found = jax.lax.scan(up, below, (segment.weight, stack))
-        elif not deviations and moved is None:  # x does not move: d_1 = e_1 without a product
+        if segment.depth == 1 and not deviations and moved is None:  # x does not move: d_1 = e_1 without a product
             found = stack
         else:
-            found = up(below, (segment.weight[0], stack[0]))[0][None]
+            _, found = over_layers(up, below, (segment.weight, stack))
         deviations.append(found)
         below = found[-1]
     energy = jnp.sum(r * pulled) / (2 * y.shape[-1])
     return LinearEquilibrium(tuple(deviations), errors, pulled, energy)
 
 
-def equilibrated_gradient(
-    network: Network,
-    x: Float[Array, "d_in batch"],
-    y: Float[Array, "d_out batch"],
-    *,
-    precisions: Precisions = None,
-    mask: Mask = None,
-) -> Network:
+def equilibrated_gradient(network: Network, x: Inputs, y: Targets, *, mask: Mask = None) -> Network:
     """Gradient of F* with respect to weights and biases: dF*/dW_l = -a_l/B sum_b (G_l^T S^-1 r_b) z*_{l-1,b}^T (B.21-22)."""
     at = forward_pass(network, x)
-    found = equilibrium(network, at, y, precisions=precisions, mask=mask)
-    weighted = found.errors
-    if precisions is not None or network.precisions is not None:
-        ps = by_segment(network, found.errors, precisions)
-        weighted = tuple(jnp.einsum("l,lib->lib", p, e) for p, e in zip(ps, found.errors, strict=True))
-    return energy_gradient(network, x, activities(at, found, y), weighted)
+    found = equilibrium(network, at, y, mask=mask)
+    return energy_gradient(network, x, activities(at, found, y), weighted(network, found.errors))
 
 
-def activities(at: ForwardPass, found: LinearEquilibrium, y: Float[Array, "d_out batch"]) -> Activities:
+def activities(at: ForwardPass, found: LinearEquilibrium, y: Targets) -> Activities:
     """Activities z*_1..z*_L of the equilibrium, its clamped output included."""
     return (*jax.tree.map(jnp.add, at.activities[:-1], found.deviations), y[None])

@@ -21,13 +21,14 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from pcexp.energy import forward_pass
+from pcexp.energy import Targets, forward_pass
 from pcexp.model.network import Network
 from pcexp.model.segments import Dense
-from pcexp.theory.equilibrated import Precisions, by_segment, sensitivities
+from pcexp.theory.equilibrated import Inputs, precisions_of, sensitivities
 
 Objective = Callable[[Network], Float[Array, ""]]
 Vector = Float[Array, " n"]
+Matrix = Float[Array, "n n"]
 
 LARGEST_DENSE = 8192
 
@@ -41,11 +42,10 @@ def vectorised(network: Network) -> tuple[Vector, Callable[[Vector], Network]]:
 def hessian_product(objective: Objective, network: Network) -> Callable[[Vector], Vector]:
     """Products v -> H v with the Hessian of an objective, for the price of a few gradients: the derivative of the gradient."""
     at, unravel = vectorised(network)
-    _, product = jax.linearize(lambda vector: vectorised(jax.grad(objective)(unravel(vector)))[0], at)
-    return product
+    return jax.linearize(lambda vector: vectorised(jax.grad(objective)(unravel(vector)))[0], at)[1]
 
 
-def hessian(objective: Objective, network: Network) -> Float[Array, "n n"]:
+def hessian(objective: Objective, network: Network) -> Matrix:
     """The dense Hessian of an objective, some columns at a time."""
     at, _ = vectorised(network)
     _refuse_large(at.size)
@@ -54,9 +54,7 @@ def hessian(objective: Objective, network: Network) -> Float[Array, "n n"]:
     return jax.lax.map(hessian_product(objective, network), units, batch_size=columns)[: at.size]
 
 
-def zero_output_loss_hessian(
-    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]
-) -> Float[Array, "n n"]:
+def zero_output_loss_hessian(network: Network, x: Inputs, y: Targets) -> Matrix:
     """Hessian of the loss of a linear network where W_L = 0, without biases. W_L of `network` is not read."""
     a, hidden, below = _hidden(network)
     zhat = forward_pass(below, x).activities
@@ -74,28 +72,26 @@ def zero_output_loss_hessian(
     return jnp.block([[nothing, rows.T], [rows, block]])
 
 
-def zero_output_equilibrated_hessian(
-    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"], *, precisions: Precisions = None
-) -> Float[Array, "n n"]:
+def zero_output_equilibrated_hessian(network: Network, x: Inputs, y: Targets) -> Matrix:
     """Hessian of F* of a linear network where W_L = 0, without biases. W_L of `network` is not read."""
     a, *_ = _hidden(network)
-    p = by_segment(network, tuple(s.weight for s in network.segments), precisions)[-1][-1]
+    p = precisions_of(network, network.segments[-1].weight)[-1][-1]
     h = p * zero_output_loss_hessian(network, x, y)
-    q = hidden_rescaling(network, precisions=precisions)
+    q = hidden_rescaling(network)
     block = p**2 * a**2 * jnp.kron(y @ y.T / y.shape[-1], q)
     return h.at[-len(block) :, -len(block) :].add(-block)
 
 
-def hidden_rescaling(network: Network, *, precisions: Precisions = None) -> Float[Array, "width width"]:
+def hidden_rescaling(network: Network) -> Float[Array, "width width"]:
     """Q = sum_{l=1}^{H} P_l P_l^T / p_l with P_l = d zhat_H / d z_l: S = I / p_L + a^2 W_L Q W_L^T."""
     _, _, below = _hidden(network)
     maps = sensitivities(below)
-    weights = by_segment(network, (*maps, jnp.ones(1)), precisions)
-    products = [jnp.einsum("l,lni,lmi->nm", 1 / p, m, m) for p, m in zip(weights[:-1], maps, strict=True)]
+    pairs = zip(precisions_of(network, maps[0])[:-1], maps, strict=True)
+    products = [jnp.einsum("l,lni,lmi->nm", 1 / p, m, m) for p, m in pairs]
     return jnp.sum(jnp.stack(products), axis=0)
 
 
-def zero_rank_spectrum(network: Network, y: Float[Array, "d_out batch"]) -> Vector:
+def zero_rank_spectrum(network: Network, y: Targets) -> Vector:
     """Spectrum of F*'s Hessian where W_L = 0, zhat_H = 0 and no change of one lower layer alone alters that, ascending.
 
     Minus a^2 eig(Sigma_yy) times eig(Q), all products, and zeros: theorem 3.2 where Q = I (the origin, H > 1), and
@@ -108,9 +104,7 @@ def zero_rank_spectrum(network: Network, y: Float[Array, "d_out batch"]) -> Vect
     return jnp.sort(jnp.concatenate([negative, jnp.zeros(n - len(negative), negative.dtype)]))
 
 
-def origin_spectra(
-    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]
-) -> tuple[Vector, Vector]:
+def origin_spectra(network: Network, x: Inputs, y: Targets) -> tuple[Vector, Vector]:
     """Spectra at the origin of the Hessians of the loss and of F*, ascending, in any size; weights of `network` are not read.
 
     Hidden units do not meet there: N times the eigenvalues of [[0, -c Sigma_xy], [-c Sigma_yx, -m a_L^2 Sigma_yy]], and
@@ -129,27 +123,6 @@ def origin_spectra(
         values = jnp.repeat(jnp.linalg.eigvalsh(jnp.block([[nothing, xy], [xy.T, block]])), width)
         spectra.append(jnp.sort(jnp.concatenate([values, jnp.zeros(n - len(values), y.dtype)])))
     return spectra[0], spectra[1]
-
-
-def fitted_hessian(
-    network: Network, x: Float[Array, "d_in batch"], metric: Float[Array, "d_out d_out"]
-) -> Float[Array, "n n"]:
-    """Hessian 1/B sum_b J_b^T M^-1 J_b where a linear network fits every example, J_b = d yhat_b / d theta, without biases.
-
-    Of the loss with M = I and of F* with M = S: with one output H_F* = H_L / s, minima are s times flatter (B.3.7, A.2).
-    """
-    _hidden(network)
-    at = forward_pass(network, x)
-    factors = []
-    for segment, g, z in zip(network.segments, sensitivities(network), network.inputs(x, at.activities), strict=True):
-        j = segment.premultiplier * jnp.einsum("lki,ljb->bklij", g, z)
-        factors.append(j.reshape(*j.shape[:2], -1))
-    j = jnp.concatenate(factors, axis=-1)
-    _refuse_large(j.shape[-1])
-    pulled = jnp.linalg.solve(metric, jnp.moveaxis(j, 1, 0).reshape(len(metric), -1)).reshape(
-        len(metric), *j.shape[::2]
-    )
-    return jnp.einsum("bkm,kbn->mn", j, pulled) / x.shape[-1]
 
 
 def _hidden(network: Network) -> tuple[float, tuple[Dense, ...], Network]:

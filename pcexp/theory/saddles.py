@@ -6,6 +6,7 @@ dF*/dW_L = -a p_L/B sum_b y_b zhat_{H,b}^T has to vanish too; all other derivati
 """
 
 import dataclasses
+import functools
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pcexp.energy import forward_pass, outputs
+from pcexp.energy import Targets, forward_pass, outputs
 from pcexp.model.network import Network
-from pcexp.theory.equilibrated import rescaling, sensitivities
+from pcexp.theory.equilibrated import Inputs, rescaling, sensitivities
 from pcexp.theory.hessian import hidden_rescaling
 
 
@@ -53,9 +54,7 @@ def zero_rank(network: Network, kept: Collection[int] = ()) -> Network:
     return Network(tuple(segments))
 
 
-def negative_curvature(
-    network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]
-) -> NegativeCurvature:
+def negative_curvature(network: Network, x: Inputs, y: Targets) -> NegativeCurvature:
     """The proof's direction of negative curvature of F* at a critical point of rank zero: W_L along V = u n^T.
 
     F* along it is 1/2B sum_b y_b^T (I + t^2 A)^-1 y_b with A = a^2 V Q V^T as long as V zhat_H = 0, so the form is
@@ -72,7 +71,8 @@ def negative_curvature(
     zhat = forward_pass(below, x).activities
     _, values, rows = jnp.linalg.svd(jnp.linalg.qr(zhat[-1][-1].T, mode="r"), full_matrices=True)
     # What round-off makes of a product of weights that is zero: it can be no smaller than its factors let it.
-    sizes = [jnp.max(_norms(p) * _norms(z)) for p, z in zip(sensitivities(below), zhat, strict=True)]
+    norms = functools.partial(jnp.linalg.norm, axis=(1, 2))
+    sizes = [jnp.max(norms(p) * norms(z)) for p, z in zip(sensitivities(below), zhat, strict=True)]
     seen = int(jnp.sum(values > 10 * len(q) * jnp.finfo(q.dtype).eps * jnp.max(jnp.stack(sizes))))
     free = rows[seen:].T
     if free.shape[1] == 0:
@@ -93,9 +93,7 @@ def along(network: Network, direction: Network, distance: Float[Array, ""] | flo
     return jax.tree.map(lambda w, v: w + distance * v, network, direction)
 
 
-def loss_change(
-    network: Network, moved: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]
-) -> Float[Array, ""]:
+def loss_change(network: Network, moved: Network, x: Inputs, y: Targets) -> Float[Array, ""]:
     """Loss at `moved` less loss at `network`, 1/2B sum_b (||d||^2 - 2 r^T d) with d the change of the output.
 
     From a map of rank zero d has no round-off, and a change of d^(H+1) is known to all digits.
@@ -105,9 +103,7 @@ def loss_change(
     return jnp.sum(d * (d - 2 * (y - yhat))) / (2 * y.shape[-1])
 
 
-def equilibrated_change(
-    network: Network, moved: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]
-) -> Float[Array, ""]:
+def equilibrated_change(network: Network, moved: Network, x: Inputs, y: Targets) -> Float[Array, ""]:
     """F* at `moved` less F* at `network`: -1/2B sum_b (q^T (S' - S) p + d^T p + d^T q'), q = S^-1 r, p = S'^-1 r, q' = S'^-1 r'."""
     yhat = outputs(network, x)
     r, d = y - yhat, outputs(moved, x) - yhat
@@ -126,7 +122,7 @@ def saddle_order(distances: Float[Array, " n"], changes: Float[Array, " n"]) -> 
     return jnp.sum(t * c) / jnp.sum(t * t)
 
 
-def fitted(network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_out batch"]) -> Network:
+def fitted(network: Network, x: Inputs, y: Targets) -> Network:
     """The network with the output layer that fits best, W_L = y zhat_H^+ / a_L: a minimum of loss and F* where it fits exactly."""
     output = network.segments[-1]
     zhat = forward_pass(network, x).activities[-2][-1]
@@ -134,7 +130,3 @@ def fitted(network: Network, x: Float[Array, "d_in batch"], y: Float[Array, "d_o
         raise ValueError("fitted: choose network.biases=false")
     weight = jnp.linalg.lstsq(zhat.T, y.T)[0].T / output.premultiplier
     return Network((*network.segments[:-1], dataclasses.replace(output, weight=weight[None])))
-
-
-def _norms(stack: Float[Array, "depth _ _"]) -> Float[Array, " depth"]:
-    return jnp.linalg.norm(stack, axis=(1, 2))

@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from pcexp.data import Digits, Mnist1D, Split, bundled
+from pcexp.data import Arrangement, Digits, Mnist1D, Split, bundled
 from pcexp.data.bundled import mnist1d_arrays
 
 DIGITS = Digits(test_fraction=0.2, validation_fraction=0.1, split_seed=0, limit=None)
@@ -59,7 +59,7 @@ def test_digits_are_standardised_by_the_training_split_alone():
     [(DIGITS, 0.93, 1.0), (MNIST1D, 0.28, 0.36)],
 )
 def test_logistic_regression_is_as_accurate_as_published(source, lowest, highest):
-    data = source.load().flattened()
+    data = source.load().arranged(Arrangement())
     model = LogisticRegression(max_iter=50, tol=1e-2).fit(data.train.x, data.train.y.argmax(1))
     assert lowest < model.score(data.test.x, data.test.y.argmax(1)) < highest
 

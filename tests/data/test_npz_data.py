@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pcexp.data import DataError, Npz
+from pcexp.data import Arrangement, DataError, Npz
 
 RNG = np.random.default_rng(0)
 GOOD = {
@@ -43,7 +43,7 @@ def test_images_flatten_channel_first(source):
     images = np.arange(2 * 2 * 3 * 4, dtype=np.uint8).reshape(2, 2, 3, 4)
     data = source(x_train=images, y_train=np.array([0, 1]), x_test=images, y_test=np.array([0, 1])).load()
     assert data.input_shape == (2, 3, 4)
-    flat = data.flattened()
+    flat = data.arranged(Arrangement())
     for channel in range(4):
         assert np.array_equal(flat.train.x[1, 6 * channel : 6 * channel + 6], images[1, :, :, channel].ravel())
 

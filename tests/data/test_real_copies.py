@@ -10,7 +10,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from pcexp.data import cache, copies
+from pcexp.data import copies
 
 # Read before any test sets it to a folder of its own.
 REAL_DATA_DIR = os.environ.get("PCEXP_DATA_DIR")
@@ -55,7 +55,7 @@ if PRESENT:
     @pytest.mark.parametrize("name", PRESENT)
     def test_decoded_arrays_have_the_verified_hashes_and_the_caveat_is_the_true_one(name):
         source = instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
-        raw, checksum = cache.load(copies.find(name), test_split=source.test_split)
+        raw, checksum = copies.load(copies.find(name), test_split=source.test_split)
         assert tuple(map(first_digits, (raw.x_train, raw.y_train, raw.x_test, raw.y_test))) == HASHES[name]
         assert source.published.caveat(raw, checksum) == CAVEATS[name]
 

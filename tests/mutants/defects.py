@@ -142,9 +142,9 @@ DEFECTS = (
     ),
     Defect(
         "differences skip one layer too many",
-        "model/network.py",
-        "if last is None and segment.depth == 1:",
-        "if len(differences) < 2 and segment.depth == 1:",
+        "problem.py",
+        "if index == 0 and self.network.segments[0].depth == 1:",
+        "if index < 2 and self.network.segments[0].depth == 1:",
         (f"{BY_HAND}[pre-activation, tanh, biases, skips, muPC-1]",),
     ),
     Defect(
@@ -164,15 +164,15 @@ DEFECTS = (
     Defect(
         "the last layer has a skip",
         "model/architecture.py",
-        "skip=self.skips and 1 < layers[0] < self.depth",
+        "skip=self.skips and 1 < layers[0] < depth",
         "skip=self.skips and 1 < layers[0]",
         ENDS,
     ),
     Defect(
         "the first layer has a skip",
         "model/architecture.py",
-        "skip=self.skips and 1 < layers[0] < self.depth",
-        "skip=self.skips and layers[0] < self.depth",
+        "skip=self.skips and 1 < layers[0] < depth",
+        "skip=self.skips and layers[0] < depth",
         ENDS,
     ),
     Defect(
@@ -185,15 +185,15 @@ DEFECTS = (
     Defect(
         "phi acts on the output",
         "model/architecture.py",
-        'self.form == "post" and layers[0] < self.depth else',
+        'self.form == "post" and layers[0] < depth else',
         'self.form == "post" else',
         ENDS,
     ),
     Defect(
         "layers of a segment share their draw",
         "model/architecture.py",
-        "jr.fold_in(self.key, at.layer)",
-        "jr.fold_in(self.key, layers[0])",
+        "jr.fold_in(key, at.layer)",
+        "jr.fold_in(key, layers[0])",
         DRAWS,
     ),
     Defect(
@@ -227,8 +227,8 @@ DEFECTS = (
     Defect(
         "muPC's output scaled as NTK's",
         "model/parameterisation.py",
-        "return 1 / at.fan_in if at.is_output",
-        "return 1 / math.sqrt(at.fan_in) if at.is_output",
+        "return 1 / at.fan_in if at.layer",
+        "return 1 / math.sqrt(at.fan_in) if at.layer",
         TABLE,
     ),
     Defect(
@@ -315,15 +315,15 @@ DEFECTS = (
     Defect(
         "the rescaling without its identity",
         "theory/equilibrated.py",
-        'jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in zip(weights, gs, strict=True)]',
-        'jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in zip(weights[:-1], gs[:-1], strict=True)]',
+        'jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in pairs]',
+        'jnp.einsum("l,lki,lmi->km", 1 / p, g, g) for p, g in list(pairs)[:-1]]',
         THEOREM,
     ),
     Defect(
         "the equilibrated energy without its half",
         "theory/equilibrated.py",
-        "precisions=precisions), r, mask)) / (2 * y.shape[-1])",
-        "precisions=precisions), r, mask)) / y.shape[-1]",
+        "pulled_by(rescaling(network), r, mask)) / (2 * y.shape[-1])",
+        "pulled_by(rescaling(network), r, mask)) / y.shape[-1]",
         THEOREM,
     ),
     Defect(
@@ -336,8 +336,8 @@ DEFECTS = (
     Defect(
         "the gradient of the equilibrated energy without precisions",
         "theory/equilibrated.py",
-        'jnp.einsum("l,lib->lib", p, e)',
-        'jnp.einsum("l,lib->lib", p / p, e)',
+        "activities(at, found, y), weighted(network, found.errors))",
+        "activities(at, found, y), found.errors)",
         (
             "tests/theory/test_equilibrated.py::"
             "test_the_gradient_is_that_of_the_dense_systems_energy_and_of_the_formula_differentiated"
@@ -347,8 +347,8 @@ DEFECTS = (
     Defect(
         "the closed Hessian at a zero output without the hidden layers below the last",
         "theory/hessian.py",
-        "for p, m in zip(weights[:-1], maps, strict=True)]",
-        "for p, m in zip(weights[-2:-1], maps[-1:], strict=True)]",
+        'jnp.einsum("l,lni,lmi->nm", 1 / p, m, m) for p, m in pairs]',
+        'jnp.einsum("l,lni,lmi->nm", 1 / p, m, m) for p, m in list(pairs)[-1:]]',
         (f"{HESSIAN}test_where_the_output_is_zero_hessians_are_those_of_the_closed_form[only the output is zero]",),
     ),
     Defect(

@@ -54,8 +54,8 @@ KINDS_DEFECTS = (
     Defect(
         "the prior of free inputs has no precision",
         "learning/pc.py",
-        "prior = self.input_precision",
-        "prior = 0.0",
+        "network, prior = model.generator, self.input_precision",
+        "network, prior = model.generator, 0.0",
         (f"{HYBRID}[True]",),
     ),
 )

@@ -224,8 +224,8 @@ PLATFORM_DEFECTS = (
     Defect(
         "examples that are held out are trained on too",
         "data/dataset.py",
-        "np.sort(order[n_validation:])[:limit]",
-        "np.sort(order)[:limit]",
+        "np.sort(order[n_validation:])[: self.limit]",
+        "np.sort(order)[: self.limit]",
         ("tests/data/test_bundled_data.py::test_digits_are_those_of_scikit_learn_each_in_one_split",),
     ),
 )

@@ -9,15 +9,13 @@ import pytest
 
 from pcexp.energy import (
     Batch,
-    accuracy,
-    deviation_errors,
     energy,
-    forward_pass,
-    layer_energies,
     loss,
     outputs,
     prediction_errors,
+    summed_energy,
 )
+from pcexp.evaluation import ByForwardPass
 from pcexp.inference import InferenceProblem
 from pcexp.learning.pc import energy_gradient
 from pcexp.model import parameterisation as parameterisations
@@ -64,17 +62,16 @@ def quantities(network, x, y, hidden):
     activities = (*hidden, y[None])
     errors = prediction_errors(network, x, activities)
     deviations = tuple(z - zhat for z, zhat in zip(activities, problem.at.activities, strict=True))
-    summed, gradient = problem.energy_and_gradient("activities", hidden)
-    summed_in_deviations, gradient_in_deviations = problem.energy_and_gradient("deviations", deviations[:-1])
+    in_activities, gradient = problem.errors_and_gradient("activities", hidden)
+    in_deviations, gradient_in_deviations = problem.errors_and_gradient("deviations", deviations[:-1])
     return {
         "forward": problem.at.activities,
         "loss": loss(network, x, y),
         "energy": energy(network, errors),
-        "layer energies": layer_energies(network, errors),
-        "summed": summed,
-        "summed in deviations": summed_in_deviations,
+        "summed": summed_energy(network, in_activities),
+        "summed in deviations": summed_energy(network, in_deviations),
         "errors": errors,
-        "errors in deviations": deviation_errors(network, problem.at, deviations),
+        "errors in deviations": problem.errors("deviations", deviations[:-1]),
         "gradient": gradient,
         "gradient in deviations": gradient_in_deviations,
         "weights": energy_gradient(network, x, activities, errors),
@@ -100,7 +97,6 @@ def test_energy_errors_and_gradients_are_those_of_a_loop_written_by_hand(case, s
     agree(by_hand.unstacked(out["forward"]), by_hand.forward(net, x))
     agree(by_hand.unstacked(out["errors"]), errors)
     agree(by_hand.unstacked(out["errors in deviations"]), errors)
-    agree(out["layer energies"], [np.sum(e**2) / (2 * BATCH) for e in errors])
     total = by_hand.energy(net, x, activities)
     agree([out["energy"], out["summed"], out["summed in deviations"]], [total, BATCH * total, BATCH * total])
     forward = by_hand.forward(net, x)
@@ -172,9 +168,9 @@ def test_the_ends_have_no_skip_and_phi_acts_neither_on_x_nor_on_the_output_even_
 def test_errors_are_exactly_zero_at_the_forward_pass_but_at_the_output():
     network, net = build("pre-activation, tanh, biases, skips, muPC", 2)
     x, y, _ = batch()
-    at = eqx.filter_jit(forward_pass)(network, x)
-    still = tuple(jnp.zeros_like(z) for z in at.activities[:-1])
-    *hidden, output = eqx.filter_jit(deviation_errors)(network, at, (*still, y[None] - at.activities[-1]))
+    problem = eqx.filter_jit(InferenceProblem.from_batch)(network, Batch(jnp.asarray(x), jnp.asarray(y)))
+    still = problem.start("deviations")
+    *hidden, output = eqx.filter_jit(problem.errors)("deviations", still)
     assert all(not np.any(e) for e in hidden)
     np.testing.assert_allclose(output[0], y - by_hand.forward(net, x)[-1], rtol=1e-12)
 
@@ -185,6 +181,5 @@ def test_accuracy_counts_the_examples_whose_largest_output_is_the_targets():
     np.testing.assert_allclose(eqx.filter_jit(outputs)(network, x), by_hand.forward(net, x)[-1], rtol=1e-12)
     labels = np.argmax(by_hand.forward(net, x)[-1], axis=0)
     labels[:2] = 1 - labels[:2]
-    assert eqx.filter_jit(accuracy)(network, x, jnp.asarray(np.eye(D_OUT)[labels].T)) == pytest.approx(
-        (BATCH - 2) / BATCH
-    )
+    hits = ByForwardPass().hits(outputs(network, jnp.asarray(x)), jnp.asarray(np.eye(D_OUT)[labels].T))
+    assert np.mean(hits["accuracy"]) == pytest.approx((BATCH - 2) / BATCH)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from pcexp.data import Arrangement, Dataset, Split
-from pcexp.energy import Batch
+from pcexp.energy import Batch, outputs
 from pcexp.evaluation import ByForwardPass, ByInference, evaluate
 from pcexp.inference import (
     AmortisedStart,
@@ -204,7 +204,7 @@ def test_lanes_are_evaluated_as_alone_each_with_its_own_solver() -> None:
 def test_the_top_of_the_outputs_counts_the_classes_among_the_largest() -> None:
     network = FullyConnected(N, 1, "tanh").build(Standard(), (D,), K, key=jax.random.key(0))
     found = evaluate(network, split(Y, X), ByForwardPass(top=2))
-    f = np.asarray(jax.vmap(network, -1, -1)(jnp.asarray(split(Y, X).x.T, float)))
+    f = np.asarray(outputs(network, jnp.asarray(split(Y, X).x.T, float)))
     order = np.argsort(-f, axis=0)
     assert found["accuracy_top_2"] == pytest.approx(np.mean(np.any(order[:2] == LABELS, axis=0)))
     with pytest.raises(ValueError, match="top=0"):
@@ -271,5 +271,5 @@ def test_a_rule_for_one_network_refuses_a_pair_and_the_other_way_round() -> None
                 rule(precision)
     with pytest.raises(ValueError, match="a pair has the same, in reverse"):
         Pair(generator(), FullyConnected(N + 1, 3, "tanh").build(Standard(), (D,), K, key=jax.random.key(0)))
-    with pytest.raises(ValueError, match="4 layers up and 3 down"):
+    with pytest.raises(ValueError, match=r"\[5, 5, 5\] units up and \[5, 5\] down"):
         dataclasses.replace(pair(), amortiser=generator(n_hidden=2))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jaxtyping import TypeCheckError
 
-from pcexp.energy import accuracy
+from pcexp.energy import loss
 from pcexp.inference import GradientDescent
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.parameterisation import Standard
@@ -26,7 +26,7 @@ def test_a_warning_is_an_error():
 def test_annotations_are_enforced_and_an_integer_is_a_float():
     network = FullyConnected(width=3, n_hidden=1, activation="tanh").build(Standard(), (2,), 2, key=jax.random.key(0))
     with pytest.raises(TypeCheckError, match="y"):
-        accuracy(network, jnp.ones((2, 4)), jnp.ones(4))
+        loss(network, jnp.ones((2, 4)), jnp.ones(4))
     assert GradientDescent(activity_lr=1, max_steps=2).activity_lr == 1
     with pytest.raises(TypeCheckError, match="activation"):
         FullyConnected(width=3, n_hidden=1, activation="sigmoid")

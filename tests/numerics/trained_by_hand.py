@@ -9,12 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pcexp.data import epoch_permutation
 from pcexp.inference import GradientDescent
 from pcexp.learning import BP, PC
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.parameterisation import NTK
-from pcexp.train import Observation, TrainingSet, advance, weight_norms
+from pcexp.train import Observation, TrainingSet, advance, epoch_permutation, weight_norms
 
 D_IN, WIDTH, N_HIDDEN, D_OUT, N_EXAMPLES, BATCH, EPOCHS = 3, 4, 2, 2, 23, 5, 3
 PER_EPOCH = N_EXAMPLES // BATCH  # 4: three examples an epoch are dropped

@@ -177,7 +177,7 @@ def test_a_solver_says_how_far_it_got(option: str) -> None:
         Batch(jr.normal(jr.key(1), (5, 7)), jr.normal(jr.key(2), (4, 7))),
     )
     found = eqx.filter_jit(lambda: solver.solve(problem, key=jr.key(3)))()
-    gradient = problem.energy_and_gradient("activities", found.activities[:-1])[1]
+    gradient = problem.errors_and_gradient("activities", found.activities[:-1])[1]
     size = sum(leaf.size for leaf in gradient)
     assert float(found.residual) == pytest.approx(
         float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in gradient) / size)), rel=1e-3, abs=1e-6

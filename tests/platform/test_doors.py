@@ -13,7 +13,6 @@ import optax
 import pytest
 import quick
 
-from pcexp.data.batches import epoch_permutation
 from pcexp.learning import BP
 from pcexp.records.cell import read_lines
 from pcexp.run import pack as pack_module
@@ -21,6 +20,7 @@ from pcexp.run.draw import Start, initial_network, lane_key
 from pcexp.run.job import Job
 from pcexp.run.pack import Pack, Programs
 from pcexp.run.session import Datasets, Session
+from pcexp.train import epoch_permutation
 
 Run = Callable[..., int]
 

@@ -1,5 +1,7 @@
 """Hessians of the loss and of F*: products and closed forms against complex steps through numpy, and the theorems at the origin."""
 
+from dataclasses import replace
+
 import by_hand
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import linear_by_hand
 import numpy as np
 import pytest
 
-from pcexp.energy import Batch, energy, loss
+from pcexp.energy import Batch, energy, loss, outputs
 from pcexp.inference import GradientDescent, InferenceProblem
 from pcexp.model import parameterisation as parameterisations
 from pcexp.model.architecture import FullyConnected
@@ -35,24 +37,18 @@ def batch(d_in=4, d_out=2, seed=2):
 
 
 @jax.jit  # once for all points of a network
-def by_autodiff(network, x, y, precisions):
-    return (
-        hessian(lambda n: loss(n, x, y), network),
-        hessian(lambda n: equilibrated_energy(n, x, y, precisions=precisions), network),
-    )
+def by_autodiff(network, x, y):
+    return hessian(lambda n: loss(n, x, y), network), hessian(lambda n: equilibrated_energy(n, x, y), network)
 
 
 @jax.jit
-def in_closed_form(network, x, y, precisions):
-    return (
-        hessians.zero_output_loss_hessian(network, x, y),
-        hessians.zero_output_equilibrated_hessian(network, x, y, precisions=precisions),
-    )
+def in_closed_form(network, x, y):
+    return hessians.zero_output_loss_hessian(network, x, y), hessians.zero_output_equilibrated_hessian(network, x, y)
 
 
-def at(network, x, y, precisions=1.0):
+def at(network, x, y):
     """Hessians by automatic differentiation of the loss and of F*."""
-    return by_autodiff(network, jnp.asarray(x), jnp.asarray(y), precisions * jnp.ones(network.depth))
+    return by_autodiff(network, jnp.asarray(x), jnp.asarray(y))
 
 
 def loss_gradient(x, y):
@@ -73,7 +69,7 @@ def test_dense_hessians_are_complex_steps_of_the_gradients_in_the_stated_order(s
     network, net = built(3, name="MuPC" if skips else "Standard", skips=skips)
     x, y = batch()
     precisions = np.array([0.5, 2.0, 1.5, 0.7])
-    of_loss, of_equilibrated = at(network, x, y, precisions)
+    of_loss, of_equilibrated = at(replace(network, precisions=tuple(precisions.tolist())), x, y)
     np.testing.assert_allclose(of_loss, linear_by_hand.jacobian(loss_gradient(x, y), net), rtol=1e-9, atol=1e-11)
     expected = linear_by_hand.jacobian(lambda n: linear_by_hand.equilibrated_gradient(n, x, y, precisions), net)
     np.testing.assert_allclose(of_equilibrated, expected, rtol=1e-9, atol=1e-11)
@@ -105,9 +101,9 @@ def placed(case):
 def test_where_the_output_is_zero_hessians_are_those_of_the_closed_form(case):
     network = placed(case)
     x, y = (jnp.asarray(part) for part in batch())
-    for precisions in (jnp.ones(network.depth), 0.5 + jnp.arange(network.depth) / 2):
-        closed = in_closed_form(network, x, y, precisions)
-        for mine, theirs in zip(closed, at(network, x, y, precisions), strict=True):
+    for precisions in (None, tuple((0.5 + np.arange(network.depth) / 2).tolist())):
+        weighed = replace(network, precisions=precisions)
+        for mine, theirs in zip(in_closed_form(weighed, x, y), at(weighed, x, y), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -169,7 +165,8 @@ def test_unrolled_inference_has_the_block_of_theorem_3_2_times_one_minus_one_min
     network = placed("origin, H=2")
     x, y = (jnp.asarray(part) for part in batch())
     theory = hessians.zero_output_equilibrated_hessian(network, x, y)  # without precisions they are 1
-    np.testing.assert_allclose(theory, in_closed_form(network, x, y, jnp.ones(3))[1], rtol=1e-14)
+    weighed = replace(network, precisions=(1.0, 1.0, 1.0))
+    np.testing.assert_allclose(theory, in_closed_form(weighed, x, y)[1], rtol=1e-14)
 
     def unrolled(n):
         found = GradientDescent(beta, steps).solve(InferenceProblem.from_batch(n, Batch(x, y)))
@@ -183,15 +180,18 @@ def test_unrolled_inference_has_the_block_of_theorem_3_2_times_one_minus_one_min
 
 @pytest.mark.parametrize("d_out", [1, 2])
 def test_where_every_example_is_fitted_hessians_are_those_of_the_linearised_network(d_out):
+    """1/B sum_b J_b^T M^-1 J_b with J_b = d yhat_b / d theta: M = I for the loss, M = S for F* (B.3.7, A.2)."""
     network, _ = built(2, width=5, d_out=d_out)
     x, _ = batch()
     y = np.random.default_rng(5).normal(size=(d_out, 4)) @ x
     network = fitted(network, jnp.asarray(x), jnp.asarray(y))
     of_loss, of_equilibrated = at(network, x, y)
-    s, metric = rescaling(network), jnp.eye(d_out)
+    vector, unravel = hessians.vectorised(network)
+    j, s = jax.jacobian(lambda v: outputs(unravel(v), jnp.asarray(x)))(vector), rescaling(network)
     exact = {"rtol": 1e-9, "atol": 1e-11}
-    np.testing.assert_allclose(hessians.fitted_hessian(network, jnp.asarray(x), metric), of_loss, **exact)
-    np.testing.assert_allclose(hessians.fitted_hessian(network, jnp.asarray(x), s), of_equilibrated, **exact)
+    for of, metric in ((of_loss, np.eye(d_out)), (of_equilibrated, s)):
+        expected = np.einsum("kbm,kl,lbn->mn", j, np.linalg.inv(metric), j) / BATCH
+        np.testing.assert_allclose(of, expected, **exact)
     if d_out == 1:
         np.testing.assert_allclose(of_equilibrated, of_loss / s, **exact)
 
