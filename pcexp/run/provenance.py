@@ -9,6 +9,7 @@ import platform
 import re
 import resource
 import subprocess
+import sys
 
 import jax
 
@@ -68,8 +69,13 @@ def _constant() -> dict[str, str | int | bool]:
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
         "cpu_model": _cpu_model(),
-        "cpu_count": len(os.sched_getaffinity(0)),  # a SLURM job sees all of its node's in os.cpu_count()
+        "cpu_count": cores(),
     }
+
+
+def cores() -> int:
+    """Cores that this process may use: a SLURM job sees all of its node's in os.cpu_count(), which is all that macOS knows."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> str | None:
@@ -97,4 +103,5 @@ def _peak_resident_bytes() -> int:
     # process started would report its parent.
     status = pathlib.Path("/proc/self/status")
     peak = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
-    return 1024 * (int(peak[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    kib = int(peak[1]) if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib if sys.platform == "darwin" else 1024 * kib  # ru_maxrss is in bytes there

@@ -14,6 +14,7 @@ import jax
 from pcexp.config.spec import Spec
 from pcexp.data import Dataset
 from pcexp.run.progress import Progress
+from pcexp.run.provenance import cores
 from pcexp.run.tracking import AbstractTracker
 
 
@@ -38,8 +39,8 @@ class Execution(eqx.Module):
 
 
 def units() -> int:
-    """Cores that this process may use (of a node's, those of its SLURM job), or GPUs."""
-    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else len(jax.local_devices())
+    """Cores that this process may use, or GPUs."""
+    return cores() if jax.default_backend() == "cpu" else len(jax.local_devices())
 
 
 class Datasets:
