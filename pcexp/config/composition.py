@@ -131,7 +131,8 @@ class Composer:
         if not wanted:
             named = [text.partition("=")[2] for text in self._base if text.startswith("+experiment=")]
             study, chosen = " ".join(named) or "this command", " ".join(texts) or "these settings"
-            raise Refused(f"{study} at scale={scale} on data={data} has no cells with {chosen}")
+            there = "" if own else f"; its grid runs on {', '.join(grid.data_sets(said['grid'])) or 'none'}"
+            raise Refused(f"{study} at scale={scale} on data={data} has no cells with {chosen}{there}")
         own_cells = list(self._cells(own, base=False))
         cells = list(self._cells(wanted, base=True)) if texts or wanted != own else own_cells
         figures = {data: {block.name: block.figures for block in own}}

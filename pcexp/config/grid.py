@@ -85,7 +85,7 @@ def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
     if scale not in SCALES:
         raise Refused(f"scale={scale} is unknown: valid are {', '.join(SCALES)}")
     entries, shared = _entries(grid, "grid"), _entries(common, "common")
-    named = {name for entry in (*entries, *shared) for name in (*_listed(entry, "data"), *_listed(entry, "also"))}
+    named = {*data_sets(grid), *data_sets(common)}
     found = []
     for entry in entries:
         name = str(entry.get("block") or "")
@@ -111,6 +111,12 @@ def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
         if n > 1:
             raise Refused(f"grid: two blocks are called {name}")
     return found
+
+
+def data_sets(node: Any) -> list[str]:
+    """Names of data sets on which blocks of a grid run, `others` among them. Raises Refused."""
+    parts = [name for entry in _entries(node, "grid") for key in ("data", "also") for name in _listed(entry, key)]
+    return list(dict.fromkeys(parts))
 
 
 def chosen(found: Sequence[Block], names: Sequence[str]) -> list[Block]:

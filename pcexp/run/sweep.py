@@ -4,6 +4,7 @@ Configurations that differ in lane values only are one cell. The manifest says w
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -103,6 +104,11 @@ class Sweep:
 
 def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
     """What a command asks for, typed and checked. Raises Refused."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX says so in one way or the other
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise Refused(f"JAX_PLATFORMS={platforms}: JAX finds no such device here; unset it, or set cpu") from error
     try:
         # First: its targets say which modules may be named.
         how = {"_target_": "pcexp.run.session.Execution", **settings["execution"]}

@@ -1,17 +1,17 @@
 """Every file in conf/data builds its source, says every hyperparameter, and gives the numbers that it gave before."""
 
 from dataclasses import fields
-from pathlib import Path
+from typing import Any
 
 import pytest
+import quick
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from pcexp.data import Published, Tfds
 from pcexp.data.__main__ import NAMES
 from pcexp.data.dataset import AbstractData
 
-FILES = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
+NAMED = sorted(path.stem for path in (quick.CONF / "data").glob("*.yaml"))
 CHECKSUMS = {
     "digits": "65e5b4619795efb4",
     "mnist1d": "734a52bc3f79313a",
@@ -21,28 +21,30 @@ CHECKSUMS = {
 }
 
 
-def build(file: Path, **changes: object) -> AbstractData:
-    return instantiate(OmegaConf.merge(OmegaConf.load(file), changes))
+def written(name: str) -> dict[str, Any]:
+    """What the configuration of a data set says."""
+    needed = ["data.path=mine.npz"] if name == "npz" else []
+    return quick.composed(f"data={name}", *needed, base=())["data"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_a_configuration_names_every_hyperparameter_of_its_source(path):
-    source = build(path, **({"path": "mine.npz"} if path.stem == "npz" else {}))
+@pytest.mark.parametrize("name", NAMED)
+def test_a_configuration_names_every_hyperparameter_of_its_source(name):
+    said = written(name)
+    source = instantiate(said)
     assert isinstance(source, AbstractData)
-    written = OmegaConf.to_container(OmegaConf.load(path))
-    assert set(written) - {"_target_"} == {field.name for field in fields(source)}
+    assert set(said) - {"_target_"} == {field.name for field in fields(source)}
     if isinstance(source, Tfds):
         assert isinstance(source.published, Published)
-        assert set(written["published"]) - {"_target_"} == {field.name for field in fields(Published)}
+        assert set(said["published"]) - {"_target_"} == {field.name for field in fields(Published)}
 
 
 def test_the_command_lists_the_sets_that_have_a_configuration():
-    named = {path.stem for path in FILES if OmegaConf.load(path)["_target_"].endswith(".Tfds")}
-    assert named == set(NAMES)
-    assert all(getattr(build(path), "name", None) == path.stem for path in FILES if path.stem in named)
+    sets = {name: said for name in NAMED if (said := written(name))["_target_"].endswith(".Tfds")}
+    assert set(sets) == set(NAMES)
+    assert all(said["name"] == name for name, said in sets.items())
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem in CHECKSUMS], ids=lambda path: path.stem)
-def test_bundled_and_generated_data_give_the_numbers_that_they_gave_before(path):
+@pytest.mark.parametrize("name", sorted(CHECKSUMS))
+def test_bundled_and_generated_data_give_the_numbers_that_they_gave_before(name):
     """Pinned to this code's own output: it tells a change, not which side is right. The other tests do that."""
-    assert build(path).load().checksum[:16] == CHECKSUMS[path.stem]
+    assert instantiate(written(name)).load().checksum[:16] == CHECKSUMS[name]

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from pcexp.data import copies
 
 # Read before any test sets it to a folder of its own.
 REAL_DATA_DIR = os.environ.get("PCEXP_DATA_DIR")
-CONF = Path(__file__).parents[2] / "conf" / "data"
 pytestmark = [pytest.mark.data, pytest.mark.usefixtures("real_copies")]
 
 # First 16 digits of sha256 of the decoded images and of the int64 labels, in the order of the records: training images,
@@ -54,7 +53,7 @@ if PRESENT:
 
     @pytest.mark.parametrize("name", PRESENT)
     def test_decoded_arrays_have_the_verified_hashes_and_the_caveat_is_the_true_one(name):
-        source = instantiate(OmegaConf.load(CONF / f"{name}.yaml"))
+        source = instantiate(quick.composed(f"data={name}", base=())["data"])
         raw, checksum = copies.load(copies.find(name), test_split=source.test_split)
         assert tuple(map(first_digits, (raw.x_train, raw.y_train, raw.x_test, raw.y_test))) == HASHES[name]
         assert source.published.caveat(raw, checksum) == CAVEATS[name]
@@ -63,7 +62,7 @@ if PRESENT:
 if "mnist" in PRESENT:
 
     def test_mnist_has_the_published_statistics_and_loads_within_a_second_from_the_cache():
-        source = instantiate(OmegaConf.load(CONF / "mnist.yaml"))
+        source = instantiate(quick.composed("data=mnist", base=())["data"])
         data = source.load()
         seconds = []
         for _ in range(5):
