@@ -3,7 +3,7 @@
 Question. The conjecture of chapter 4, proved there for maps of rank zero. Saddles of the loss are in general no
 critical points of F*, so these are searched: damped Newton steps on the gradient of F* from random weights (also with
 a small W_L), from critical points of the loss of any rank, tightened or not (`starts`), and from near those. D = 4, K
-= 3, H = 1 to 3, N = 2 to 5, with and without skips, float64, on seven kinds of data (`batches`): three with
+= 3, H = 1 to 3, N = 2 to 5, with and without skips, float64, on seven kinds of data (`starts`): three with
 covariances of full rank, four without (H = 1 and 2).
 
 Definitions. Found: gradient norm of F* (closed form) below 1e-10, also times the largest weight; anything else is no
