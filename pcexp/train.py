@@ -44,9 +44,9 @@ class Training(eqx.Module):
 
     def __check_init__(self) -> None:
         for name in ("batch_size", "epochs", "record_every", "max_iterations", "test_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            value, nullable = getattr(self, name), name in ("max_iterations", "test_every")
+            if not (nullable if value is None else value >= 1):
+                raise ValueError(f"{name} must be at least 1{' or null' if nullable else ''}, not {value}")
 
 
 class TrainingSet(eqx.Module):

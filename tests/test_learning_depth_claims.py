@@ -170,6 +170,14 @@ def test_a_run_that_is_missing_leaves_open_whatever_rests_on_its_rule(rule: str)
     assert changed or rule == "bp_last_layers"
 
 
+def test_an_accuracy_that_is_not_a_number_leaves_open_what_rests_on_it() -> None:
+    whole = verdicts(records())
+    for rule in ("pc_equilibrium", "pc_activities"):
+        found = verdicts(records(of(rule, test_accuracy=math.nan)))
+        changed = [verdict for statement, verdict in found.items() if verdict.status != whole[statement].status]
+        assert changed and {verdict.status for verdict in changed} <= {"insufficient"}
+
+
 def test_claims_answer_on_no_records_at_all() -> None:
     empty = Records("learning_depth", "small", pl.DataFrame(), pl.DataFrame(), pl.DataFrame())
     assert {v.status for v in verdicts(empty).values()} == {"insufficient"}

@@ -166,8 +166,8 @@ def _accuracy(
         cases, n = [], 0
         for size in sorted({size for arm in (one, other) for size in by_network(records, arm.rule) if sizes(size)}):
             of_both = [arm.runs(records, size) for arm in (one, other)]
-            if all(of_both):
-                a, b = (max(mean(runs, "test_accuracy"), 0.0) for runs in of_both)
+            a, b = (max(mean(runs, "test_accuracy"), 0.0) for runs in of_both)
+            if all(of_both) and not math.isnan(a - b):
                 cases.append((str(size), Case(holds((a - b) / POINT), (a - b) / POINT)))
                 n += sum(map(len, of_both))
             else:

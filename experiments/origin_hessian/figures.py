@@ -1,6 +1,5 @@
 """Figures of the study: heat maps, spectra with theory as lines, and changes along rays."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ BINS = 41
 
 def _first_of_each(runs: Sequence[Run]) -> list[Run]:
     """The lowest seed of every net."""
-    return [next(of_net) for _, of_net in itertools.groupby(runs, described)]
+    return list({described(run): run for run in reversed(runs)}.values())[::-1]
 
 
 def _legend(figure: plotting.Figure, of_loss: Any) -> plotting.Figure:

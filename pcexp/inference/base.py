@@ -87,9 +87,10 @@ class AbstractInference(eqx.Module):
 
     def __check_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value, null = getattr(self, field.name), " or null" if field.default is None else ""
+            value, nullable = getattr(self, field.name), "None" in str(field.type)
+            null = " or null" if nullable else ""
             for names, inside, valid in RANGES:
-                if field.name in names and value is not None and not inside(value):  # NaN is not
+                if field.name in names and not (nullable if value is None else inside(value)):  # NaN is not
                     raise ValueError(f"{field.name} must {valid}{null}, not {value}")
 
     @abc.abstractmethod

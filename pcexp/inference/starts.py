@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
+from pcexp.model.pair import Pair
 from pcexp.problem import InferenceProblem
 
 
@@ -47,5 +48,7 @@ class AmortisedStart(AbstractStart):
     """The guess of a pair's amortiser."""
 
     def __call__(self, problem: InferenceProblem, model: Any, *, key: PRNGKeyArray | None) -> InferenceProblem:
+        if not isinstance(model, Pair):
+            raise ValueError("start: an amortised start needs an amortiser: choose network=hybrid")
         guess = model.guess(problem.y)
         return problem.starting_at(guess if problem.free is not None else guess[1:])

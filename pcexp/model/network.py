@@ -67,6 +67,8 @@ class Network(AbstractModel):
 
     def with_prior(self, precision: float) -> "Network":
         """The same network with its input as one more layer z_0, which a prior of a precision predicts."""
+        if not precision >= 0:
+            raise ValueError(f"the precision of a prior must not be negative, not {precision}")
         above = (1.0,) * self.depth if self.precisions is None else self.precisions
         weight = jnp.zeros((1, 0), self.segments[0].weight.dtype)
         precisions = (precision, *above) if {precision, *above} != {1.0} else None

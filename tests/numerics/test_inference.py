@@ -1,5 +1,8 @@
 """Inference by gradient descent against the same descent written by hand."""
 
+import subprocess
+import sys
+
 import by_hand
 import equinox as eqx
 import jax
@@ -176,3 +179,26 @@ def test_a_tolerance_ends_inference_at_the_first_residual_below_it():
 def test_a_negative_number_of_steps_or_halvings_is_refused_by_name(field):
     with pytest.raises(ValueError, match=f"{field} must not be negative, not -1"):
         GradientDescent(**{"activity_lr": 0.1, "max_steps": 1, field: -1})
+
+
+NONE_REFUSED = """
+import dataclasses, types
+from pcexp import inference
+for name in ("GradientDescent", "AdamInference", "Momentum", "ODE", "Sequential", "ErrorDescent"):
+    solver = getattr(inference, name)
+    fields = {field.name: field.type for field in dataclasses.fields(solver)}
+    good = {"activity_lr": 0.1, "max_steps": 1, "horizon": 1.0, "form": "activities"}
+    good = {key: value for key, value in good.items() if key in fields}
+    for key, kind in fields.items():
+        said = ""
+        try:
+            solver(**(good | {key: None}))
+        except ValueError as error:
+            said = str(error)
+        assert (said.startswith(f"{key} must ") and said.endswith("not None")) == (kind in (int, float)), (name, key, said)
+"""
+
+
+def test_a_field_that_may_not_be_none_is_refused_where_types_are_not_checked_too():
+    """In a process of its own: in this one annotations are enforced before a solver sees its fields."""
+    subprocess.run([sys.executable, "-c", NONE_REFUSED], check=True)
