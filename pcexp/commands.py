@@ -67,17 +67,18 @@ def _pack(outputs: Path, study: str, folder: Path) -> None:
 
 
 def _unpack(files: Iterable[Path], outputs: Path) -> None:
-    refused: list[str] = []
+    code = 0
     for path in files:
         try:
             content = archive.read(path)
+            merged = archive.merge(content, outputs)
         except archive.ArchiveError as error:
-            refused.append(str(error))
-            continue
-        merged = archive.merge(content, outputs)
-        print(f"{path}: {content.study}, {merged.added} lanes added, {merged.there} were there")
-        refused += merged.refused
-    for reason in refused:
-        print(f"refused: {reason}")
-    if refused:
-        sys.exit(1)
+            refused = [str(error)]
+        else:
+            print(f"{path}: {content.study}, {merged.added} lanes added, {merged.there} were there")
+            refused = merged.refused
+        for reason in refused:
+            print(f"refused: {reason}")
+            code = 1
+    if code:
+        sys.exit(code)

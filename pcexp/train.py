@@ -219,6 +219,10 @@ def _advance(
     def observed(state: TrainState, out: WeightGradient, given: Any, t: Array) -> Observation:
         return Observation(state.network, *out, data, given, state.events, t)
 
+    def visit(state: TrainState, out: WeightGradient, given: Any, t: Array) -> TrainState:
+        events = state.events.visit(observed(state, out, given, t))  # type: ignore[union-attr]  # only called with events
+        return dataclasses.replace(state, events=events)
+
     def see(state: TrainState, out: WeightGradient, given: Any, new: TrainState, t: Array) -> dict[str, Array]:
         seen = observed(state, out, given, t)
         found = {"iteration": t, **measure(seen)}
@@ -263,11 +267,9 @@ def _advance(
         out, finite = over(lambda state, order, learning: gradient(state, order, learning, t))(state, order, learning)
         here, ended = active(state), None
         if on_events:
-            visit = over(lambda state, out, given: state.events.visit(observed(state, out, given, t)))
-            events = visit(state, out, given)
-            state = dataclasses.replace(state, events=events)
-            ended = events.ended | ~finite | (t == total)
-            due = here & (events.due | ended)
+            state = over(functools.partial(visit, t=t))(state, out, given)
+            ended = state.events.ended | ~finite | (t == total)
+            due = here & (state.events.due | ended)
         else:
             due = here & ((t % training.record_every == 0) | ~finite)
         new = over(functools.partial(update, t=t))(state, out, finite, ended, optimiser)

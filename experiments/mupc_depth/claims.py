@@ -223,7 +223,7 @@ def anchor(records: Records, protocol: str) -> Verdict:
     part = mupc(records, protocol, "relu", "anchor")
     runs = [run for run in runs_of(part) if (width_of(run), n_hidden_of(run)) == (128, 29)]
     curves = [dict(zip(*curve(records, run), strict=True)) for run in runs]
-    found = {t: [curve.get(t, math.nan) for curve in curves] for t in ANCHOR}
+    found = {t: [float(curve.get(t, math.nan)) for curve in curves] for t in ANCHOR}
     means = {t: float(np.mean(values)) for t, values in found.items() if values}
     cases = [(f"{t}:", Case(abs(mean - ANCHOR[t][0]) <= ANCHOR[t][1], mean)) for t, mean in means.items()]
     expected = ", ".join(

@@ -32,7 +32,9 @@ NEEDED = ("study", "data", "network", "parameterisation", "precision", "root_see
 LEARNS = ("learning", "optimiser", "training")
 """Absent, all three, from a study or a block that learns nothing."""
 SCIENCE = (*NEEDED, *LEARNS)
-"""Root keys that numbers depend on; `output`, `inference` and the leaves of `protocol` enter through interpolations."""
+"""Root keys that numbers depend on."""
+REFERRED = ("output", "inference", "start", "evaluation", "protocol")
+"""Root keys that enter through interpolations, where what they say is used."""
 
 
 class Learner(eqx.Module):
@@ -84,7 +86,7 @@ class Spec(Identity):
 
 def identity(config: Mapping[str, Any], allowed: Sequence[str] = ALLOWED_TARGETS, *, block: str = "") -> Identity:
     """Who the cell of a composed configuration is. Raises SpecError."""
-    valid = dict.fromkeys((*SCIENCE, *(config.get("choices") or ()), *PLATFORM, "lanes", "choices"))
+    valid = dict.fromkeys((*SCIENCE, *REFERRED, *(config.get("choices") or ()), *PLATFORM, "lanes", "choices"))
     for key in config:
         if key not in valid:
             raise SpecError(unknown(key, valid))
@@ -181,6 +183,8 @@ def _used_key(said: Mapping[str, Any], key: str) -> str | None:
     if used not in said:
         if used != key and key in said:
             return None
+        while "." in key and not any(leaf.startswith(key[: key.rfind(".") + 1]) for leaf in said):
+            key = key.rpartition(".")[0]  # what is wrong is further up
         at = key[: key.rfind(".") + 1]
         beside = dict.fromkeys(leaf[len(at) :].partition(".")[0] for leaf in said if leaf.startswith(at))
         raise SpecError(f"lanes.{unknown(key, beside)}")

@@ -27,7 +27,7 @@ from pcexp.config.grid import SCALES
 from pcexp.config.identity import lane_name
 from pcexp.files import replace_bytes
 from pcexp.records import manifest
-from pcexp.records.cell import Cell, CellBusy, read_lines
+from pcexp.records.cell import Cell, CellBusy, OutputError, read_lines
 
 LIMIT = 16_000_000
 """Bytes of an archive, at most."""
@@ -259,14 +259,19 @@ def merge(archive: Archive, outputs: Path) -> Merged:
 
 
 def _adopt(handle: Cell, lanes: Lanes) -> int:
-    """Add the lanes that are not finished in a cell; their number. Raises CellBusy."""
+    """Add the lanes that are not finished in a cell; their number. Raises CellBusy and OutputError."""
 
     def new() -> set[str]:
         return {entry["lane"] for entry in lanes.entries} - handle.finished.keys()
 
     if not new():
         return 0  # nothing is touched, not even the lock of a run that goes on
-    with handle.open(lanes.config):
+    path = handle.folder / "config.json"
+    try:
+        config = json.loads(path.read_text()) if path.exists() else lanes.config
+    except ValueError as error:
+        raise OutputError(f"{path} is not JSON: {error}; set the cell's folder aside and unpack again") from error
+    with handle.open(config):
         names = new()
         handle.adopt([e for e in lanes.entries if e["lane"] in names], [r for r in lanes.rows if r["lane"] in names])
     return len(names)

@@ -260,8 +260,10 @@ def trained_network(folder: Path, lane: str) -> Any:
     """
     path = folder / "networks" / f"{lane}.npz"
     about = checkpoint.about(path)
-    values = Cell(folder, ()).finished[lane]["values"]
-    science = with_values(json.loads((folder / "config.json").read_text())["science"], values)
+    ended = Cell(folder, ()).finished.get(lane)
+    if ended is None:
+        raise checkpoint.CheckpointError(f"{folder}: no lane {lane} has ended there")
+    science = with_values(json.loads((folder / "config.json").read_text())["science"], ended["values"])
     architecture, parameterisation = (build(science[k], k, ALLOWED_TARGETS) for k in ("network", "parameterisation"))
     network = architecture.build(parameterisation, tuple(about["input_shape"]), about["d_out"], key=jr.key(0))
     with arithmetic(science["precision"]):

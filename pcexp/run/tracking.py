@@ -1,5 +1,6 @@
 """Lanes, mirrored to W&B or to nothing. Our own records stay the source of truth: a mirror never stops a run."""
 
+import abc
 import dataclasses
 import hashlib
 import json
@@ -20,12 +21,14 @@ TAG_LENGTH = 64  # W&B refuses longer ones
 _log = logging.getLogger(__name__)
 
 
-class AbstractTracker:
+class AbstractTracker(abc.ABC):
     """Somewhere that lanes are shown. Both methods answer trouble with a logged warning, never with an exception."""
 
+    @abc.abstractmethod
     def log(self, cell: Identity, lane: Mapping[str, Any], rows: Callable[[], list[dict[str, Any]]]) -> None:
         """Show a lane that has ended: its line of lanes.jsonl, and its rows by iteration, even if it was shown before."""
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Nothing more will be shown."""
 
@@ -33,6 +36,12 @@ class AbstractTracker:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoTracker(AbstractTracker):
     """Nothing: the records alone."""
+
+    def log(self, cell: Identity, lane: Mapping[str, Any], rows: Callable[[], list[dict[str, Any]]]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,37 @@ def test_a_damaged_archive_is_refused_beside_a_whole_one(
         read(damaged)
 
 
+def test_a_refused_archive_is_named_though_the_next_one_ends_the_command(
+    outputs: Path, there: Path, archives: Path, small: list[Spec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_up.written(outputs, small[:1], "small")
+    (path,) = write(outputs, quick.STUDY, archives).paths
+    (tmp_path / "foreign.tar").write_text("no archive")
+    folder = there / quick.STUDY
+    folder.mkdir(parents=True)
+    (folder / "manifest-small.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"manifest-small\.json is no manifest"):
+        commands.records(["unpack", str(tmp_path / "foreign.tar"), str(path), "--outputs", str(there)])
+    assert f"refused: {tmp_path / 'foreign.tar'}" in capsys.readouterr().out
+
+
+def test_unpacking_keeps_what_a_cell_here_says_of_itself(
+    outputs: Path, there: Path, archives: Path, small: list[Spec]
+) -> None:
+    made_up.written(outputs, small[:1], "small")
+    (path,) = write(outputs, quick.STUDY, archives).paths
+    config = there / quick.STUDY / small[0].cell / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text(json.dumps({"mine": True}))
+    commands.records(["unpack", str(path), "--outputs", str(there)])
+    assert json.loads(config.read_text()) == {"mine": True}
+    for lanes in ("lanes.jsonl", "DONE"):
+        (config.parent / lanes).unlink()
+    config.write_text("{")
+    with pytest.raises(SystemExit, match=r"config\.json is not JSON.*unpack again"):
+        commands.records(["unpack", str(path), "--outputs", str(there)])
+
+
 def squeezed(*entries: Any) -> bytes:
     return gzip.compress("".join(json.dumps(entry) + "\n" for entry in entries).encode())
 

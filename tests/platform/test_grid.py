@@ -192,6 +192,24 @@ def made_up(folder: Path, sizes: Mapping[str, int]) -> Path:
     return quick.experiment_file(folder, yaml.safe_dump({"study": study, "grid": [block]}))
 
 
+@pytest.mark.parametrize(
+    ("defaults", "text"),
+    [
+        (
+            "[saddle_escape, override /inference: null, _self_]",
+            "inference: {_target_: pcexp.inference.ClosedForm}\ngrid: [{block: a}]",
+        ),
+        ("[saddle_escape, _self_]", "grid: [{block: a, cells: {learning: bp, inference: null, start: null}}]"),
+    ],
+    ids=["an inference of its own", "none"],
+)
+def test_a_study_may_write_an_option_of_its_own_or_take_one_away(tmp_path: Path, defaults: str, text: str) -> None:
+    folder = quick.experiment_file(tmp_path, f"common: null\n{text}", defaults)
+    asked = quick.composer(base=("+experiment=own", "scale=smoke", "network.activation=linear"), folder=folder).asked()
+    specs = quick.plans([one.config for one in asked.cells])
+    assert specs and {hasattr(spec.learning, "inference") for spec in specs} == {"override" in defaults}
+
+
 def test_a_thousand_cells_are_composed_once_for_each_choice_of_options(tmp_path: Path, monkeypatch: Any) -> None:
     folder, loaded = made_up(tmp_path, {"rules": 2, "widths": 25, "depths": 5}), []
     composer = quick.composer(base=("+experiment=own", "scale=small"), folder=folder)

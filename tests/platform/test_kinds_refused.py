@@ -33,6 +33,16 @@ ESCAPE = ("+experiment=saddle_escape",)
         (GENERATIVE, ("start=random", "lanes.learning.start.scale=[1,-1]"), "scale must not be negative"),
         (GENERATIVE, ("precision=float64", "learning.precision=bfloat16"), "set precision alone"),
         (GENERATIVE, ("learning=bp", "lanes.inference.activty_lr=[0.1]"), "did you mean .*activity_lr"),
+        (
+            ESCAPE,
+            ("lanes.optimizer.learning_rate=[1,2]",),
+            r"lanes.optimizer is no key \(did you mean optimiser\?\); valid",
+        ),
+        (
+            ESCAPE,
+            ("learning=bp", "lanes.learning.inference.activity_lr=[1]"),
+            "learning.inference is no key; valid .*gradient_scale",
+        ),
         (GENERATIVE, ("start=random", "start.scale=-1"), "scale must not be negative"),
         (GENERATIVE, ("lanes.learning.input_precision=[0,1]",), "learning.input_precision cannot vary inside a cell"),
     ],

@@ -126,6 +126,9 @@ def test_a_trained_network_that_was_kept_loads_again_with_the_same_outputs(
         assert again == {name: summary[name] for name in again}
         assert judged(fresh, dataset) != again
         assert judged(trained_network(folder, lane.name), dataset) == again
+    (folder / "lanes.jsonl").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match=f"no lane {lane.name} has ended there"):
+        trained_network(folder, lane.name)
 
 
 def test_a_pack_that_fails_leaves_the_lanes_alone_that_had_ended(
