@@ -193,7 +193,7 @@ def test_what_cannot_be_clamped_or_weighed_is_refused():
         BP("batch_mean").gradient(network, Batch(x, y, None, jnp.zeros_like(x)))
     with pytest.raises(ValueError, match="3 are needed, one a layer"):
         dataclasses.replace(network, precisions=(1.0, 2.0))
-    with pytest.raises(ValueError, match="none negative"):
+    with pytest.raises(ValueError, match="precision of a prior must not be negative"):
         network.with_prior(-1.0)
 
 

@@ -149,8 +149,6 @@ def test_pc_starts_where_it_is_told_and_a_random_start_follows_the_key() -> None
         RandomStart(-1.0)
     with pytest.raises(ValueError, match="choose network=hybrid"):
         AmortisedStart()(rule.problem(network, batch, key=jax.random.key(0)), network, key=None)
-    with pytest.raises(ValueError, match="precision of a prior must not be negative, not -1"):
-        network.with_prior(-1.0)
 
 
 def split(x: np.ndarray = X, y: np.ndarray = Y, **more: Any) -> Split:
