@@ -52,6 +52,24 @@ def test_what_does_not_go_together_is_refused(base: tuple[str, ...], overrides: 
         quick.plans([quick.composed(*overrides, base=(*base, "scale=smoke"))])
 
 
+def test_data_on_which_no_block_runs_are_refused_with_those_on_which_one_does() -> None:
+    with pytest.raises(Refused, match=r"on data=mnist has no cells with these settings; its grid runs on digits$"):
+        quick.composer("data=mnist", base=("+experiment=network_kinds", "scale=smoke")).asked()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+def test_a_platform_without_a_device_is_refused_by_its_name(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> None:
+        raise error
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr("jax.devices", none)
+    with pytest.raises(Refused, match="JAX_PLATFORMS=cuda: JAX finds no such device here"):
+        quick.plans([quick.composed(base=(*ESCAPE, "scale=smoke"))])
+
+
 @pytest.mark.parametrize("overrides", [("network.latents=16",), ("learning=bp",), ("start=random",)])
 def test_what_goes_together_is_not(overrides: tuple[str, ...]) -> None:
     assert quick.plans([quick.composed(*overrides, base=(*GENERATIVE, "scale=smoke"))])
