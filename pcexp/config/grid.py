@@ -100,10 +100,10 @@ def blocks(grid: Any, common: Any, scale: str, data: str) -> list[Block]:
             if part is not entry:
                 _known(part, BLOCK[2:], "common")
             if _runs_on(part, data, named):
-                for keys, rows in _axes(part.get("cells") or {}, scale, data, f"{name}.cells").items():
+                for keys, rows in _axes(part.get("cells") or {}, scale, data, named, f"{name}.cells").items():
                     # An axis takes the place of those before it, of `common` or of an anchor, that it shares a key with.
                     cells = {other: kept for other, kept in cells.items() if not set(keys) & set(other)} | {keys: rows}
-                for (key, *_), rows in _axes(part.get("lanes") or {}, scale, data, f"{name}.lanes").items():
+                for (key, *_), rows in _axes(part.get("lanes") or {}, scale, data, named, f"{name}.lanes").items():
                     lanes[LANES + key,] = ((tuple(row[0] for row in rows),),)
         if all(len(rows) for rows in cells.values()):
             found.append(Block(name, tuple(_listed(entry, "figures")), lanes | cells))
@@ -154,7 +154,7 @@ def with_lanes(found: Sequence[Block], key: str, values: Sequence[float | int]) 
     return [b.replaced(key, [tuple(values)]) if everywhere or b.column(key) else b for b in found]
 
 
-def _axes(node: Any, scale: str, data: str, path: str) -> Axes:
+def _axes(node: Any, scale: str, data: str, named: Collection[str], path: str) -> Axes:
     """Axes of a block at a scale and on a data set. Raises Refused."""
     if not isinstance(node, Mapping):
         raise Refused(f"grid, {path}: a mapping of keys to values is needed, not {node!r}")
@@ -162,7 +162,7 @@ def _axes(node: Any, scale: str, data: str, path: str) -> Axes:
     for text, value in node.items():
         keys = tuple(part.strip() for part in str(text).split(","))
         while isinstance(value, Mapping):
-            value = _chosen(value, scale, data, f"{path}.{text}")
+            value = _chosen(value, scale, data, named, f"{path}.{text}")
         options = _several(value)
         if len(keys) > 1 and options and not isinstance(options[0], Sequence):
             options = [options]
@@ -173,7 +173,7 @@ def _axes(node: Any, scale: str, data: str, path: str) -> Axes:
     return found
 
 
-def _chosen(value: Mapping[str, Any], scale: str, data: str, path: str) -> Any:
+def _chosen(value: Mapping[str, Any], scale: str, data: str, named: Collection[str], path: str) -> Any:
     """What a mapping by scale or by data set holds for these. Raises Refused."""
     if set(value) & set(SCALES):
         if not set(value) <= set(SCALES):
@@ -181,6 +181,10 @@ def _chosen(value: Mapping[str, Any], scale: str, data: str, path: str) -> Any:
         if scale not in value:
             raise Refused(f"grid, {path}: there is nothing for scale={scale}")
         return value[scale]
+    if unknown := set(value) - {*named, data, OTHERS}:  # a misspelt name would leave its data to the others' value
+        raise Refused(
+            f"grid, {path}: no block names the data {', '.join(unknown)}; they name {', '.join(sorted(named))}"
+        )
     if data not in value and OTHERS not in value:
         raise Refused(
             f"grid, {path}: there is nothing for scale={scale} and data={data}; values go by scale ({', '.join(SCALES)}) "

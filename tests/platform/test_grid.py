@@ -117,7 +117,12 @@ def test_a_value_may_go_by_data_set_and_by_scale_within_it_or_the_other_way_roun
         "{small: {mnist: 5, others: 7}, thesis: {mnist: 9, others: 7}}",
     ):
         for part in ("cells", "lanes"):
-            (found,) = grid.blocks([{"block": "a", part: {"steps": yaml.safe_load(text)}}], None, scale, data)
+            (found,) = grid.blocks(
+                [{"block": "a", "data": "mnist", "also": "others", part: {"steps": yaml.safe_load(text)}}],
+                None,
+                scale,
+                data,
+            )
             ((values, lanes),) = found.configurations()
             assert values | lanes == {"steps": steps if part == "cells" else (steps,)}
 
@@ -142,7 +147,14 @@ def test_lane_values_of_the_command_replace_an_axis_where_it_is_and_seeds_everyw
         ("[{block: a, cells: {x: {smoke: 1, huge: 2}}}]", "smoke, small, thesis"),
         ("[{block: a, cells: {x: {smoke: 1}}}]", "nothing for scale=small"),
         ("[{block: a, cells: {x: {mnist: 1, small: 2}}}]", "smoke, small, thesis, not"),
-        ("[{block: a, cells: {x: {mnist: 1}}}]", "nothing for scale=small and data=digits; values go by scale"),
+        (
+            "[{block: a, data: mnist, also: others, cells: {x: {mnist: 1}}}]",
+            "nothing for scale=small and data=digits; values go by scale",
+        ),
+        (
+            "[{block: a, also: others, data: mnist, cells: {x: {mnst: 1, others: 2}}}]",
+            "no block names the data mnst; .* mnist",
+        ),
         ("[{block: a, cells: [x]}]", "a mapping of keys to values"),
     ],
 )
