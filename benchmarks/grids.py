@@ -82,7 +82,7 @@ def cell(*overrides: str) -> Spec:
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         ((asked, settings),) = composed(hydra.config_loader, ["+experiment=mupc_transfer", *overrides])
-    return sweep(asked, settings).specs[0]
+    return sweep(asked, settings, Datasets()).specs[0]
 
 
 def train(asked: Spec, **execution: Any) -> dict[str, Any]:

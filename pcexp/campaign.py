@@ -68,7 +68,7 @@ def order(pieces: Iterable[Piece], claims: Mapping[str, int], evidence: Collecti
     return ordered
 
 
-def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[Sweep], list[str]]:
+def composed(names: Sequence[str], overrides: Sequence[str], datasets: Datasets) -> tuple[list[Sweep], list[str]]:
     """The sweep of each study (of all without names), and why studies were left out. Raises Refused."""
     sweeps, skipped = [], []
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -82,7 +82,7 @@ def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[Sweep
                 raise Refused(f"there is no experiment {name}{suggestion(name, known)}; there are {', '.join(known)}")
         for name in names or known:
             try:
-                sweeps += [sweep(*found) for found in compose(loader, [f"+experiment={name}", *overrides])]
+                sweeps += [sweep(*found, datasets) for found in compose(loader, [f"+experiment={name}", *overrides])]
             except Refused as error:
                 skipped.append(f"{name}: {str(error).removeprefix('pcexp: ')}")
     if not sweeps:
@@ -93,8 +93,8 @@ def composed(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[Sweep
 class Campaign:
     """The unfinished cells of several studies: their costs, their order, and running them."""
 
-    def __init__(self, sweeps: Sequence[Sweep], skipped: Sequence[str]) -> None:
-        self.sweeps, self.datasets = sweeps, Datasets()
+    def __init__(self, sweeps: Sequence[Sweep], skipped: Sequence[str], datasets: Datasets) -> None:
+        self.sweeps, self.datasets = sweeps, datasets
         self.costs: dict[str, Cost] = {}
         self._owner: dict[str, tuple[Sweep, Spec]] = {}
         missing, pieces, evidence = Counter[str](), [], set()
@@ -200,17 +200,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not any(word.startswith("scale=") for word in overrides):
         overrides.append("scale=thesis")
     speak()
-    sweeps, skipped = composed(names, overrides)
+    datasets = Datasets()
+    sweeps, skipped = composed(names, overrides, datasets)
     minutes, dry_run = sweeps[0].execution.max_minutes, sweeps[0].dry_run
     with refusing(sweeps[0].folder):
-        campaign = Campaign(sweeps, skipped)
+        campaign = Campaign(sweeps, skipped, datasets)
     print(campaign.listing(minutes, cells=dry_run), flush=True)
     if dry_run:
         return
     code = campaign.run(minutes, start)
     if code == 130:
         with refusing(sweeps[0].folder):
-            print(Campaign(sweeps, skipped).listing(minutes, cells=False))
+            print(Campaign(sweeps, skipped, datasets).listing(minutes, cells=False))
     sys.exit(code)
 
 

@@ -1,12 +1,14 @@
 """Verbs of the command that stand on several rooms: `records` collects, packs and unpacks what runs left."""
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pcexp.records import archive, manifest, tables
-from pcexp.records.cell import OutputError
+from pcexp.records.cell import Cell, OutputError
+from pcexp.records.lock import CellBusy
 from pcexp.report import rendering
 
 
@@ -18,17 +20,26 @@ def records(arguments: Sequence[str] | None = None) -> None:
         "collect": "merge finished runs into results/ and render them",
         "pack": "write archives of finished lanes, each under 16 MB",
         "unpack": "merge archives; lanes that are finished there stay as they are",
+        "forget": "withdraw runs: of variants they are asked for no more, and the study's own are to be run again",
     }
     for verb, text in about.items():
         verbs.add_parser(verb, help=text, description=text).add_argument(
             "--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)"
         )
-    for verb in ("collect", "pack"):
-        verbs.choices[verb].add_argument("study", metavar="NAME", help="name of a study, as in experiments.NAME")
+    for verb in ("collect", "pack", "forget"):
+        verbs.choices[verb].add_argument("study", metavar="NAME", help="name of a study, as in pcexp.experiments.NAME")
     verbs.choices["collect"].add_argument("--results", type=Path, default=Path("results"))
     verbs.choices["pack"].add_argument("--to", type=Path, help="folder of the archives (default: OUTPUTS/archives)")
     verbs.choices["unpack"].add_argument("files", type=Path, nargs="+", metavar="FILE")
+    forget = verbs.choices["forget"]
+    forget.add_argument("--scale", help="default: all scales")
+    forget.add_argument("--cell", help="of one cell")
+    forget.add_argument("--lane", help="of one lane of it")
+    forget.add_argument("--variant", help="of one variant, as it is written: 'optimiser.learning_rate=0.002'")
+    forget.add_argument("--results", type=Path, help="committed records that they are withdrawn from too")
     options = parser.parse_args(arguments)
+    if options.verb == "forget" and options.cell is None and options.variant is None:
+        forget.error("say which runs: --cell CELL or --variant TEXT, as python -m pcexp status prints them")
     if options.verb != "unpack" and not manifest.scales(options.outputs / options.study):
         sys.exit(
             f"no runs of {options.study} under {options.outputs}: run python -m pcexp +experiment={options.study} first"
@@ -36,11 +47,13 @@ def records(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.verb == "pack":
             _pack(options.outputs, options.study, options.to or options.outputs / "archives")
+        elif options.verb == "forget":
+            _forget(options)
         elif options.verb == "unpack":
             _unpack(options.files, options.outputs)
         else:
             _collect(options.outputs, options.results, options.study)
-    except (OutputError, OSError) as error:
+    except (CellBusy, OutputError, OSError) as error:
         sys.exit(f"pcexp: {error}")
 
 
@@ -64,6 +77,34 @@ def _pack(outputs: Path, study: str, folder: Path) -> None:
         print(f"left out, more than an archive holds: {name}; copy the cell's folder")
     if packed.too_large:
         sys.exit(1)
+
+
+def _forget(options: argparse.Namespace) -> None:
+    def withdrawn(cell: str, lane: str, variant: str) -> bool:
+        said = (options.cell, cell), (options.lane, lane), (options.variant, variant)
+        return all(wanted in (None, there) for wanted, there in said)
+
+    study, total, variants = options.study, 0, set[str]()
+    folder = options.outputs / study
+    for scale in [options.scale] if options.scale else manifest.scales(folder):
+        variants |= {
+            lane["variant"] for cell in manifest.asked(folder, scale).values() for lane in cell["lanes"].values()
+        }
+        found = manifest.forget(folder, scale, withdrawn)
+        for cell in {cell for cell, _, own in found if own}:
+            handle = Cell(folder / cell, [lane for one, lane, _ in found if one == cell])
+            if ended := handle.finished.keys() & set(handle.asked):
+                with handle.open(json.loads((folder / cell / "config.json").read_text())):
+                    for lane in sorted(ended):
+                        handle.withdraw(lane)
+        total += len(found)
+        print(f"{folder}, {scale}: {len(found)} lanes withdrawn")
+        if options.results:
+            n = tables.forget(options.results / study / scale, study, scale, withdrawn)
+            print(f"{options.results / study / scale}: {n} runs withdrawn")
+            total += n
+    if not total:
+        sys.exit(f"pcexp: no such runs; variants there are {', '.join(sorted(filter(None, variants))) or 'none'}")
 
 
 def _unpack(files: Iterable[Path], outputs: Path) -> None:

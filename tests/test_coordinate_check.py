@@ -10,7 +10,7 @@ import optax
 import polars as pl
 import pytest
 
-from experiments import coordinate_check
+from pcexp.experiments import coordinate_check
 from pcexp.learning import Networks
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network

@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 import quick
 
-from experiments import equilibrated_energy
-from experiments.equilibrated_energy import PCBesideTheory
 from pcexp.config.spec import SpecError, lane_values
 from pcexp.energy import Batch
+from pcexp.experiments import equilibrated_energy
+from pcexp.experiments.equilibrated_energy import PCBesideTheory
 from pcexp.inference import ODE, AbstractInference, ErrorDescent
 from pcexp.learning import PC, WeightGradient
 from pcexp.model.architecture import FullyConnected

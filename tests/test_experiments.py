@@ -47,7 +47,7 @@ def ran(outputs: Path, composer: Composer, asked: Asked) -> tuple[Any, Records]:
     """The study and the records of these cells, run."""
     assert sweep.run_all(asked, composer.settings) == 0
     (name,) = {path.parent.name for path in outputs.glob("*/manifest-smoke.json")}
-    return importlib.import_module(f"experiments.{name}"), read_outputs(outputs, name, "smoke")
+    return importlib.import_module(f"pcexp.experiments.{name}"), read_outputs(outputs, name, "smoke")
 
 
 def check(study: Any, records: Records, n_runs: int, shown: Collection[str]) -> None:

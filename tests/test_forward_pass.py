@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import quick
 
-from experiments import forward_pass
+from pcexp.experiments import forward_pass
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import MuPC

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import quick
 
-from experiments import learning_depth
-from experiments.learning_depth import LearningDepth
-from experiments.learning_depth.claims import ROUND_OFF
 from pcexp.data.dataset import Dataset, Split
+from pcexp.experiments import learning_depth
+from pcexp.experiments.learning_depth import LearningDepth
+from pcexp.experiments.learning_depth.claims import ROUND_OFF
 from pcexp.inference import ErrorDescent
 from pcexp.learning.layerwise import cosines, norms, relative_errors
 from pcexp.model.architecture import FullyConnected

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from experiments import learning_depth
-from experiments.learning_depth.claims import EPS, ETA
+from pcexp.experiments import learning_depth
+from pcexp.experiments.learning_depth.claims import EPS, ETA
 from pcexp.records.tables import Records
 from pcexp.report.claims import Verdict
 

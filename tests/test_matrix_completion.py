@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 import quick
 
-from experiments import matrix_completion
-from experiments.matrix_completion import descent
 from pcexp.config.composition import Refused
 from pcexp.data import PublishedMatrix
+from pcexp.experiments import matrix_completion
+from pcexp.experiments.matrix_completion import descent
 from pcexp.learning import BP
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network

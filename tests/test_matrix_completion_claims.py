@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from experiments.matrix_completion.claims import CLAIMS
+from pcexp.experiments.matrix_completion.claims import CLAIMS
 from pcexp.records.tables import Records
 from pcexp.report.claims import Verdict
 

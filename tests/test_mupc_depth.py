@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import quick
 
-from experiments import mupc_depth
-from experiments.mupc_depth.claims import BETA, ETA, SP
 from pcexp.config.spec import Spec
 from pcexp.data.dataset import Dataset, Split
+from pcexp.experiments import mupc_depth
+from pcexp.experiments.mupc_depth.claims import BETA, ETA, SP
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import NTK

@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments import mupc_depth
-from experiments.mupc_depth.claims import BETA, ETA, SP
+from pcexp.experiments import mupc_depth
+from pcexp.experiments.mupc_depth.claims import BETA, ETA, SP
 from pcexp.records.tables import Records
 from pcexp.report.claims import Verdict
 from pcexp.report.plotting import pyplot

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import polars as pl
 import pytest
 
-from experiments import mupc_transfer
-from experiments.mupc_transfer import BETA, ETA
+from pcexp.experiments import mupc_transfer
+from pcexp.experiments.mupc_transfer import BETA, ETA
 from pcexp.records.tables import Records
 from pcexp.report.claims import Verdict
 

@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 import quick
 
-from experiments import origin_hessian
-from experiments.origin_hessian import claims, measured
 from pcexp.energy import loss
+from pcexp.experiments import origin_hessian
+from pcexp.experiments.origin_hessian import claims, measured
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import Standard

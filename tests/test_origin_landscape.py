@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 import quick
 
-from experiments import origin_landscape
-from experiments.origin_landscape import landscape, plane
 from pcexp.energy import Batch
+from pcexp.experiments import origin_landscape
+from pcexp.experiments.origin_landscape import landscape, plane
 from pcexp.learning import BP
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network

@@ -15,7 +15,7 @@ ROOT = quick.CONF.parent
 
 def test_the_study_of_the_readme_runs_and_is_judged_and_drawn(tmp_path: Path) -> None:
     for part in ("pcexp", "conf", "experiments", "hydra_plugins"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / part, tmp_path / part, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     section = (ROOT / "README.md").read_text().split("## Adding a study")[1].split("\n## ")[0]
     written = dict(re.findall(r"`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", section, re.DOTALL))
     assert sorted(written) == ["conf/experiment/first_epochs.yaml", "experiments/first_epochs.py"]

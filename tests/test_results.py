@@ -30,7 +30,7 @@ def test_committed_records_give_the_claims_that_are_committed_beside_them() -> N
     for study, scale in TABLES:
         records = read_results(RESULTS, study, scale)
         assert len(records.runs) and len(records.rows) and len(records.asked)
-        judged = report.judge(importlib.import_module(f"experiments.{study}"), records)
+        judged = report.judge(importlib.import_module(f"pcexp.experiments.{study}"), records)
         assert judged
         assert report.claims_csv(judged) == (RESULTS / study / scale / "claims.csv").read_text(), (study, scale)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import quick
 
-from experiments import saddle_escape
+from pcexp.experiments import saddle_escape
 from pcexp.model.network import Network
 from pcexp.train import Observation, TrainingSet
 

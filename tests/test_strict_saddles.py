@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from experiments import strict_saddles
-from experiments.strict_saddles import edges, search
-from experiments.strict_saddles.claims import points_of
-from experiments.strict_saddles.starts import FULL_RANK, KINDS, Batch, Start, batch, saddle
 from pcexp.energy import loss
+from pcexp.experiments import strict_saddles
+from pcexp.experiments.strict_saddles import edges, search
+from pcexp.experiments.strict_saddles.claims import points_of
+from pcexp.experiments.strict_saddles.starts import FULL_RANK, KINDS, Batch, Start, batch, saddle
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.network import Network
 from pcexp.model.parameterisation import MuPC, Standard

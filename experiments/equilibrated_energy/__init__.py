@@ -28,13 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from experiments.equilibrated_energy.claims import CLAIMS as CLAIMS
-from experiments.equilibrated_energy.figures import FIGURES as FIGURES
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.energy import Batch, energy, energy_gradient, weighted
+from pcexp.experiments.equilibrated_energy.claims import CLAIMS as CLAIMS
+from pcexp.experiments.equilibrated_energy.figures import FIGURES as FIGURES
 from pcexp.inference import ErrorDescent
 from pcexp.learning import PC, Beside, Equilibrated, Networks, WeightGradient
 from pcexp.model.network import Network

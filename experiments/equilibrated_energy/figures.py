@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.equilibrated_energy import claims as of
-from experiments.equilibrated_energy.claims import PROTOCOLS, published_horizon, runs_of, select, several_horizons
+from pcexp.experiments.equilibrated_energy import claims as of
+from pcexp.experiments.equilibrated_energy.claims import PROTOCOLS, published_horizon, runs_of, select, several_horizons
 from pcexp.report import plotting
 from pcexp.report.claims import Records, Run, curve, n_hidden_of
 

@@ -27,15 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.learning_depth.claims import CLAIMS as CLAIMS
-from experiments.learning_depth.claims import ROUND_OFF
-from experiments.learning_depth.figures import FIGURES as FIGURES
 from pcexp.config.composition import Refused
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.energy import Batch, energy, energy_gradient, loss, weighted
 from pcexp.evaluation import batch_layout, evaluate
+from pcexp.experiments.learning_depth.claims import CLAIMS as CLAIMS
+from pcexp.experiments.learning_depth.claims import ROUND_OFF
+from pcexp.experiments.learning_depth.figures import FIGURES as FIGURES
 from pcexp.inference import AbstractInference, GradientDescent
 from pcexp.inference.base import InferenceProblem
 from pcexp.learning.layerwise import cosines, norms, relative_errors

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.learning_depth import claims as of
-from experiments.learning_depth.claims import BEST_BP, LAST_K, MOVED, PUBLISHED, Arm, Size, by_network, layers
+from pcexp.experiments.learning_depth import claims as of
+from pcexp.experiments.learning_depth.claims import BEST_BP, LAST_K, MOVED, PUBLISHED, Arm, Size, by_network, layers
 from pcexp.report import plotting
 from pcexp.report.claims import Records, Run
 

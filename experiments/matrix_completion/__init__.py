@@ -34,14 +34,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.matrix_completion.claims import CLAIMS as CLAIMS
-from experiments.matrix_completion.descent import Levels, WholeTargets, levels_above, measure
-from experiments.matrix_completion.figures import FIGURES as FIGURES
 from pcexp.config.composition import Refused
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
+from pcexp.experiments.matrix_completion.claims import CLAIMS as CLAIMS
+from pcexp.experiments.matrix_completion.descent import Levels, WholeTargets, levels_above, measure
+from pcexp.experiments.matrix_completion.figures import FIGURES as FIGURES
 from pcexp.learning import BP, AbstractLearning
 from pcexp.model.network import Network
 from pcexp.run.cost import training

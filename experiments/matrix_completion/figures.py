@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from experiments.matrix_completion import claims as of
-from experiments.matrix_completion.claims import ACTIVATIONS, ETA, PROTOCOLS, RATES, SADDLES, seeds
+from pcexp.experiments.matrix_completion import claims as of
+from pcexp.experiments.matrix_completion.claims import ACTIVATIONS, ETA, PROTOCOLS, RATES, SADDLES, seeds
 from pcexp.report import plotting
 from pcexp.report.claims import Records, Run, ended
 

@@ -31,11 +31,11 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from experiments.mupc_depth.claims import CLAIMS as CLAIMS
-from experiments.mupc_depth.figures import FIGURES as FIGURES
 from pcexp.config.study import AbstractStudy
 from pcexp.data import Dataset
 from pcexp.evaluation import evaluate
+from pcexp.experiments.mupc_depth.claims import CLAIMS as CLAIMS
+from pcexp.experiments.mupc_depth.figures import FIGURES as FIGURES
 from pcexp.model.network import Network
 from pcexp.run.job import Job
 from pcexp.train import Observation, weight_norms

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.mupc_depth import claims as of
-from experiments.mupc_depth.claims import ACTIVATIONS, ETA, PROTOCOLS, curve, failed, mupc, percent, runs_of
+from pcexp.experiments.mupc_depth import claims as of
+from pcexp.experiments.mupc_depth.claims import ACTIVATIONS, ETA, PROTOCOLS, curve, failed, mupc, percent, runs_of
 from pcexp.report import plotting
 from pcexp.report.claims import Records, Run, n_hidden_of, width_of
 

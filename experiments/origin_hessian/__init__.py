@@ -32,16 +32,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.origin_hessian import measured
-from experiments.origin_hessian.claims import CLAIMS as CLAIMS
-from experiments.origin_hessian.claims import in_rows
-from experiments.origin_hessian.figures import FIGURES as FIGURES
-from experiments.origin_hessian.measured import Hessians
 from pcexp.config.composition import Refused
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
+from pcexp.experiments.origin_hessian import measured
+from pcexp.experiments.origin_hessian.claims import CLAIMS as CLAIMS
+from pcexp.experiments.origin_hessian.claims import in_rows
+from pcexp.experiments.origin_hessian.figures import FIGURES as FIGURES
+from pcexp.experiments.origin_hessian.measured import Hessians
 from pcexp.model.network import Network
 from pcexp.run.cost import EIGENVALUES
 from pcexp.run.draw import initial_network, lane_key, network_size

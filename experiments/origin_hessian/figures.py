@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.origin_hessian.claims import MATRICES, SADDLE, described, done, found
-from experiments.origin_hessian.measured import DISTANCES
+from pcexp.experiments.origin_hessian.claims import MATRICES, SADDLE, described, done, found
+from pcexp.experiments.origin_hessian.measured import DISTANCES
 from pcexp.report import plotting
 from pcexp.report.claims import Records, Run, n_hidden_of
 

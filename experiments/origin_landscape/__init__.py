@@ -32,14 +32,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from experiments.origin_landscape.claims import CLAIMS as CLAIMS
-from experiments.origin_landscape.claims import ESCAPE_FRACTION
-from experiments.origin_landscape.figures import FIGURES as FIGURES
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
 from pcexp.energy import loss
+from pcexp.experiments.origin_landscape.claims import CLAIMS as CLAIMS
+from pcexp.experiments.origin_landscape.claims import ESCAPE_FRACTION
+from pcexp.experiments.origin_landscape.figures import FIGURES as FIGURES
 from pcexp.model.network import Network
 from pcexp.run.cost import training
 from pcexp.run.draw import initial_network, network_size

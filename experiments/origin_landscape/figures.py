@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.origin_landscape.claims import ARMS, NAMES, escape_ratio, training
+from pcexp.experiments.origin_landscape.claims import ARMS, NAMES, escape_ratio, training
 from pcexp.report import plotting
 from pcexp.report.claims import Records, done, pc_and_bp, vectors
 

@@ -42,16 +42,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from experiments.strict_saddles import search
-from experiments.strict_saddles.claims import CLAIMS as CLAIMS
-from experiments.strict_saddles.claims import FOUND, LOWEST, TOLERANCE
-from experiments.strict_saddles.figures import FIGURES as FIGURES
-from experiments.strict_saddles.search import with_maps, with_matrices
-from experiments.strict_saddles.starts import D_OUT, Batch, KindName, Start, batch, near, random_weights, saddle
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
 from pcexp.config.study import AbstractStudy, Work
 from pcexp.data import Dataset
+from pcexp.experiments.strict_saddles import search
+from pcexp.experiments.strict_saddles.claims import CLAIMS as CLAIMS
+from pcexp.experiments.strict_saddles.claims import FOUND, LOWEST, TOLERANCE
+from pcexp.experiments.strict_saddles.figures import FIGURES as FIGURES
+from pcexp.experiments.strict_saddles.search import with_maps, with_matrices
+from pcexp.experiments.strict_saddles.starts import D_OUT, Batch, KindName, Start, batch, near, random_weights, saddle
 from pcexp.model.network import Network
 from pcexp.run.cost import EIGENVALUES
 from pcexp.run.draw import in_floats, lane_key, network_size

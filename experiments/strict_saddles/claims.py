@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool
 
-from experiments.strict_saddles.starts import D_OUT, FULL_RANK, Start
+from pcexp.experiments.strict_saddles.starts import D_OUT, FULL_RANK, Start
 from pcexp.report.claims import Claim, Records, Verdict, done, insufficient, rule, width_of
 
 FOUND = 1e-10

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.strict_saddles.claims import FOUND, RANK, SORTS_OF_DATA, TOLERANCE, points_of
-from experiments.strict_saddles.search import REACH
-from experiments.strict_saddles.starts import D_OUT, KINDS, Start
+from pcexp.experiments.strict_saddles.claims import FOUND, RANK, SORTS_OF_DATA, TOLERANCE, points_of
+from pcexp.experiments.strict_saddles.search import REACH
+from pcexp.experiments.strict_saddles.starts import D_OUT, KINDS, Start
 from pcexp.report import plotting
 from pcexp.report.claims import Records
 

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 
 class Lane(NamedTuple):
@@ -29,6 +29,34 @@ class Identity:
     science: dict[str, Any]
     labels: dict[str, str]
     lanes: tuple[Lane, ...]
+
+
+Who = TypeVar("Who", bound=Identity)
+
+
+def cell_name(said: Any) -> str:
+    """Name of a cell in files and records: a hash of what is said of it. Equal numbers are equal: 1 and 1.0, 0 and -0.0."""
+    return hashlib.sha256(json.dumps(_equal(said), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _equal(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _equal(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_equal(value) for value in node]
+    return int(node) if isinstance(node, float) and node.is_integer() else node
+
+
+def under(who: Who, content: str, flags: str) -> Who:
+    """The cell on data of a `content` that its configuration does not say, with compiler `flags` that can change numbers.
+
+    Other content is another cell of the study; other flags are another cell, and a variant.
+    """
+    if not (content or flags):
+        return who
+    lanes = tuple(lane._replace(variant=" ".join(filter(None, (lane.variant, flags)))) for lane in who.lanes)
+    labels = who.labels | ({"content": content[:12]} if content else {})
+    return replace(who, cell=cell_name([who.cell, content, flags]), labels=labels, lanes=lanes if flags else who.lanes)
 
 
 def lane_name(values: Mapping[str, float | int]) -> str:

@@ -5,9 +5,8 @@ labels and its scale are not. A study that learns nothing has no learning, optim
 """
 
 import copy
-import hashlib
 import itertools
-import json
+import math
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -17,7 +16,7 @@ import equinox as eqx
 import optax
 
 from pcexp.config.composition import PLATFORM
-from pcexp.config.identity import Identity, Lane, lane_name
+from pcexp.config.identity import Identity, Lane, cell_name, lane_name
 from pcexp.config.plain import holder, leaves, unknown
 from pcexp.config.study import AbstractStudy
 from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build, check_type, located, without_defaults
@@ -33,6 +32,8 @@ LEARNS = ("learning", "optimiser", "training")
 """Absent, all three, from a study or a block that learns nothing."""
 SCIENCE = (*NEEDED, *LEARNS)
 """Root keys that numbers depend on."""
+SEEDS = 2**32
+"""Random keys are made of 32 bits: a larger seed would be another one's, or none."""
 REFERRED = ("output", "inference", "start", "evaluation", "protocol")
 """Root keys that enter through interpolations, where what they say is used."""
 
@@ -106,17 +107,37 @@ def identity(config: Mapping[str, Any], allowed: Sequence[str] = ALLOWED_TARGETS
     for key in values[0].keys() - {"seed"}:
         node, last = holder(science, key)
         node.pop(last, None)
+    _check_numbers([*leaves(science), *((key, value) for lane in values for key, value in lane.items())])
     target = config["study"].get("_target_") if isinstance(config["study"], Mapping) else None
     revision = located(target, "study._target_", allowed).revision
-    said = json.dumps(without_defaults(science, "", allowed) | {"revision": revision}, sort_keys=True)
+    said = without_defaults(science, "", allowed) | {"revision": revision}
+    # Studies were once imported as experiments.NAME, and are who they were.
+    said["study"] |= {"_target_": str(target).removeprefix("pcexp.")}
+    # Where a file lies says nothing of what is in it.
+    if "_target_" in said["data"]:
+        places = getattr(located(said["data"]["_target_"], "data._target_", allowed), "places", ())
+        said["data"] = {key: value for key, value in said["data"].items() if key not in places}
     return Identity(
         name=str(target).rpartition(".")[0].rpartition(".")[2],
         revision=revision,
-        cell=hashlib.sha256(said.encode()).hexdigest()[:12],
+        cell=cell_name(said),
         science=science,
         labels=labels,
         lanes=tuple(Lane(lane_name(v), v, (block,) if block else ()) for v in values),
     )
+
+
+def _check_numbers(said: Sequence[tuple[str, Any]]) -> None:
+    """Raise SpecError of a number that cannot be right, whatever it belongs to."""
+    for key, value in said:
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise SpecError(f"{key}={number}: a finite number is needed")
+            if key.rpartition(".")[2] == "learning_rate" and isinstance(number, (int, float)) and number < 0:
+                raise SpecError(f"{key}={number}: valid are 0 and above")
+            if key in ("seed", "root_seed") and isinstance(number, int) and not 0 <= number < SEEDS:
+                key = "lanes.seed" if key == "seed" else key
+                raise SpecError(f"{key}={number}: seeds are whole numbers from 0 to {SEEDS - 1}")
 
 
 def spec(who: Identity, allowed: Sequence[str] = ALLOWED_TARGETS) -> Spec:

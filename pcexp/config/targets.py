@@ -18,7 +18,7 @@ from beartype.door import is_bearable
 
 from pcexp.config.plain import suggestion, unknown
 
-ALLOWED_TARGETS = ("pcexp.", "experiments.", "optax.", "diffrax.")
+ALLOWED_TARGETS = ("pcexp.", "optax.", "diffrax.")
 
 _TOWER = BeartypeConf(is_pep484_tower=True)  # an int is a valid float
 

@@ -65,7 +65,7 @@ class RawImages:
     """Images stored as JPEG, of both splits."""
 
     def checksum(self) -> str:
-        """sha256 of training images, training labels, test images, test labels."""
+        """sha256 of training images, training labels, test images, test labels: of their bytes, as types and shapes are fixed."""
         return checksum(self.x_train, self.y_train, self.x_test, self.y_test)
 
 

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -97,6 +97,8 @@ class Dataset:
     """Why results are not comparable with published ones; empty where they are."""
     checksum: str
     """sha256 of the raw arrays (training images, labels, test images, labels): of the source, whatever the split."""
+    content: str = ""
+    """What the configuration does not say of the arrays: their checksum, where they are a file's; empty where it says all."""
     augment: Augment | None = None
     """What happens to the images of a training batch; the splits hold them unchanged."""
 
@@ -131,6 +133,11 @@ class Dataset:
 class AbstractData(abc.ABC):
     """A data source: hyperparameters only. Constructing one reads nothing."""
 
+    of_files: ClassVar[bool] = False
+    """Whether the arrays are read from files whose content the configuration does not say."""
+    places: ClassVar[tuple[str, ...]] = ()
+    """Arguments that say where such files lie, not what is in them."""
+
     @abc.abstractmethod
     def load(self) -> Dataset:
         """Read or generate the arrays."""
@@ -141,10 +148,11 @@ def one_hot(labels: Int[np.ndarray, " n"], n_classes: int) -> Float32[np.ndarray
     return np.eye(n_classes, dtype=np.float32)[labels]
 
 
-def checksum(*arrays: np.ndarray) -> str:
-    """sha256 of the arrays' C-order bytes, one after the other."""
+def checksum(*arrays: np.ndarray, described: bool = False) -> str:
+    """sha256 of the arrays' C-order bytes, one after the other; each behind its type and shape if `described`."""
     digest = hashlib.sha256()
     for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape} ".encode() if described else b"")
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
@@ -172,10 +180,10 @@ class AbstractDivided(AbstractData):
         n_validation = round(self.validation_fraction * n)
         return np.sort(order[n_validation:])[: self.limit], np.sort(order[:n_validation])
 
-    def dataset(self, name: str, train: Split, test: Split, digest: str) -> Dataset:
+    def dataset(self, name: str, train: Split, test: Split, digest: str, content: str = "") -> Dataset:
         """The data set of these examples."""
         kept, validation = (Split(train.x[i], train.y[i]) for i in self.divided(len(train.x)))
-        return Dataset(name, kept, validation, test, caveat="", checksum=digest)
+        return Dataset(name, kept, validation, test, caveat="", checksum=digest, content=content)
 
 
 def check_positive(**values: float) -> None:

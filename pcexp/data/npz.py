@@ -10,6 +10,8 @@ import numpy as np
 from pcexp.data.dataset import AbstractDivided, DataError, Dataset, Split, checksum, one_hot
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+CHANNELS = (1, 3, 4)
+"""Numbers of channels of images: grey, colours, colours with transparency."""
 
 
 @final
@@ -17,9 +19,12 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 class Npz(AbstractDivided):
     """Arrays x_train, y_train, x_test, y_test of an .npz file, taken as they are: nothing is normalised.
 
-    Inputs are (n, d), or (n, height, width, channels). Targets are (n, d_out), or integer labels (n,), which become
-    one-hot with as many classes as the largest label needs.
+    Inputs are (n, d), or (n, height, width, channels). Targets are (n, d_out), or integer labels (n,) from 0, which become
+    one-hot with as many classes as the largest label needs. What could be read in two ways is refused.
     """
+
+    of_files = True
+    places = ("path",)
 
     path: str
     """Relative paths count from the folder that the command is started in."""
@@ -30,8 +35,8 @@ class Npz(AbstractDivided):
         y_train, y_test = _targets(path, arrays)
         x_train, x_test = (arrays[key].astype(np.float32) for key in ("x_train", "x_test"))
         _check(path, {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})
-        digest = checksum(*(arrays[key] for key in KEYS))
-        return self.dataset(path.stem, Split(x_train, y_train), Split(x_test, y_test), digest)
+        digest = checksum(*(arrays[key] for key in KEYS), described=True)
+        return self.dataset(path.stem, Split(x_train, y_train), Split(x_test, y_test), digest, content=digest)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -43,9 +48,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             missing = [key for key in KEYS if key not in archive]
             if missing:
                 raise DataError(f"{path} lacks {', '.join(missing)}: it has {', '.join(archive.files) or 'nothing'}")
-            return {key: archive[key] for key in KEYS}
+            arrays = {key: archive[key] for key in KEYS}
     except (BadZipFile, EOFError, OSError, TypeError, ValueError) as error:
         raise DataError(f"{path} cannot be read as an .npz file of plain numbers: {error}") from error
+    for key, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{path}: {key} holds {array.dtype}, and real numbers are needed")
+    return arrays
 
 
 def _targets(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -55,10 +64,15 @@ def _targets(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.
         if y_train.ndim != 1 or y_test.ndim != 1 or not np.issubdtype(np.result_type(y_train, y_test), np.integer):
             raise DataError(f"{path}: y_train and y_test must both be integer labels, or neither")
         both = np.concatenate([y_train, y_test]).astype(np.int64)
-        if both.size == 0 or both.min() < 0:
-            raise DataError(f"{path}: integer labels start at 0, found {both.min() if both.size else 'none'}")
+        if both.size == 0 or both.min() != 0:
+            found = f"the smallest is {both.min()}: shift them" if both.size else "there are none"
+            raise DataError(f"{path}: integer labels start at 0, and {found}, or give targets (n, d_out)")
         n_classes = int(both.max()) + 1
         return one_hot(y_train.astype(np.int64), n_classes), one_hot(y_test.astype(np.int64), n_classes)
+    if any(y.shape[1:] == (1,) and y.dtype.kind in "iu" for y in (y_train, y_test)):
+        raise DataError(
+            f"{path}: integer targets (n, 1) may be labels or numbers: give labels (n,), or targets as floats"
+        )
     return y_train.astype(np.float32), y_test.astype(np.float32)
 
 
@@ -73,6 +87,8 @@ def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
             refuse(f"x_{split} must be (n, d) or (n, height, width, channels)")
         if y.ndim != 2:
             refuse(f"y_{split} must be (n, d_out), or integer labels (n,)")
+        if x.ndim == 4 and x.shape[-1] not in CHANNELS and x.shape[1] in CHANNELS:
+            refuse(f"x_{split} has its channels first; images must be (n, height, width, channels)")
         if len(x) != len(y) or len(x) == 0:
             refuse(f"x_{split} and y_{split} must have the same number of examples, one at least")
     for letter in ("x", "y"):

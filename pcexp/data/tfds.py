@@ -49,6 +49,8 @@ class Tfds(AbstractDivided):
     PCEXP_CACHE_DIR (else ~/.cache/pcexp).
     """
 
+    of_files = True
+
     name: str
     mean: Sequence[float]
     """One number a channel."""
@@ -82,6 +84,7 @@ class Tfds(AbstractDivided):
             test=Split(self.normalised(raw.x_test, np.arange(len(raw.x_test))), y_test),
             caveat=self.published.caveat(raw, checksum),
             checksum=checksum,
+            content="" if checksum == self.published.checksum else checksum,
             augment=augment,
         )
 

@@ -27,7 +27,8 @@ from pcexp.config.grid import SCALES
 from pcexp.config.identity import lane_name
 from pcexp.files import replace_bytes
 from pcexp.records import manifest
-from pcexp.records.cell import Cell, CellBusy, OutputError, read_lines
+from pcexp.records.cell import Cell, OutputError, read_lines
+from pcexp.records.lock import CellBusy
 
 LIMIT = 16_000_000
 """Bytes of an archive, at most."""

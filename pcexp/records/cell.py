@@ -8,13 +8,10 @@ outputs/STUDY/CELL/config.json     the science half and the labels
                    DONE            all lanes asked for are finished
 """
 
-import fcntl
 import json
 import os
-import socket
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from errno import EACCES, EDQUOT, EEXIST, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 from typing import Any
@@ -22,15 +19,12 @@ from typing import Any
 import numpy as np
 
 from pcexp.files import replace_bytes
+from pcexp.records.lock import Lock
 
-STALE_AFTER_S = 120.0
-HEARTBEAT_S = 20.0
+WITHDRAWN = "failed: withdrawn"
+"""Outcome of a lane that was taken back by hand."""
 CANNOT_WRITE = (EACCES, EDQUOT, EEXIST, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS)
 """Errors that say that a folder is full, read-only or no folder: the user's to mend, not the program's."""
-
-
-class CellBusy(Exception):
-    """Another process works on this cell."""
 
 
 class OutputError(Exception):
@@ -64,6 +58,7 @@ class Cell:
         self.folder = folder
         self.asked = tuple(lanes)
         self._rows_path, self._lanes_path = folder / "rows.jsonl", folder / "lanes.jsonl"
+        self._lock = Lock(folder / "lock")
         self._forget_places()
 
     @property
@@ -81,9 +76,12 @@ class Cell:
     @property
     def worker(self) -> dict[str, Any] | None:
         """Who holds the cell now: host, pid and job of a lock that is fresh."""
-        lock = _Lock(self.folder / "lock")
-        owner = lock.owner()
-        return owner if owner and not lock.stale(owner) else None
+        owner = self._lock.owner()
+        return owner if owner and not self._lock.stale(owner) else None
+
+    def check(self) -> None:
+        """Raise CellBusy where this process, suspended for longer than its lock is fresh, no longer holds the cell."""
+        self._lock.check()
 
     def checkpoint(self, lane: str) -> Path:
         """Where an unfinished lane keeps its state."""
@@ -94,8 +92,7 @@ class Cell:
         """Hold the cell: make its folder, take its lock, beat until the end. Raises CellBusy or OutputError."""
         with writing(self.folder):
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            lock = _Lock(self.folder / "lock")
-            lock.acquire()
+            self._lock.acquire()
             try:
                 write_json(self.folder / "config.json", config)
                 self._mend(self._rows_path)
@@ -103,7 +100,7 @@ class Cell:
                 self._forget_places()
                 yield self
             finally:
-                lock.release()
+                self._lock.release()
 
     @staticmethod
     def _mend(path: Path) -> None:
@@ -114,7 +111,10 @@ class Cell:
                 file.truncate(content.rfind(b"\n") + 1)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows and flush them to disk. NaN and infinities are written as JSON extensions that Python reads back."""
+        """Append rows and flush them to disk. NaN and infinities are written as JSON extensions that Python reads back.
+
+        Raises CellBusy, as whatever writes.
+        """
         self._append(self._rows_path, rows)
 
     def finish(self, lane: str, outcome: str, **entry: Any) -> None:
@@ -124,8 +124,15 @@ class Cell:
             self.checkpoint(lane).unlink(missing_ok=True)
         self._mark()
 
+    def withdraw(self, lane: str) -> None:
+        """Take back the outcome of a finished lane: the next run of it starts again, and until then it is missing."""
+        entry = self.finished[lane]
+        self._append(self._lanes_path, [{**entry, "outcome": WITHDRAWN, "summary": {}}])
+        (self.folder / "DONE").unlink(missing_ok=True)
+
     def adopt(self, entries: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]) -> None:
         """Take lanes that were finished elsewhere; cut off at any moment, a lane is here whole or starts again."""
+        self.check()
         names = {entry["lane"] for entry in entries}
         for name in names:
             self.checkpoint(name).unlink(missing_ok=True)  # first: with these rows it would go on from another's
@@ -136,11 +143,12 @@ class Cell:
 
     def _mark(self) -> None:
         if not self.missing:
+            self.check()
             write_json(self.folder / "DONE", {"lanes": sorted(self.finished)})
 
-    @staticmethod
-    def _append(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    def _append(self, path: Path, entries: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(entry) + "\n" for entry in entries)
+        self.check()
         with open(path, "a") as file:
             file.write(text)
             file.flush()
@@ -156,6 +164,7 @@ class Cell:
         )
 
     def _replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        self.check()
         replace_bytes(self._rows_path, "".join(json.dumps(row) + "\n" for row in rows).encode())
         self._forget_places()
 
@@ -210,72 +219,3 @@ def writing(folder: Path) -> Iterator[None]:
             f"cannot write to {folder}: {error.strerror}. Free or choose another place with execution.outputs=FOLDER; "
             "what is already there is kept, and the same command continues"
         ) from error
-
-
-class _Lock:
-    """A file that names one process; stale when its process is dead on this host, or after two minutes without a beat."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._released = threading.Event()
-        self.identity = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
-
-    def acquire(self) -> None:
-        with self._guard():
-            owner = self.owner()
-            if self.path.exists() and not self.stale(owner):
-                raise CellBusy(f"{self.path.parent} is being run by process {owner.get('pid')} on {owner.get('host')}")
-            replace_bytes(self.path, json.dumps(self.identity).encode())
-        threading.Thread(target=self._beat, daemon=True).start()
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        # Looking at a lock and taking it over are two steps; two processes that see one stale lock must not both take them.
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(folder)
-
-    def release(self) -> None:
-        self._released.set()
-        # Frozen for longer than the lock is fresh, this process may have been overtaken: the lock is another's then.
-        with self._guard():
-            if self.owner() == self.identity:
-                self.path.unlink(missing_ok=True)
-
-    def owner(self) -> dict[str, Any]:
-        try:
-            owner = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}  # cut off, or foreign: nobody's
-        return owner if isinstance(owner, dict) else {}
-
-    def stale(self, owner: Mapping[str, Any]) -> bool:
-        if owner.get("host") == self.identity["host"] and "pid" in owner and not _alive(int(owner["pid"])):
-            return True
-        # The file system's clock, not ours: hosts of a cluster disagree.
-        probe = self.path.with_name(f"clock.{os.getpid()}.tmp")
-        probe.touch()
-        try:
-            return probe.stat().st_mtime - self.path.stat().st_mtime > STALE_AFTER_S
-        except FileNotFoundError:
-            return True
-        finally:
-            probe.unlink(missing_ok=True)
-
-    def _beat(self) -> None:
-        while not self._released.wait(HEARTBEAT_S):
-            with suppress(OSError):  # a file system that hiccups is tried again at the next beat
-                os.utime(self.path)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -12,7 +12,8 @@ import datetime
 import fcntl
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,11 @@ def entries(cells: Iterable[Identity]) -> Cells:
 
 
 def merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> Cells:
-    """Both; of what was known, cells of a revision older than the newest of `new` are no longer asked for."""
+    """Both; of what was known, cells of an older revision than the newest of `new`, or on the same data of other content, are
+    no longer asked for."""
     newest = max((entry["revision"] for entry in new.values()), default=0)
-    cells = {cell: entry for cell, entry in known.items() if entry["revision"] >= newest}
+    other = of_other_content(known, new)
+    cells = {cell: entry for cell, entry in known.items() if entry["revision"] >= newest and cell not in other}
     for cell, entry in new.items():
         before = cells.get(cell, entry)
         lanes = dict(before["lanes"])
@@ -75,17 +78,57 @@ def merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> Cells:
     return cells
 
 
-def add(folder: Path, scale: str, cells: Cells, grid: Blocks) -> None:
-    """Ask for cells: what was asked for at the same revision stays asked for. Raises OutputError."""
+def of_other_content(known: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Known cells whose data are called as those of new ones, and have changed."""
+    now = {entry["labels"].get("data"): entry["labels"].get("content") for entry in new.values()}
+    return [
+        cell
+        for cell, entry in known.items()
+        if now.get(entry["labels"].get("data")) not in (None, entry["labels"].get("content"))
+    ]
+
+
+def add(folder: Path, scale: str, cells: Cells, grid: Blocks) -> list[str]:
+    """Ask for cells: what was asked for at the same revision stays asked for, but for the cells that are returned.
+
+    On those, the data that are called the same have another content by now. Raises OutputError.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "manifest.lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # two commands at once must not lose cells
+    with _held(folder):
         known, there = read(folder, scale)
-        content = {
-            "scale": scale,
-            "command": sys.argv[1:],
-            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "blocks": {**there, **grid},
-            "cells": merged(known, cells),
-        }
-        write_json(folder / f"manifest-{scale}.json", content)
+        _write(folder, scale, merged(known, cells), {**there, **grid})
+    return of_other_content(known, cells)
+
+
+def forget(folder: Path, scale: str, withdrawn: Callable[[str, str, str], bool]) -> list[tuple[str, str, bool]]:
+    """Ask no more for lanes that are `withdrawn` (by cell, lane and variant), but for the study's own, which stay asked for.
+
+    Their cells and names, and whether they are the study's own. Raises OutputError.
+    """
+    with _held(folder):
+        known, blocks = read(folder, scale)
+        found = [
+            (cell, name, not lane["variant"])
+            for cell, entry in known.items()
+            for name, lane in entry["lanes"].items()
+            if withdrawn(cell, name, lane["variant"])
+        ]
+        for cell, name, own in found:
+            if not own:
+                del known[cell]["lanes"][name]
+        _write(folder, scale, {cell: entry for cell, entry in known.items() if entry["lanes"]}, blocks)
+    return found
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Inside, no other process changes the manifests of a study: two commands at once must not lose cells."""
+    with (folder / "manifest.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _write(folder: Path, scale: str, cells: Cells, blocks: Blocks) -> None:
+    written = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    content = {"scale": scale, "command": sys.argv[1:], "written": written, "blocks": blocks, "cells": cells}
+    write_json(folder / f"manifest-{scale}.json", content)

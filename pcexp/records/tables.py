@@ -11,7 +11,7 @@ neither drawn nor judged, and only its curve goes.
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import polars as pl
 from pcexp.config.plain import flat
 from pcexp.files import replace_bytes
 from pcexp.records import manifest, status
-from pcexp.records.cell import read_lines
+from pcexp.records.cell import WITHDRAWN, read_lines
 
 POINTS_A_LANE = 60
 """Rows kept of a lane in results/: as many as a curve of a figure shows."""
@@ -42,10 +42,10 @@ class Records:
 
     @property
     def module(self) -> str:
-        """Module of the study: in `experiments`, or one of the user's own."""
+        """Module of the study: in `pcexp.experiments`, or one of the user's own."""
         if "config.study._target_" in self.runs.columns and len(self.runs):
             return str(self.runs["config.study._target_"][0]).rpartition(".")[0]
-        return f"experiments.{self.study}"
+        return f"pcexp.experiments.{self.study}"
 
     @property
     def command(self) -> str:
@@ -174,12 +174,12 @@ def tables(folder: Path, study: str, scale: str) -> Records:
 def _read(folder: Path, name: str) -> pl.DataFrame:
     """A table as `write_tables` wrote it."""
     # Hashes can look like numbers, and an empty string is a variant's name, not a missing one.
-    texts = {"lane": pl.String, "cell": pl.String, "variant": pl.String, "blocks": pl.String}
+    texts = {"lane": pl.String, "cell": pl.String, "variant": pl.String, "blocks": pl.String, "content": pl.String}
     frame = pl.read_csv(folder / f"{name}.csv", infer_schema_length=None, schema_overrides=texts)
     shared = json.loads((folder / "shared.json").read_text())[name]
     frame = frame.with_columns(**{column: pl.lit(value) for column, value in shared["values"].items()})
     frame = frame.select(shared["columns"])
-    return frame.with_columns(pl.col(c).fill_null("") for c in ("variant", "blocks") if c in frame.columns)
+    return frame.with_columns(pl.col(c).fill_null("") for c in ("variant", "blocks", "content") if c in frame.columns)
 
 
 def shared(frame: pl.DataFrame) -> dict[str, Any]:
@@ -213,6 +213,20 @@ def _merge(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(there, how="diagonal_relaxed") if there else new
 
 
+def _of_same_content(old: pl.DataFrame, new: pl.DataFrame) -> pl.DataFrame:
+    """What was asked for, less the cells on data that are called as those of `new`, and have changed."""
+    if not (len(old) and len(new)):
+        return old
+
+    def contents(frame: pl.DataFrame) -> pl.DataFrame:
+        content = pl.col("content").fill_null("") if "content" in frame.columns else pl.lit("").alias("content")
+        return frame.select("cell", "data", content)
+
+    now = contents(new).select("data", pl.col("content").alias("now")).unique()
+    changed = contents(old).join(now, on="data").filter(pl.col("content") != pl.col("now"))
+    return old.join(changed, on="cell", how="anti", maintain_order="left")
+
+
 def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     """Merge the finished runs of a study into results/STUDY/SCALE/; the committed records after that."""
     folder = results / study / scale
@@ -224,7 +238,8 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
         rows = new.rows.join(beaten, on=LANE, how="anti") if len(new.rows) else new.rows
         new = dataclasses.replace(new, runs=new.runs.join(beaten, on=LANE, how="anti"), rows=rows)
     fresh = thinned(new.rows).with_columns(pl.selectors.float().cast(pl.Float32)) if len(new.rows) else new.rows
-    runs, rows, asked = _merge(old.runs, new.runs), _merge(old.rows, fresh), _merge(old.asked, new.asked)
+    asked = _merge(_of_same_content(old.asked, new.asked), new.asked)
+    runs, rows = _merge(old.runs, new.runs), _merge(old.rows, fresh)
     merged = Records(study, scale, runs, rows, asked, new.strays)
     committed = asked_for(merged)
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,6 +248,24 @@ def collect(outputs: Path, results: Path, study: str, scale: str) -> Records:
     replace_bytes(folder / "records.parquet", buffer.getvalue())
     write_tables(folder, merged.runs, merged.asked)
     return committed
+
+
+def forget(folder: Path, study: str, scale: str, withdrawn: Callable[[str, str, str], bool]) -> int:
+    """Withdraw committed runs, by cell, lane and variant: how many. They stay in runs.csv, and no verdict counts on them.
+
+    Those of variants are asked for no more; the study's own are, and are missing.
+    """
+    there = tables(folder, study, scale)
+    keys = [*LANE, "variant"]
+    found = [row for row in there.asked.select(keys).iter_rows() if withdrawn(*row)] if len(there.asked) else []
+    if not found:
+        return 0
+    named = pl.DataFrame(found, schema=keys, orient="row")
+    gone = named.filter(pl.col("variant") != "")
+    of_named = pl.struct(LANE).is_in(named.select(pl.struct(LANE)).to_series().implode())
+    runs = there.runs.with_columns(outcome=pl.when(of_named).then(pl.lit(WITHDRAWN)).otherwise("outcome"))
+    write_tables(folder, runs, there.asked.join(gone, on=LANE, how="anti", maintain_order="left"))
+    return len(found)
 
 
 def write_tables(folder: Path, runs: pl.DataFrame, asked: pl.DataFrame) -> None:

@@ -100,7 +100,7 @@ def index_markdown(parts: Sequence[Part]) -> str:
 def main(arguments: Iterable[str] | None = None) -> None:
     """`python -m pcexp report NAME ...`: claims table, figures and page of studies that have been run."""
     parser = argparse.ArgumentParser(prog="python -m pcexp report", description=main.__doc__)
-    asked = "studies, as in experiments.NAME; default: all with runs"
+    asked = "studies, as in pcexp.experiments.NAME; default: all with runs"
     parser.add_argument("studies", nargs="*", metavar="NAME", help=asked)
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)")
     parser.add_argument("--results", type=Path, help="read committed records from here, and render beside them")

@@ -231,6 +231,7 @@ class LaneTraining:
         """Record a lane that has ended, with what the test split says of it where that is asked."""
         lane, state = pack.lanes[i], pack.lane_state(i)
         iteration = int(state.iteration)
+        self.cell.check()
         if self.test_every is not None:
             self.cell.append([{"lane": lane.name, "iteration": iteration, **(found or {})}])
         rows = self.cell.rows(lane.name, measured=True)

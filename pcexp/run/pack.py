@@ -132,6 +132,7 @@ class Pack:
         start = time.monotonic()
         for i, lane in enumerate(self.lanes):
             if not self.written[lane.name]:
+                cell.check()
                 checkpoint.save(cell.checkpoint(lane.name), self.lane_state(i), seconds_run=self.seconds(lane.name))
         self.saved_at = time.monotonic()
         self.seconds_to_save = self.saved_at - start

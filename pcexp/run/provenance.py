@@ -16,6 +16,11 @@ import jax
 from pcexp import __version__
 
 UNKNOWN = "unknown"
+ROUND_OFF = (
+    *("dump", "hlo_", "force_host_platform_device_count", "backend_optimization_level", "cpu_use_fusion_emitters"),
+    *("cpu_multi_thread_eigen", "gpu_autotune", "gpu_enable_latency_hiding_scheduler", "gpu_enable_triton_gemm"),
+)
+"""How names of XLA's flags begin, after --xla_, that change numbers by round-off, as another processor does, or not at all."""
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
 
 
@@ -30,6 +35,13 @@ def provenance() -> dict[str, str | int | bool]:
         "jax_default_matmul_precision": precision or "default",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def number_flags() -> str:
+    """The flags of XLA that are set and may change numbers by more than round-off; they make a run a variant."""
+    words = sorted(os.environ.get("XLA_FLAGS", "").split())
+    counted = [word for word in words if not word.removeprefix("--xla_").startswith(ROUND_OFF)]
+    return f"XLA_FLAGS={','.join(counted)}" if counted else ""
 
 
 def checkout(file: pathlib.Path) -> tuple[str, bool]:

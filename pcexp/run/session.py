@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 
 from pcexp.config.spec import Spec
-from pcexp.data import Dataset
+from pcexp.data import DataError, Dataset
 from pcexp.run.progress import Progress
 from pcexp.run.provenance import cores
 from pcexp.run.tracking import AbstractTracker
@@ -49,6 +49,13 @@ class Datasets:
     def __init__(self) -> None:
         self._loaded: dict[str, Dataset] = {}
         self._loading = threading.Lock()
+
+    def content(self, spec: Spec) -> str:
+        """What the configuration of a cell does not say of its data; empty too where they cannot be had: a run says why."""
+        try:
+            return self(spec).content if spec.data.of_files else ""
+        except (DataError, ValueError):
+            return ""
 
     def __call__(self, spec: Spec) -> Dataset:
         """The data of a cell, arranged as its network takes them. Raises DataError, or ValueError where it takes none such."""

@@ -16,16 +16,18 @@ import jax
 import jax.random as jr
 
 from pcexp.config.composition import Asked, Composed, Refused
-from pcexp.config.identity import Identity, Lane
+from pcexp.config.identity import Identity, Lane, under
 from pcexp.config.spec import Spec, identity, spec
 from pcexp.config.targets import ALLOWED_TARGETS, SpecError, build
 from pcexp.data import DataError
 from pcexp.records import manifest
-from pcexp.records.cell import Cell, CellBusy, OutputError, writing
+from pcexp.records.cell import Cell, OutputError, writing
+from pcexp.records.lock import CellBusy
 from pcexp.records.manifest import Blocks
 from pcexp.run.cost import Cost, describe, estimate, listed, too_large
 from pcexp.run.job import Job
 from pcexp.run.progress import Progress
+from pcexp.run.provenance import number_flags
 from pcexp.run.session import Datasets, Execution, Session, Stopped
 from pcexp.run.tracking import AbstractTracker
 
@@ -90,7 +92,13 @@ class Sweep:
         data = {spec.labels["data"] for spec in specs}  # others may have no copy here: of those nothing is asked
         grid = [one for one in self.grid if one.labels["data"] in data]
         cells = manifest.entries([*grid, *specs])
-        manifest.add(self.folder, self.scale, cells, {name: b for name, b in self.blocks.items() if name in data})
+        blocks = {name: b for name, b in self.blocks.items() if name in data}
+        if other := manifest.add(self.folder, self.scale, cells, blocks):
+            print(
+                f"data={', '.join(sorted(data))}: their content is not what it was for {len(other)} cells asked for before. "
+                f"Those are no longer asked for, and their runs stay in {self.folder}",
+                flush=True,
+            )
 
     def run(self, specs: Sequence[Spec], costs: Mapping[str, Cost], datasets: Datasets) -> int:
         """Run what is missing of these cells, in this order, and report the study if that ends; the status."""
@@ -102,8 +110,8 @@ class Sweep:
         return code
 
 
-def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
-    """What a command asks for, typed and checked. Raises Refused."""
+def sweep(asked: Asked, settings: Mapping[str, Any], datasets: Datasets) -> Sweep:
+    """What a command asks for, typed and checked; cells are named after the content of their data too. Raises Refused."""
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX says so in one way or the other
@@ -126,7 +134,11 @@ def sweep(asked: Asked, settings: Mapping[str, Any]) -> Sweep:
     except ValueError as error:
         raise Refused(str(error)) from error
     scale, dry_run = str(settings["scale"]), bool(settings.get("dry_run"))
-    return Sweep(tuple(specs), execution, tracker, scale, dry_run, tuple(own.values()), asked.blocks)
+    contents = {cell.labels["data"]: datasets.content(cell) for cell in reversed(specs)}
+    flags = number_flags()
+    specs = [under(cell, contents[cell.labels["data"]], flags) for cell in specs]
+    grid = [under(cell, contents.get(cell.labels["data"], ""), "") for cell in own.values()]
+    return Sweep(tuple(specs), execution, tracker, scale, dry_run, tuple(grid), asked.blocks)
 
 
 @contextmanager
@@ -141,10 +153,10 @@ def refusing(folder: Path) -> Iterator[None]:
 
 def run_all(composed: Asked, settings: Mapping[str, Any]) -> int:
     """Run the cells of a command and report them; 0 when all lanes asked for are finished, 130 when asked to stop."""
-    asked = sweep(composed, settings)
+    datasets = Datasets()
+    asked = sweep(composed, settings, datasets)
     with refusing(asked.folder):
         # Data are loaded before anything is written: a missing copy is an error of the command, not of a cell.
-        datasets = Datasets()
         missing = {spec.cell: len(asked.handle(spec).missing) for spec in asked.specs}
         workers = asked.execution.workers
         costs = {s.cell: estimate(s, datasets, missing[s.cell], workers) for s in asked.specs if missing[s.cell]}

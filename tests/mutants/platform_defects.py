@@ -22,36 +22,68 @@ COLLECTING = f"{PLATFORM}test_collecting.py::"
 CLAIMS = f"{PLATFORM}test_claims.py::"
 INTERRUPTION = f"{PLATFORM}test_interruption.py::"
 STATUS = f"{PLATFORM}test_verbs.py::"
+CONTENT = f"{PLATFORM}test_content.py::"
 MANIFEST = f"{PLATFORM}test_manifest.py::"
 
 PLATFORM_DEFECTS = (
     Defect(
         "a lock that another process holds is taken",
-        "records/cell.py",
+        "records/lock.py",
         "if self.path.exists() and not self.stale(owner):",
         "if self.path.exists() and self.stale(owner) is None:",
         (f"{CELLS}test_a_fresh_lock_is_respected[alive]",),
     ),
     Defect(
         "a lock of a process that has died holds",
-        "records/cell.py",
+        "records/lock.py",
         '"pid" in owner and not _alive(',
         '"pid" not in owner and not _alive(',
         (f"{STATUS}test_a_lock_whose_process_has_died_is_nobodys_and_a_finished_study_names_no_command",),
     ),
     Defect(
         "two takers of one stale lock both have it",
-        "records/cell.py",
+        "records/lock.py",
         "fcntl.flock(folder, fcntl.LOCK_EX)",
         "pass",
         (f"{CELLS}test_of_several_takers_of_one_stale_lock_one_wins_and_the_others_hear_so",),
     ),
     Defect(
         "a lock is not kept fresh",
-        "records/cell.py",
+        "records/lock.py",
         "os.utime(self.path)",
         "os.stat(self.path)",
         (f"{CELLS}test_the_heart_beats_while_a_cell_is_held",),
+    ),
+    Defect(
+        "a number means the same process in a container",
+        "records/lock.py",
+        'who.get("host"), who.get("processes")',
+        'who.get("host"), ""',
+        (f"{CELLS}test_a_fresh_lock_is_respected[a container's]",),
+    ),
+    Defect(
+        "a process that was overtaken goes on writing",
+        "records/cell.py",
+        """        text = "".join(json.dumps(entry) + "\\n" for entry in entries)
+        self.check()
+""",
+        """        text = "".join(json.dumps(entry) + "\\n" for entry in entries)
+""",
+        (f"{CELLS}test_a_process_that_was_overtaken_writes_nothing_more[rows-there]",),
+    ),
+    Defect(
+        "data that changed are the cell that they were",
+        "config/identity.py",
+        "cell=cell_name([who.cell, content, flags])",
+        "cell=cell_name([who.cell, flags])",
+        (f"{CONTENT}test_a_file_whose_content_changed_is_another_cell_and_that_is_said",),
+    ),
+    Defect(
+        "equal numbers are two cells",
+        "config/identity.py",
+        "int(node) if isinstance(node, float) and node.is_integer() else node",
+        "node",
+        (f"{CONTENT}test_equal_numbers_are_equal_configurations",),
     ),
     Defect(
         "a lane that failed counts as finished",

@@ -21,6 +21,7 @@ from pcexp.config.composition import Asked, Composed, Composer
 from pcexp.config.spec import Spec
 from pcexp.records.cell import read_lines
 from pcexp.run import sweep
+from pcexp.run.session import Datasets
 
 STUDY = "saddle_escape"
 QUICK = (
@@ -104,7 +105,7 @@ def composed(*overrides: str, base: Sequence[str] = QUICK, folder: Path | None =
 def swept(*overrides: str) -> list[Spec]:
     """All cells of a command."""
     found = composer(*overrides, base=())
-    return list(sweep.sweep(found.asked(), found.settings).specs)
+    return list(sweep.sweep(found.asked(), found.settings, Datasets()).specs)
 
 
 def asked(configs: Sequence[Mapping[str, Any]]) -> Asked:
@@ -115,7 +116,7 @@ def asked(configs: Sequence[Mapping[str, Any]]) -> Asked:
 
 def plans(configs: Sequence[Mapping[str, Any]]) -> list[Spec]:
     """The cells of these configurations, typed and checked."""
-    return list(sweep.sweep(asked(configs), configs[0]).specs)
+    return list(sweep.sweep(asked(configs), configs[0], Datasets()).specs)
 
 
 def run_all(configs: Sequence[Mapping[str, Any]]) -> int:
@@ -221,7 +222,7 @@ def grid(*overrides: str, activations: Sequence[str] = ("linear", "tanh", "relu"
     """The cells of saddle escape, at the given scale and seeds."""
     chosen = f"network.activation={','.join(activations)}"
     found = composer(*overrides, chosen, base=(f"+experiment={STUDY}",))
-    return list(sweep.sweep(found.asked(), found.settings).specs)
+    return list(sweep.sweep(found.asked(), found.settings, Datasets()).specs)
 
 
 def manifest(outputs: Path, scale: str = "smoke") -> dict[str, Any]:

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pcexp.config.spec import Spec
 from pcexp.records import archive, manifest
 from pcexp.records.archive import merge, read, write
 from pcexp.records.cell import Cell
+from pcexp.records.lock import Lock
 from pcexp.records.tables import collect, read_outputs
 
 
@@ -160,6 +160,7 @@ def test_a_cell_that_runs_there_is_refused_and_the_others_are_merged(
     busy = there / quick.STUDY / small[0].cell
     (busy / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 17, "job": ""}))
     before = files(busy)
+    taken = Lock(busy / "lock").identity
     with pytest.raises(SystemExit) as status:
         commands.records(["unpack", str(path), "--outputs", str(there)])
     said = capsys.readouterr().out
@@ -167,7 +168,7 @@ def test_a_cell_that_runs_there_is_refused_and_the_others_are_merged(
     assert "process 17 on elsewhere" in said and str(busy) in said and "unpack its lanes again" in said
     assert files(busy) == before
     assert (there / quick.STUDY / small[1].cell / "DONE").exists()
-    (busy / "lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "job": ""}))  # it has died
+    (busy / "lock").write_text(json.dumps({**taken, "pid": 2**22 + 1}))  # it has died
     commands.records(["unpack", str(path), "--outputs", str(there)])
     assert (busy / "DONE").exists() and not (busy / "lock").exists()
 

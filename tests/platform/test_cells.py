@@ -16,15 +16,17 @@ import pytest
 import quick
 
 from pcexp.config.composition import Refused
-from pcexp.records import cell as module
-from pcexp.records.cell import Cell, CellBusy, OutputError
+from pcexp.records import lock as module
+from pcexp.records.cell import Cell, OutputError, read_lines
+from pcexp.records.lock import CellBusy, processes
 
 Run = Callable[..., int]
 
 RACE = """
 import multiprocessing, sys
 from pathlib import Path
-from pcexp.records.cell import Cell, CellBusy
+from pcexp.records.cell import Cell
+from pcexp.records.lock import CellBusy
 
 def take(barrier, folder, results):
     barrier.wait()
@@ -65,8 +67,9 @@ def locked(folder: Path, content: str, age: float = 0.0) -> Path:
     return lock
 
 
-def owner(host: str | None = None, pid: int | None = None) -> str:
-    return json.dumps({"host": host or socket.gethostname(), "pid": pid or os.getpid(), "job": ""})
+def owner(host: str | None = None, pid: int | None = None, processes: str = processes()) -> str:
+    here = {"host": host or socket.gethostname(), "pid": pid or os.getpid()}
+    return json.dumps(here | {"job": "", "processes": processes, "token": "another's"})
 
 
 def dead_pid() -> int:
@@ -108,10 +111,19 @@ def test_a_cell_is_free_again_after_an_error_inside(folder: Path) -> None:
         (owner(pid=1), 0),
         (owner(host="elsewhere", pid=2**22 + 1), 0),
         (owner(host="elsewhere", pid=2**22 + 1), 100),
+        (owner(pid=2**22 + 1, processes="of a container"), 0),
         ("", 0),
         ('{"host": "elsewh', 0),
     ],
-    ids=["alive", "another user's", "another host's", "another host's, quiet", "being written", "half written"],
+    ids=[
+        "alive",
+        "another user's",
+        "another host's",
+        "another host's, quiet",
+        "a container's",
+        "being written",
+        "half written",
+    ],
 )
 def test_a_fresh_lock_is_respected(folder: Path, content: str, age: float) -> None:
     lock = locked(folder, content, age)
@@ -167,6 +179,50 @@ def test_a_process_that_was_overtaken_leaves_the_lock_of_its_successor(folder: P
         (folder / "lock").unlink()
         (folder / "lock").write_text(successor)
     assert (folder / "lock").read_text() == successor
+
+
+LINE = {"lane": "a", "iteration": 0}
+WRITES: dict[str, Callable[[Cell], object]] = {
+    "rows": lambda cell: cell.append([LINE]),
+    "an outcome": lambda cell: cell.finish("a", "done", summary={}),
+    "lanes from elsewhere": lambda cell: cell.adopt([{"lane": "a", "outcome": "done"}], [LINE]),
+    "fewer rows": lambda cell: cell.rewind({}),
+}
+
+
+@pytest.mark.parametrize("successor", [owner(host="elsewhere"), owner(), None], ids=["there", "here", "done by now"])
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_a_process_that_was_overtaken_writes_nothing_more(
+    write: Callable[[Cell], object], successor: str | None, folder: Path
+) -> None:
+    with Cell(folder, ["a"]).open({}) as cell:
+        cell.append([LINE])
+        cell.checkpoint("a").write_text("where it stands")
+        (folder / "lock").unlink()
+        if successor:
+            (folder / "lock").write_text(successor)
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(CellBusy, match=r"was taken over by .* while this one was suspended"):
+            write(cell)
+        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_training_that_was_overtaken_stops_and_leaves_what_its_successor_writes(
+    outputs: Path, run: Run, short_calls: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append = Cell.append
+
+    def suspended(cell: Cell, rows: Any) -> None:
+        append(cell, rows)
+        (cell.folder / "lock").write_text(owner(host="elsewhere"))
+
+    monkeypatch.setattr(Cell, "append", suspended)
+    assert run(*quick.LONG) == 1
+    assert "was taken over by process" in capsys.readouterr().out
+    folder = quick.cell_folder(outputs)
+    assert (folder / "lock").read_text() == owner(host="elsewhere")
+    assert {row["iteration"] for row in read_lines(folder / "rows.jsonl")} == set(range(0, 20, 5))
+    assert not (folder / "lanes.jsonl").exists() and not (folder / "DONE").exists()
 
 
 # Folders that cannot be written

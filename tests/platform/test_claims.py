@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from made_up import Fate
 from matplotlib.figure import Figure
 
-from experiments import saddle_escape
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
+from pcexp.experiments import saddle_escape
 from pcexp.records.tables import Records, read_outputs
 from pcexp.report import plotting
 from pcexp.report import rendering as report
@@ -217,7 +217,7 @@ def test_an_insufficient_verdict_says_why_and_what_to_run() -> None:
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_claim_of_every_study_answers_on_nothing_at_all(study: str) -> None:
     empty = Records(study, "small", pl.DataFrame(), pl.DataFrame(), pl.DataFrame())
-    module = importlib.import_module(f"experiments.{study}")
+    module = importlib.import_module(f"pcexp.experiments.{study}")
     assert module.CLAIMS and module.FIGURES
     for claim in module.CLAIMS:
         verdict = claim.rule(empty)

@@ -9,9 +9,9 @@ import quick
 from made_up import diverging, failing, only
 from matplotlib.figure import Figure
 
-from experiments import saddle_escape
 from pcexp import commands
 from pcexp.config.spec import Spec
+from pcexp.experiments import saddle_escape
 from pcexp.records.tables import POINTS_A_LANE, collect, read_outputs, read_results, thinned
 from pcexp.report import rendering as report
 

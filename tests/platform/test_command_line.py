@@ -144,7 +144,7 @@ def test_a_sweep_on_the_command_line_runs_all_cells_and_leaves_records_claims_fi
     assert "0 to run" not in done.stdout and "claim" in done.stdout
     folder = outputs / "report" / quick.STUDY / "smoke"
     assert (folder / "claims.csv").exists() and (outputs / "report" / "index.html").exists()
-    study = importlib.import_module(f"experiments.{quick.STUDY}")
+    study = importlib.import_module(f"pcexp.experiments.{quick.STUDY}")
     assert len(list(folder.glob("*.png"))) == len(list(folder.glob("*.pdf"))) == len(study.FIGURES)
     assert {path.relative_to(tmp_path).parts[0] for path in everything(tmp_path)} == {"outputs"}
 

@@ -12,7 +12,7 @@ from pcexp.config.composition import Refused
 Refusal = Callable[..., str]
 
 PLAIN = (
-    "+study._target_=experiments.saddle_escape.SaddleEscape",
+    "+study._target_=pcexp.experiments.saddle_escape.SaddleEscape",
     "+study.probe_size=8",
     "network.width=8",
     "network.n_hidden=2",

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from pcexp.config import grid
 from pcexp.config.grid import Block, Refused
 from pcexp.run import sweep
+from pcexp.run.session import Datasets
 
 EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
 GRID = yaml.safe_load("""
@@ -200,7 +201,7 @@ def made_up(folder: Path, sizes: Mapping[str, int]) -> Path:
         "network.activation": ["tanh", "relu"],
     }
     block = {"block": "all", "cells": axes, "lanes": {"seed": [0, 1]}}
-    study = {"_target_": "experiments.saddle_escape.SaddleEscape", "probe_size": 8}
+    study = {"_target_": "pcexp.experiments.saddle_escape.SaddleEscape", "probe_size": 8}
     return quick.experiment_file(folder, yaml.safe_dump({"study": study, "grid": [block]}))
 
 
@@ -262,7 +263,7 @@ def test_what_is_asked_beyond_the_grid_is_a_variant_and_more_seeds_are_not(tmp_p
         found = quick.composer(*overrides, base=base)
         return [
             (lane.variant, lane.blocks)
-            for spec in sweep.sweep(found.asked(), found.settings).specs
+            for spec in sweep.sweep(found.asked(), found.settings, Datasets()).specs
             for lane in spec.lanes
         ]
 

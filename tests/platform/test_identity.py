@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import quick
 
-from experiments.saddle_escape import SaddleEscape
 from pcexp.config.identity import lane_name
 from pcexp.config.plain import flat
 from pcexp.config.spec import SCIENCE, Spec
 from pcexp.config.targets import SpecError
+from pcexp.experiments.saddle_escape import SaddleEscape
 
 EXPERIMENTS = sorted(path.stem for path in (quick.CONF / "experiment").glob("*.yaml"))
 

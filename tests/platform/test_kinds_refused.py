@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import quick
 
-from experiments import network_kinds
 from pcexp.config.composition import Refused
+from pcexp.experiments import network_kinds
 from pcexp.records.tables import read_outputs, thinned
 from pcexp.report import rendering
 

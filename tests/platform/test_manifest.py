@@ -12,6 +12,7 @@ import quick
 from pcexp.config.identity import Identity, Lane
 from pcexp.records import manifest
 from pcexp.run import sweep
+from pcexp.run.session import Datasets
 
 Cells = dict[str, Any]
 
@@ -33,7 +34,7 @@ def test_a_command_that_is_narrower_than_the_grid_asks_for_the_whole_grid(output
     whole = quick.composer(base=base)
     own = sweep.identities(whole.asked().own, sweep.ALLOWED_TARGETS)
     narrow = quick.composer("lanes.seed=[0,7]", "blocks=[one_hidden_layer]", base=base)
-    found = sweep.sweep(narrow.asked(), narrow.settings)
+    found = sweep.sweep(narrow.asked(), narrow.settings, Datasets())
     assert 0 < len(found.specs) < len(own)
     found.ask(found.specs)
     there = manifest.asked(outputs / "strict_saddles", "small")

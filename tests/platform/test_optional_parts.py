@@ -23,11 +23,10 @@ PARTS = {
 BARE = f"""
 import sys, importlib, pkgutil, runpy
 sys.modules |= dict.fromkeys({[name for names in PARTS.values() for name in names]})
-import pcexp, experiments, hydra_plugins
-for package in (pcexp, experiments):
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
+import pcexp, hydra_plugins
+for module in pkgutil.walk_packages(pcexp.__path__, "pcexp."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 runpy.run_module("pcexp", run_name="__main__", alter_sys=True)
 """
 

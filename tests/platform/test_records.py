@@ -11,10 +11,10 @@ import quick
 from made_up import Fate, failing, only
 from matplotlib.figure import Figure
 
-from experiments import saddle_escape
 from pcexp.config.identity import Lane
 from pcexp.config.plain import flat
 from pcexp.config.spec import Spec
+from pcexp.experiments import saddle_escape
 from pcexp.records.cell import Cell, OutputError
 from pcexp.records.tables import Records, read_outputs
 from pcexp.report import rendering as report

@@ -17,9 +17,9 @@ import quick
 from made_up import Fate
 from matplotlib.figure import Figure
 
-from experiments import saddle_escape
 from pcexp.config.identity import Lane
 from pcexp.config.spec import Spec
+from pcexp.experiments import saddle_escape
 from pcexp.records.tables import Records, collect, read_outputs
 from pcexp.report import plotting
 from pcexp.report import rendering as report
@@ -234,7 +234,7 @@ def test_a_study_that_is_not_at_hand_does_not_stop_the_report_of_another(
     made_up.written(outputs, cells[:1], "small")
     shutil.copytree(outputs / quick.STUDY, outputs / "gone")
     for path in (outputs / "gone").glob("manifest-*.json"):
-        path.write_text(path.read_text().replace("experiments.saddle_escape.SaddleEscape", "gone.Gone"))
+        path.write_text(path.read_text().replace("pcexp.experiments.saddle_escape.SaddleEscape", "gone.Gone"))
     report.main([quick.STUDY, "--outputs", str(outputs)])
     assert "at scale small" in (outputs / "report" / "index.html").read_text()
     said = capsys.readouterr()
@@ -253,7 +253,7 @@ def test_a_report_runs_no_jax_and_needs_no_network(outputs: Path, cells: list[Sp
     """With no device to run on, no way out, and outside the checkout."""
     made_up.written(outputs, cells[:2], "small")
     code = (
-        "import socket, sys; from experiments import saddle_escape as s; from pcexp.report import rendering as report\n"
+        "import socket, sys; from pcexp.experiments import saddle_escape as s; from pcexp.report import rendering as report\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "from matplotlib.figure import Figure\n"
