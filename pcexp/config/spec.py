@@ -111,8 +111,6 @@ def identity(config: Mapping[str, Any], allowed: Sequence[str] = ALLOWED_TARGETS
     target = config["study"].get("_target_") if isinstance(config["study"], Mapping) else None
     revision = located(target, "study._target_", allowed).revision
     said = without_defaults(science, "", allowed) | {"revision": revision}
-    # Studies were once imported as experiments.NAME, and are who they were.
-    said["study"] |= {"_target_": str(target).removeprefix("pcexp.")}
     # Where a file lies says nothing of what is in it.
     if "_target_" in said["data"]:
         places = getattr(located(said["data"]["_target_"], "data._target_", allowed), "places", ())
