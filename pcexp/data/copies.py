@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 Pixels = UInt8[np.ndarray, "_ height width channels"]
 DATA_DIR = "PCEXP_DATA_DIR"
+MODES = {1: "L", 3: "RGB"}
+"""What images of so many channels are called."""
 JPEG = b"\xff\xd8"
 """First bytes of a JPEG file."""
 CHUNK = 10_000
@@ -132,7 +134,12 @@ def decode_split(copy: Copy, split: str) -> tuple[Pixels, Int64[np.ndarray, " n"
     try:
         builder = tfds.builder_from_directory(copy.folder)
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-        shape = builder.info.features["image"].shape
+        feature = builder.info.features["image"]
+        shape = feature.shape
+        if feature.dtype != np.uint8 or shape[-1] not in MODES or None in shape:
+            raise ValueError(
+                f"images are {feature.dtype} {shape}, and 8-bit ones of one size, grey or RGB, can be read"
+            )
         images = np.empty((len(source), *shape), np.uint8)
         labels = np.empty(len(source), np.int64)
         n_jpeg = 0
@@ -158,8 +165,10 @@ def decode_split(copy: Copy, split: str) -> tuple[Pixels, Int64[np.ndarray, " n"
 def _pixels(encoded: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "height width channels"]:
     from PIL import Image
 
-    mode = {1: "L", 3: "RGB"}[shape[-1]]
+    mode = MODES[shape[-1]]
     with Image.open(io.BytesIO(encoded)) as image:
+        if image.mode.startswith(("I", "F")):  # converted, they would be cut off at 255
+            raise ValueError(f"an image of more than 8 bits (mode {image.mode})")
         # Palette and grey images would otherwise give indices, or one channel of three.
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels.reshape(shape)

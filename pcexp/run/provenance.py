@@ -10,6 +10,8 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -42,6 +44,13 @@ def number_flags() -> str:
     words = sorted(os.environ.get("XLA_FLAGS", "").split())
     counted = [word for word in words if not word.removeprefix("--xla_").startswith(ROUND_OFF)]
     return f"XLA_FLAGS={','.join(counted)}" if counted else ""
+
+
+def other_than(before: Mapping[str, Any]) -> str:
+    """What a run with the provenance `before` was made with that this one is not: versions, processor, flags."""
+    now = provenance()
+    named = ("device_kind", "xla_flags", *(f"{package}_version" for package in PACKAGES))
+    return ", ".join(f"{name}={before[name] or 'none'}" for name in named if before.get(name, now[name]) != now[name])
 
 
 def checkout(file: pathlib.Path) -> tuple[str, bool]:

@@ -27,7 +27,7 @@ from pcexp.records.manifest import Blocks
 from pcexp.run.cost import Cost, describe, estimate, listed, too_large
 from pcexp.run.job import Job
 from pcexp.run.progress import Progress
-from pcexp.run.provenance import number_flags
+from pcexp.run.provenance import number_flags, other_than
 from pcexp.run.session import Datasets, Execution, Session, Stopped
 from pcexp.run.tracking import AbstractTracker
 
@@ -203,6 +203,9 @@ def _run_cell(spec: Spec, handle: Cell, session: Session) -> None:
         raise Stopped  # before networks are built and compiled
     try:
         with handle.open(_about(spec)):
+            others = {other_than(entry["provenance"]) for entry in handle.finished.values()} - {""}
+            for other in sorted(others):
+                session.progress.say(f"{spec.cell} has lanes that were run with {other}: last digits may differ")
             session.progress.begin(spec, missing)
             spec.study.run(Job(spec, handle, session))
             session.progress.end(spec)

@@ -112,6 +112,31 @@ def test_palette_and_grey_images_give_the_colours_that_they_show(write_copy, enc
     assert np.array_equal(raw.x_train[1], np.stack([grey] * 3, axis=-1))
 
 
+def test_images_of_more_than_8_bits_are_refused_and_not_cut_off(write_copy):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((5, 4), 700, np.uint16)).save(buffer, "PNG")
+    splits = {split: ([buffer.getvalue()], [0]) for split in ("train", "test")}
+    write_copy(splits, shape=(5, 4, 1), n_classes=2)
+    with pytest.raises(DataError, match="more than 8 bits"):
+        copies.decode(copies.find("tiny"), test_split="test")
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 4), (5, 4, 2), (None, None, 3)])
+def test_images_of_another_kind_are_refused_with_what_can_be_read(write_copy, encoded, shape):
+    splits = {split: ([encoded(IMAGES[0])], [0]) for split in ("train", "test")}
+    write_copy(splits, shape=shape, n_classes=2)
+    with pytest.raises(DataError, match="8-bit ones of one size, grey or RGB, can be read"):
+        copies.decode(copies.find("tiny"), test_split="test")
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_copy_that_is_not_the_published_one_says_what_it_is_by_its_content(tiny, published):
+    tiny()
+    checksum = SOURCE.load().checksum
+    source = replace(SOURCE, published=replace(PUBLISHED, checksum=checksum if published else None))
+    assert source.load().content == ("" if published else checksum)
+
+
 def test_the_second_load_reads_the_cache_and_gives_the_same_arrays(tiny, monkeypatch):
     tiny()
     first = SOURCE.load()

@@ -83,6 +83,14 @@ def test_help_imports_no_jax(tmp_path: Path) -> None:
     assert everything(tmp_path) == []
 
 
+@pytest.mark.parametrize("name", ["experiments", "data"])
+def test_a_folder_of_the_users_own_shadows_nothing(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the folder of the user')")
+    done = quick.command(*quick.QUICK, "dry_run=true", cwd=tmp_path)
+    assert done.returncode == 0 and "1 lanes, 1 to run" in done.stdout, done.stderr
+
+
 def test_the_settings_that_help_names_exist() -> None:
     text = (quick.CONF / "config.yaml").read_text()
     help_text = text[text.index("template:") : text.index("== Options ==")]

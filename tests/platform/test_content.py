@@ -14,7 +14,6 @@ import quick
 
 import pcexp.command_line
 from pcexp.config.identity import Identity, Lane, cell_name, under
-from pcexp.data import Published, Tfds
 from pcexp.records import manifest
 from pcexp.records.tables import collect, read_results
 from pcexp.run.provenance import number_flags
@@ -82,12 +81,11 @@ def test_one_file_is_one_data_set_however_its_path_is_written(tmp_path: Path, mo
     assert len({quick.cell(*of_file(spelling)).cell for spelling in spellings}) == 1
 
 
-def test_a_copy_of_an_image_set_that_is_not_the_published_one_has_cells_of_its_own() -> None:
+def test_data_of_another_content_have_cells_of_their_own() -> None:
     who = Identity("study", 1, "a", {}, {"data": "mnist"}, (Lane("l", {"seed": 0}),))
     assert under(who, "", "") is who
     one, other = under(who, "1" * 64, ""), under(who, "2" * 64, "")
     assert len({who.cell, one.cell, other.cell}) == 3 and one.labels == {"data": "mnist", "content": "1" * 12}
-    assert Tfds.of_files and Published  # which of the two a copy is: test_prepared_copies
 
 
 def test_only_the_content_that_was_asked_for_last_is_judged_and_committed(

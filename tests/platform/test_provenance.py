@@ -14,7 +14,7 @@ import jax
 import pytest
 
 from pcexp.run import provenance as module
-from pcexp.run.provenance import checkout, peak_memory_bytes, provenance
+from pcexp.run.provenance import checkout, other_than, peak_memory_bytes, provenance
 
 
 def git(folder: pathlib.Path, *arguments: str) -> str:
@@ -107,6 +107,14 @@ def test_precision_and_flags_are_read_when_asked(monkeypatch: pytest.MonkeyPatch
     assert record["xla_flags"] == "--xla_some_flag=1"
     with jax.enable_x64(False):
         assert provenance()["jax_enable_x64"] is False
+
+
+def test_a_run_with_other_versions_or_flags_is_told_from_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    before = provenance() | {"date": "2020-01-01", "commit": "another"}
+    assert other_than(before) == ""
+    assert other_than(before | {"jax_version": "0.9", "xla_flags": ""}) == "xla_flags=none, jax_version=0.9"
+    assert other_than({"commit": "another"}) == ""
 
 
 def test_the_date_is_now_in_utc() -> None:
