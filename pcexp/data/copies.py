@@ -134,12 +134,9 @@ def decode_split(copy: Copy, split: str) -> tuple[Pixels, Int64[np.ndarray, " n"
     try:
         builder = tfds.builder_from_directory(copy.folder)
         source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-        feature = builder.info.features["image"]
-        shape = feature.shape
-        if feature.dtype != np.uint8 or shape[-1] not in MODES or None in shape:
-            raise ValueError(
-                f"images are {feature.dtype} {shape}, and 8-bit ones of one size, grey or RGB, can be read"
-            )
+        shape = builder.info.features["image"].shape
+        if shape[-1] not in MODES or None in shape:
+            raise ValueError(f"images are {shape}, and those of one size, grey or RGB, can be read")
         images = np.empty((len(source), *shape), np.uint8)
         labels = np.empty(len(source), np.int64)
         n_jpeg = 0
