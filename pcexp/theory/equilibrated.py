@@ -25,6 +25,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from pcexp.energy import ForwardPass, Mask, Targets, energy_gradient, forward_pass, masked, outputs, weighted
+from pcexp.model.checks import check_shapes
 from pcexp.model.network import Activities, Network
 from pcexp.model.segments import Dense, over_layers
 
@@ -121,6 +122,7 @@ def free_input(network: Network, r: Targets, free: Inputs, prior_precision: floa
 
     With p_0 = 0 and more free entries than outputs equilibria are many: this is the one nearest the mean of the prior.
     """
+    check_shapes(network, free, r, mask, free)
     gs = sensitivities(network)
     g0, s = input_sensitivity(network, gs), rescaling(network, gs)
     seen = jnp.ones_like(r) if mask is None else mask
@@ -153,6 +155,7 @@ def pulled_by(s: Float[Array, "d_out d_out"], r: Targets, mask: Mask = None) -> 
 
 def equilibrated_energy(network: Network, x: Inputs, y: Targets, *, mask: Mask = None) -> Float[Array, ""]:
     """Equilibrated energy F* = 1/(2B) sum_b r_b^T S^-1 r_b with r = y - yhat (theorem 3.1)."""
+    check_shapes(network, x, y, mask)
     if mask is None:
         left = eliminated(network, y)
         return jnp.sum(jnp.square(left.targets - left.below @ x)) / (2 * y.shape[-1])
@@ -194,6 +197,7 @@ def equilibrium(
     d_l = J_l d_{l-1} + e_l. Where the input has `moved` from that of the forward pass, d_0 = moved and r is less by G_0 d_0.
     """
     x = at.references[0].inputs[0]
+    check_shapes(network, x, y, mask)
     if mask is None:
         errors, pulled, energy = _by_elimination(network, x if moved is None else x + moved, y)
     else:

@@ -1,5 +1,6 @@
 """Known defects of the numerics: a piece of the package's text, what to put in its place, and the tests that must notice."""
 
+from door_defects import DOOR_DEFECTS
 from kinds_defects import KINDS_DEFECTS
 from platform_defects import PLATFORM_DEFECTS, Defect
 
@@ -136,7 +137,7 @@ DEFECTS = (
     Defect(
         "inference pulls with square weights as they are",
         "model/segments.py",
-        "transposed=jnp.swapaxes(self.weight, 1, 2)",
+        "transposed = jnp.swapaxes(self.weight, 1, 2) if",
         "transposed=self.weight if self.weight.shape[1] == self.weight.shape[2] else jnp.swapaxes(self.weight, 1, 2)",
         PRE,
     ),
@@ -563,6 +564,7 @@ DEFECTS = (
         "s",
         (f"{MASK}test_the_equilibrated_energy_of_masked_targets_is_the_least_energy_over_free_outputs_too",),
     ),
+    *DOOR_DEFECTS,
     *KINDS_DEFECTS,
     *PLATFORM_DEFECTS,
 )
