@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from pcexp.model.checks import check_shapes
 from pcexp.model.network import Activities, Network
 from pcexp.model.output import Softmax, Squared
 from pcexp.model.segments import Reference, Stack, over_layers
@@ -57,6 +58,7 @@ def forward_pass(network: Network, x: Float[Array, "..."]) -> ForwardPass:
 
 def prediction_errors(network: Network, x: Float[Array, "..."], activities: Activities) -> Activities:
     """Prediction errors e_l = z_l - mu_l(z_{l-1}) at activities that include the output."""
+    check_shapes(network, x, activities[-1][-1])
     below = (x, *(z[-1] for z in activities[:-1]))
     pairs = zip(below, activities, strict=True)
     return tuple(segment_errors(network, None, index, *pair)[0] for index, pair in enumerate(pairs))
@@ -129,6 +131,7 @@ def energy_gradient(network: Network, x: Float[Array, "..."], activities: Activi
     from the solver, which may have them to higher relative accuracy than a subtraction. With the forward activities and the
     errors of backpropagation it is the gradient of the loss. Written out: the derivative of a product in bfloat16 is rounded.
     """
+    check_shapes(network, x, activities[-1][-1])
     batch, gradients = activities[-1].shape[-1], []
     axes = zip(network.input_axes, network.batch_axes, strict=True)
     for segment, inputs, e, (moved, own) in zip(
@@ -178,5 +181,6 @@ def loss_at(network: Network, at: ForwardPass, y: Targets, mask: Mask = None) ->
     """The loss, of a forward pass that is known."""
     if mask is not None and isinstance(network.output, Softmax):
         raise ValueError("masked targets are for losses of one output each: choose output=squared or output=sigmoid")
+    check_shapes(network, at.references[0].inputs[0], y, mask)
     losses = network.output.losses(at.references[-1].linear, y[None])[0]
     return jnp.sum(masked(losses, mask)) / y.shape[-1]

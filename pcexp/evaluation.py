@@ -17,6 +17,7 @@ from pcexp.data import Split
 from pcexp.energy import Batch, forward_pass, masked
 from pcexp.inference.base import AbstractInference
 from pcexp.inference.starts import AmortisedStart
+from pcexp.model.checks import check_shapes
 from pcexp.model.network import AbstractModel, Network
 from pcexp.model.pair import Pair
 from pcexp.problem import InferenceProblem, check_prior
@@ -31,6 +32,7 @@ def batch_layout(model: AbstractModel, x: Float[Array, "batch ..."]) -> Float[Ar
 
 def in_batch(model: AbstractModel, x: Array, y: Array, mask: Array | None, x_mask: Array | None) -> Batch:
     """Examples, along the first axis of all, as the model takes them."""
+    check_shapes(model, x, y, mask, x_mask, examples_first=True)
     free = None if x_mask is None else batch_layout(model, x_mask)
     return Batch(batch_layout(model, x), y.T, None if mask is None else mask.T, free)
 

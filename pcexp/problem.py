@@ -8,7 +8,7 @@ entries of z_0 stay where they are because their gradient is zero here.
 import dataclasses
 import math
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import equinox as eqx
 import jax
@@ -27,6 +27,7 @@ from pcexp.energy import (
     segment_errors,
     weighted,
 )
+from pcexp.model.checks import check_choice, check_shapes
 from pcexp.model.network import Activities, Network
 from pcexp.model.segments import AbstractSegment, Precision, Reference, Stack
 
@@ -41,6 +42,16 @@ def check_prior(input_precision: float) -> None:
         raise ValueError(f"input_precision={input_precision}: valid are 0 (no prior) and above")
 
 
+def check_products(precision: Precision, form: Form) -> None:
+    """Raise ValueError where products of a precision make nothing of the variables of inference."""
+    if precision == "bfloat16" and form == "activities":
+        raise ValueError(
+            "precision=bfloat16 with inference in form=activities: predictions rounded to 8 bits are subtracted from activities "
+            "that are not, and low layers learn from the difference. Valid are precision=float32, and form=deviations "
+            "(protocol=corrected)"
+        )
+
+
 class InferenceProblem(eqx.Module):
     """Energy of the free activities of a network, at its forward pass `at`; inference starts there, or at `initial` ones."""
 
@@ -53,14 +64,18 @@ class InferenceProblem(eqx.Module):
     """1 where z_0 is free, 0 where it is clamped; None where all of the input is clamped, and no variable."""
     initial: Activities | None = None
 
+    def __check_init__(self) -> None:
+        check_shapes(self.network, self.x, self.y, self.mask)
+
     @classmethod
     def from_batch(
         cls, network: Network, batch: Batch, *, precision: Precision = "float32", input_precision: float = 0.0
     ) -> "InferenceProblem":
         """The problem of one batch, with its forward pass; free inputs have a prior of a precision about x."""
+        check_shapes(network, batch.x, batch.y, batch.mask, batch.x_mask)
         free = None
         if batch.x_mask is not None:
-            network, free = network.with_prior(input_precision), 1 - jnp.broadcast_to(batch.x_mask, batch.x.shape)[None]
+            network, free = network.with_prior(input_precision), 1 - batch.x_mask[None]
         products = network.in_products(precision).for_inference()
         return cls(products, batch.x, batch.y, forward_pass(network, batch.x), batch.mask, free)
 
@@ -73,6 +88,8 @@ class InferenceProblem(eqx.Module):
 
     def start(self, form: Form) -> Activities:
         """Free variables where inference starts; deviations of exactly zero at the forward pass."""
+        check_choice("form", form, get_args(Form))
+        check_products("bfloat16" if self.network.segments[-1].weight.dtype == jnp.bfloat16 else "float32", form)
         hidden = self.at.activities[:-1] if self.initial is None else self.initial
         if form == "activities":
             return hidden

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pcexp.energy import summed_energy
+from pcexp.model.checks import check_choices
 from pcexp.model.network import Activities, Network
 from pcexp.model.output import Squared
 from pcexp.problem import Form, InferenceProblem
@@ -86,6 +87,7 @@ class AbstractInference(eqx.Module):
     """
 
     def __check_init__(self) -> None:
+        check_choices(self)
         for field in dataclasses.fields(self):
             value, nullable = getattr(self, field.name), "None" in str(field.type)
             null = " or null" if nullable else ""

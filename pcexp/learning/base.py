@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from pcexp.data import Split
 from pcexp.energy import Batch
 from pcexp.evaluation import AbstractEvaluation, ByForwardPass, evaluate
+from pcexp.model.checks import check_choices
 from pcexp.model.network import Network
 
 GradientScale = Literal["batch_mean", "batch_sum", "mean_squared_error"]
@@ -50,6 +51,9 @@ class AbstractLearning(eqx.Module):
     evaluation: AbstractEvaluation = eqx.field(default=ByForwardPass(), kw_only=True)
     infers_inputs: ClassVar[bool] = False
     """Whether it learns where inputs are free."""
+
+    def __check_init__(self) -> None:
+        check_choices(self)
 
     @abc.abstractmethod
     def gradient(self, model: Any, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:

@@ -6,6 +6,7 @@ from jaxtyping import PRNGKeyArray
 
 from pcexp.energy import Batch, backpropagated, energy_gradient, forward_pass, loss_at, masked
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, refuse_free_input, scaled
+from pcexp.model.checks import check_shapes
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
 
@@ -27,6 +28,7 @@ class BP(AbstractLearning):
     def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
         refuse_free_input(batch, "learning=bp")
         x, y, mask = batch.x, batch.y, batch.mask
+        check_shapes(network, x, y, mask)
         at = forward_pass(network, x)
         error = masked(y - at.activities[-1][0], mask)
         low = network.in_products(self.precision)

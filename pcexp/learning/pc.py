@@ -12,7 +12,7 @@ from pcexp.inference.starts import AbstractStart, AmortisedStart, ForwardStart
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, scaled
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
-from pcexp.problem import InferenceProblem, check_prior
+from pcexp.problem import InferenceProblem, check_prior, check_products
 
 
 class AbstractPC(AbstractLearning):
@@ -30,6 +30,7 @@ class AbstractPC(AbstractLearning):
 
     def __check_init__(self) -> None:
         check_prior(self.input_precision)
+        check_products(self.precision, getattr(self.inference, "form", "deviations"))
 
     def problem(self, model: Any, batch: Batch, *, key: PRNGKeyArray | None) -> InferenceProblem:
         """The problem of one batch, started."""

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from pcexp.model.checks import check_choice
+
 Activation = Literal["linear", "tanh", "relu"]
 Image = Float[Array, "_ _ channels"]
 
@@ -22,17 +24,21 @@ PHI: dict[Activation, Callable[[Array], Array]] = {"linear": lambda u: u, "tanh"
 
 def activate(activation: Activation, u: Float[Array, "..."]) -> Float[Array, "..."]:
     """Activation phi(u)."""
+    check_choice("activation", activation, tuple(PHI))
     return PHI[activation](u)
 
 
 def _derivative(activation: Activation, u: Array) -> Array:
-    return 1 - jnp.square(jnp.tanh(u)) if activation == "tanh" else (u > 0).astype(u.dtype)
+    if activation == "relu":
+        return (u > 0).astype(u.dtype)
+    tail = jnp.exp(-2 * jnp.abs(u))  # 1 - tanh(u)^2 loses it where tanh is near 1
+    return 4 * tail / jnp.square(1 + tail)
 
 
 def activation_difference(activation: Activation, u: Array, d: Array, activated: Array | None = None) -> Array:
-    """Difference phi(u + d) - phi(u), accurate to round-off of phi'(u) d however small d is, while tanh is not saturated.
+    """Difference phi(u + d) - phi(u), accurate to round-off of phi'(u) d however small d is, and however saturated tanh is.
 
-    `activated` is phi(u) where it is known already. Where |tanh(u)| rounds to 1 (|u| above 8 in float32) the difference is lost, and is 0.
+    `activated` is phi(u) where it is known already.
     """
     if activation == "linear":
         return d
@@ -41,7 +47,11 @@ def activation_difference(activation: Activation, u: Array, d: Array, activated:
 
 def _difference_value(activation: Activation, u: Array, d: Array, activated: Array) -> Array:
     if activation == "tanh":
-        return jnp.tanh(d) * (1 - activated * jnp.tanh(u + d))
+        # sinh(d) / (cosh(u) cosh(u + d)) without its overflows: 2 / (1 + e^-2|u|) = 1 + |tanh(u)|, and e^-|u| e^-|u+d| e^|d|
+        # is 1 where the sign changes and e^-2 min(|u|, |u+d|) elsewhere.
+        z, t = u + d, jnp.tanh(d)
+        tail = jnp.where(u * z < 0, 1, jnp.exp(-2 * jnp.minimum(jnp.abs(u), jnp.abs(z))))
+        return 2 * tail * t * (1 + jnp.abs(activated)) / ((1 + jnp.abs(t)) * (1 + jnp.exp(-2 * jnp.abs(z))))
     # relu, by cases on the two signs: both on -> d, switched off -> -u, switched on -> u + d, both off -> 0.
     z = u + d
     return jnp.where(u > 0, jnp.where(z > 0, d, -u), jnp.maximum(z, 0))

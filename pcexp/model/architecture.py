@@ -16,6 +16,7 @@ from jaxtyping import PRNGKeyArray
 
 from pcexp.data import Arrangement
 from pcexp.model.activation import Activation
+from pcexp.model.checks import check_choices
 from pcexp.model.convolution import Convolution
 from pcexp.model.network import Network
 from pcexp.model.output import AbstractOutput, Squared
@@ -39,6 +40,9 @@ def default_segment_size(n_layers: int) -> int:
 
 class AbstractArchitecture(eqx.Module):
     """The shape of a network; `build` draws its weights."""
+
+    def __check_init__(self) -> None:
+        check_choices(self)
 
     @property
     @abc.abstractmethod

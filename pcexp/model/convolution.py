@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,6 +24,10 @@ class Convolution(AbstractSegment):
     bias: Float[Array, "1 1 1 c_out"] | None = None
     pool: int = eqx.field(static=True, default=1)
     batch_axis = 1  # after the layers
+
+    def example(self, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+        c_in = self.weight.shape[3]
+        return sizes if len(sizes) == 3 and sizes[-1] == c_in else ("height", "width", c_in)
 
     def multiply(self, inputs: Float[Array, "1 height width c_in"]) -> Float[Array, "1 height width c_out"]:
         if jax.default_backend() == "cpu":

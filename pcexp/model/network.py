@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 import equinox as eqx
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from pcexp.model.checks import check_choice, check_shapes
 from pcexp.model.output import AbstractOutput, Squared
 from pcexp.model.segments import AbstractSegment, Dense, Precision, Prior, Reference, over_layers
 
@@ -30,6 +31,11 @@ class AbstractModel(eqx.Module):
     @abc.abstractmethod
     def stacks(self) -> tuple[AbstractSegment, ...]:
         """Segments of all of its networks."""
+
+    @property
+    def path(self) -> tuple[AbstractSegment, ...]:
+        """Segments from the inputs x to the outputs, of all or of one of its networks."""
+        return self.stacks
 
     @property
     def input_batch_axis(self) -> int:
@@ -80,6 +86,7 @@ class Network(AbstractModel):
 
     def in_products(self, precision: Precision) -> "Network":
         """The same network with its weights as products take them."""
+        check_choice("precision", precision, get_args(Precision))
         return self.with_segments(segment.in_products(precision) for segment in self.segments)
 
     def for_inference(self) -> "Network":
@@ -129,6 +136,8 @@ class Network(AbstractModel):
         Of one example, or of a batch with its axis where the segments have it: then the loop over layers stays outside
         vmap, which would move the batch to the front of all that it carries, and back again around every product.
         """
+        if batched:
+            check_shapes(self, x)
         activities, references, z = [], [], x
         for segment, moved, own in zip(self.segments, self.input_axes, self.batch_axes, strict=True):
 

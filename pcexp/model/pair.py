@@ -31,6 +31,10 @@ class Pair(AbstractModel):
     def stacks(self) -> tuple[AbstractSegment, ...]:
         return self.generator.segments + self.amortiser.segments
 
+    @property
+    def path(self) -> tuple[AbstractSegment, ...]:
+        return self.generator.segments
+
     def forward(self, x: Float[Array, "..."], *, batched: bool = False) -> tuple[Activities, tuple[Reference, ...]]:
         """Forward pass of the generator, and the amortiser's from where that ends."""
         up, at = self.generator.forward(x, batched=batched)

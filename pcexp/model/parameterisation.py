@@ -18,6 +18,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from pcexp.model.activation import Activation
+from pcexp.model.checks import check_choices
 
 
 class LayerPosition(NamedTuple):
@@ -38,6 +39,9 @@ def uniform(shape: tuple[int, ...], fan_in: int, key: PRNGKeyArray) -> Array:
 
 class AbstractParameterisation(eqx.Module):
     """Initial weights and premultipliers of each layer: N(0, 1) and 1, unless a parameterisation says otherwise."""
+
+    def __check_init__(self) -> None:
+        check_choices(self)
 
     def premultiplier(self, at: LayerPosition) -> float:
         """Premultiplier a_l."""

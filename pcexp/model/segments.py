@@ -12,6 +12,7 @@ the first axis of weights, inputs and outputs.
 import abc
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pcexp.model.activation import Activation, activate, activation_difference
+from pcexp.model.checks import check_choices
 from pcexp.model.output import AbstractOutput
 
 Precision = Literal["float32", "bfloat16", "float64"]
@@ -52,6 +54,9 @@ class AbstractSegment(eqx.Module):
     after: Activation = eqx.field(static=True, default="linear")
     batch_axis: eqx.AbstractClassVar[int]
 
+    def __check_init__(self) -> None:
+        check_choices(self)
+
     @property
     def depth(self) -> int:
         return self.weight.shape[0]
@@ -68,6 +73,10 @@ class AbstractSegment(eqx.Module):
     def with_parameters(self, weight: Array, bias: Array | None) -> "AbstractSegment":
         """Other weights and biases in these layers, or their derivatives."""
         return dataclasses.replace(self, weight=weight, bias=bias)
+
+    @abc.abstractmethod
+    def example(self, sizes: tuple[int, ...]) -> tuple[Any, ...] | None:
+        """Shape of one example of its inputs: the one given, if it takes that; None if it takes any."""
 
     @abc.abstractmethod
     def multiply(self, inputs: Stack) -> Stack:
@@ -174,6 +183,9 @@ class Prior(AbstractSegment):
     weight: Float[Array, "1 0"]
     batch_axis: int = eqx.field(static=True, kw_only=True)  # type: ignore[misc]  # where the layer above takes it
 
+    def example(self, sizes: tuple[int, ...]) -> None:
+        return None
+
     def multiply(self, inputs: Float[Array, "1 ..."]) -> Float[Array, "1 ..."]:
         return inputs
 
@@ -186,7 +198,8 @@ class Dense(AbstractSegment):
 
     With `forward_only` the premultiplier acts in predictions, and so in errors and energies, and is 1 in every derivative
     (section 5.8): inference and learning descend with J_l = W_l diag(phi'(z)) + tau_l in the place of the derivative by z, and
-    with e phi(z)^T in that of the derivative by the weights. That is no gradient of the energy, unless all a_l are 1.
+    with e phi(z)^T in that of the derivative by the weights. That is no gradient of the energy, unless all a_l are 1; what JAX
+    differentiates outside of a solve (`outputs`, `loss`, `prediction_errors`) has its true derivative.
     """
 
     weight: Float[Array, "depth d_out d_in"]
@@ -194,23 +207,28 @@ class Dense(AbstractSegment):
     forward_only: bool = eqx.field(static=True, default=False)
     transposed: Float[Array, "depth d_in d_out"] | None = None
     """A copy of the weights that lives as long as a solve, and that nothing learns."""
+    solving: bool = eqx.field(static=True, default=False)
+    """Whether these are the layers of a solve, whose derivatives by JAX are those of `forward_only`, and not the true ones."""
     batch_axis = -1  # feature-major: W @ Z with the batch as columns was the fastest layout
+
+    def example(self, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+        d_in = self.weight.shape[2]
+        return sizes if sizes and math.prod(sizes) == d_in else (d_in,)
 
     def for_inference(self) -> "Dense":
         # XLA:CPU takes twice as long for W^T U as for W V, and has bfloat16 instructions only for the latter. A solve
         # multiplies with the same weights many times: a copy pays.
-        if jax.default_backend() != "cpu":
-            return self
-        return dataclasses.replace(self, transposed=jnp.swapaxes(self.weight, 1, 2))
+        transposed = jnp.swapaxes(self.weight, 1, 2) if jax.default_backend() == "cpu" else None
+        return dataclasses.replace(self, transposed=transposed, solving=True)
 
     def with_parameters(self, weight: Array, bias: Array | None) -> "Dense":
-        return dataclasses.replace(self, weight=weight, bias=bias, transposed=None)
+        return dataclasses.replace(self, weight=weight, bias=bias, transposed=None, solving=False)
 
     def multiply(self, inputs: Stack) -> Float[Array, "depth d_out"]:
         if inputs.ndim > 2:
             inputs = inputs.reshape(self.depth, -1)
         product = _product(self.weight, 2, inputs, 1)
-        if self.forward_only:
+        if self.forward_only and self.solving:
             return scaled_value(self.premultiplier, product)
         return product if self.premultiplier == 1 else self.premultiplier * product
 

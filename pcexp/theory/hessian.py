@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from pcexp.energy import Targets, forward_pass
+from pcexp.model.checks import check_shapes
 from pcexp.model.network import Network
 from pcexp.model.segments import Dense
 from pcexp.theory.equilibrated import Inputs, precisions_of, sensitivities
@@ -56,6 +57,7 @@ def hessian(objective: Objective, network: Network) -> Matrix:
 
 def zero_output_loss_hessian(network: Network, x: Inputs, y: Targets) -> Matrix:
     """Hessian of the loss of a linear network where W_L = 0, without biases. W_L of `network` is not read."""
+    check_shapes(network, x, y)
     a, hidden, below = _hidden(network)
     zhat = forward_pass(below, x).activities
     last, batch = zhat[-1][-1], y.shape[-1]
@@ -97,6 +99,7 @@ def zero_rank_spectrum(network: Network, y: Targets) -> Vector:
     Minus a^2 eig(Sigma_yy) times eig(Q), all products, and zeros: theorem 3.2 where Q = I (the origin, H > 1), and
     1 + sigma_j(W_{L-1})^2 for Q's where W_{L-1} alone is not zero (B.3).
     """
+    check_shapes(network, y=y)
     a, *_ = _hidden(network)
     yy, q = jnp.linalg.eigvalsh(y @ y.T / y.shape[-1]), jnp.linalg.eigvalsh(hidden_rescaling(network))
     negative = -(a**2) * jnp.outer(yy, q).ravel()
@@ -111,6 +114,7 @@ def origin_spectra(network: Network, x: Inputs, y: Targets) -> tuple[Vector, Vec
     zeros. c = a_1 a_L where H = 1 or every layer between the ends has a skip, else 0; m counts the hidden layers that
     the output hears from (H with skips, else 1). The loss has 0 for m.
     """
+    check_shapes(network, x, y)
     a, hidden, _ = _hidden(network)
     skips = [segment.skip for segment in hidden[1:] for _ in range(segment.depth)]
     heard = 1 + next((n for n, skip in enumerate(reversed(skips)) if not skip), len(skips))

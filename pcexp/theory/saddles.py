@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pcexp.energy import Targets, forward_pass, outputs
+from pcexp.model.checks import check_shapes
 from pcexp.model.network import Network
 from pcexp.theory.equilibrated import Inputs, rescaling, sensitivities
 from pcexp.theory.hessian import hidden_rescaling
@@ -64,6 +65,7 @@ def negative_curvature(network: Network, x: Inputs, y: Targets) -> NegativeCurva
     Where zhat_H spans all hidden units no such n exists; F* then still has a negative direction in W_L and the
     other weights together if Sigma_xy is not zero, but none is promised if it is. Weights have to be concrete.
     """
+    check_shapes(network, x, y)
     output = network.segments[-1]
     if bool(jnp.any(output.weight != 0)):
         raise ValueError("theorem 3.3: critical points of rank zero have W_L = 0, and here it is not zero")
@@ -98,6 +100,7 @@ def loss_change(network: Network, moved: Network, x: Inputs, y: Targets) -> Floa
 
     From a map of rank zero d has no round-off, and a change of d^(H+1) is known to all digits.
     """
+    check_shapes(network, x, y)
     yhat = outputs(network, x)
     d = outputs(moved, x) - yhat
     return jnp.sum(d * (d - 2 * (y - yhat))) / (2 * y.shape[-1])
@@ -105,6 +108,7 @@ def loss_change(network: Network, moved: Network, x: Inputs, y: Targets) -> Floa
 
 def equilibrated_change(network: Network, moved: Network, x: Inputs, y: Targets) -> Float[Array, ""]:
     """F* at `moved` less F* at `network`: -1/2B sum_b (q^T (S' - S) p + d^T p + d^T q'), q = S^-1 r, p = S'^-1 r, q' = S'^-1 r'."""
+    check_shapes(network, x, y)
     yhat = outputs(network, x)
     r, d = y - yhat, outputs(moved, x) - yhat
     before, after = rescaling(network), rescaling(moved)
@@ -124,6 +128,7 @@ def saddle_order(distances: Float[Array, " n"], changes: Float[Array, " n"]) -> 
 
 def fitted(network: Network, x: Inputs, y: Targets) -> Network:
     """The network with the output layer that fits best, W_L = y zhat_H^+ / a_L: a minimum of loss and F* where it fits exactly."""
+    check_shapes(network, x, y)
     output = network.segments[-1]
     zhat = forward_pass(network, x).activities[-2][-1]
     if output.bias is not None:

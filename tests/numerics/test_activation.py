@@ -47,12 +47,34 @@ def test_differences_keep_full_relative_accuracy_in_float32(name):
     )
 
 
-def test_the_difference_of_a_saturated_tanh_is_accurate_to_round_off_of_the_deviation():
-    u = np.linspace(-30, 30, 61, dtype=np.float32)
-    for size in (1e-12, 1e-3):
-        d = np.full_like(u, size)
-        value = np.asarray(difference("tanh", jnp.asarray(u), jnp.asarray(d)), np.float64)
-        assert np.max(np.abs(value - exact_difference("tanh", u, d))) <= 8 * np.finfo(np.float32).eps * size
+def sweep(dtype):
+    u, d = np.linspace(-20, 20, 81), np.concatenate([s * 10.0 ** np.arange(-12, 1.25, 0.25) for s in (1, -1)])
+    return [v.ravel().astype(dtype) for v in np.meshgrid(u, d)]
+
+
+def exact_everywhere(name, u, d):
+    """phi(u + d) - phi(u) in 80-bit floats, by a form that loses nothing in this range, however saturated."""
+    u, d = u.astype(np.longdouble), d.astype(np.longdouble)
+    return by_hand.increment(name, u, d).astype(np.float64)
+
+
+@pytest.mark.parametrize(("dtype", "within"), [(np.float32, 4e-6), (np.float64, 1e-14)])
+@pytest.mark.parametrize("name", NAMES)
+def test_differences_keep_their_relative_accuracy_however_saturated_the_activation(name, dtype, within):
+    """The tolerance is that of u + d, which is rounded to an ulp of u: e^-2u turns |u| ulps into relative error."""
+    u, d = sweep(dtype)
+    with jax.enable_x64(dtype is np.float64):
+        value = difference(name, jnp.asarray(u), jnp.asarray(d))
+        slopes = jax.jit(jax.vmap(jax.grad(lambda d, u: activation_difference(name, u, d))))(
+            jnp.asarray(d), jnp.asarray(u)
+        )
+    np.testing.assert_allclose(value, exact_everywhere(name, u, d), rtol=within, atol=0)
+    np.testing.assert_allclose(slopes, by_hand.slope(name, (u + d).astype(np.longdouble)).astype(float), rtol=within)
+
+
+def test_a_difference_of_tanh_does_not_overflow_where_cosh_would():
+    u, d = (np.array(v, np.float32) for v in ([50.0, -200, 100, 0, 3e38, -60], [-100.0, 400, 1e-3, -300, 1, 60]))
+    np.testing.assert_allclose(difference("tanh", jnp.asarray(u), jnp.asarray(d)), [-2, 2, 0, -1, 0, 1], atol=1e-30)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.signal
 
 from pcexp.energy import Batch, forward_pass, outputs, prediction_errors
 from pcexp.inference import GradientDescent, InferenceProblem
-from pcexp.model.architecture import Convolutional
+from pcexp.learning import PC
+from pcexp.model.architecture import Convolutional, FullyConnected
 from pcexp.model.convolution import Convolution
-from pcexp.model.parameterisation import NTK, Standard
+from pcexp.model.parameterisation import NTK, MuPC, Standard
+from pcexp.model.segments import Dense
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -141,3 +144,71 @@ def test_an_example_in_a_batch_is_what_it_is_alone(batch_of_images):
 def test_a_flat_input_is_refused_with_what_is_needed():
     with pytest.raises(ValueError, match=r"images \(height, width, channels\), not \(784,\)"):
         Convolutional(channels=(3,), widths=(), activation="relu").build(Standard(), (784,), 2, key=jax.random.key(0))
+
+
+def by_scipy(image, weight):
+    """Cross-correlation of the size of the image; an even kernel has its extra row and column after the centre."""
+    kernel, _, c_in, c_out = weight.shape
+    below = (kernel - 1) // 2
+    padded = np.pad(image, ((below, kernel - 1 - below), (below, kernel - 1 - below), (0, 0)))
+    maps = [
+        sum(scipy.signal.correlate2d(padded[:, :, c], weight[:, :, c, o], "valid") for c in range(c_in))
+        for o in range(c_out)
+    ]
+    return np.stack(maps, axis=-1)
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3])
+def test_what_a_gpu_runs_is_the_same_convolution_with_the_same_derivatives(kernel_size, monkeypatch):
+    rng = np.random.default_rng(kernel_size)
+    images, weight, cotangent = (
+        rng.normal(size=shape) for shape in ((4, 1, 7, 5, 2), (1, kernel_size, kernel_size, 2, 3), (4, 1, 7, 5, 3))
+    )
+
+    def results():
+        segment = Convolution(jnp.asarray(weight), None, A, False, "linear", "linear", 1)
+        out = jax.vmap(segment.multiply)(jnp.asarray(images))
+        back = jax.vmap(segment.multiply_transposed)(jnp.asarray(cotangent), jnp.asarray(images))
+        return out, back, segment.weight_gradient(jnp.asarray(images), jnp.asarray(cotangent), (0, 0))
+
+    products = results()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda: results()[0])())
+    for found, wanted in zip(results(), products, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-11, atol=1e-12)
+    forward = A * np.stack([by_scipy(image[0], weight[0]) for image in images])[:, None]
+    np.testing.assert_allclose(products[0], forward, rtol=1e-11, atol=1e-12)
+    # The map is linear in both: its derivatives are its coefficients.
+    total = np.sum(cotangent * forward)
+    np.testing.assert_allclose([np.sum(products[1] * images), np.sum(products[2] * weight)], total, rtol=1e-11)
+    for index in [(0, 0, 0, 0, 0), (2, 0, 6, 4, 1), (3, 0, 3, 2, 0)]:
+        unit = np.zeros_like(images)
+        unit[index] = 1
+        moved = A * by_scipy(unit[index[0], 0], weight[0])
+        np.testing.assert_allclose(products[1][index], np.sum(cotangent[index[0], 0] * moved), rtol=1e-11, atol=1e-12)
+    for index in [(0, 0, 0, 0), (kernel_size - 1, 0, 1, 2), (1, kernel_size - 1, 0, 1)]:
+        unit = np.zeros_like(weight[0])
+        unit[index] = 1
+        moved = A * sum(np.sum(c[0] * by_scipy(image[0], unit)) for c, image in zip(cotangent, images, strict=True))
+        np.testing.assert_allclose(products[2][0][index], moved, rtol=1e-11, atol=1e-12)
+
+
+def test_a_network_on_a_gpu_has_larger_segments_no_copies_of_weights_and_the_same_gradient(monkeypatch):
+    def gradient():
+        network = FullyConnected(5, 40, "tanh", "pre", skips=True).build(MuPC(), (4,), 3, key=jax.random.key(0))
+        x, y = jax.random.normal(jax.random.key(1), (4, 6)), jax.random.normal(jax.random.key(2), (3, 6))
+        problem = InferenceProblem.from_batch(network, Batch(x, y))
+        found = PC(GradientDescent(0.1, 8), "batch_mean").gradient(network, Batch(x, y)).gradient
+        weights = np.concatenate([np.ravel(w) for segment in found.segments for w in segment.weight])
+        return (
+            [s.depth for s in network.segments],
+            {s.transposed is None for s in problem.network.segments if isinstance(s, Dense)},
+            weights,
+        )
+
+    depths, without_copy, weights = gradient()
+    assert max(depths) == 3 and without_copy == {False}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    depths, without_copy, others = gradient()
+    assert depths == [1, 39, 1] and without_copy == {True}
+    np.testing.assert_allclose(others, weights, rtol=1e-9, atol=1e-14)

@@ -102,8 +102,8 @@ def test_backpropagation_takes_the_premultipliers_as_1(activation: str) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-def test_what_jax_differentiates_has_the_same_derivatives() -> None:
-    net, (x, _) = network("tanh"), batch()
+def test_what_jax_differentiates_in_a_solve_has_the_same_derivatives() -> None:
+    net, (x, _) = network("tanh").for_inference(), batch()
     activities, _ = eqx.filter_jit(net.forward)(x, batched=True)
     moved = jax.tree.map(lambda z: z + 0.1, activities)
     found = jax.jit(jax.grad(lambda z: summed_energy(net, prediction_errors(net, x, z))))(moved)

@@ -14,6 +14,7 @@ from pcexp.inference import GradientDescent
 from pcexp.learning import BP, PC
 from pcexp.model.architecture import Convolutional, FullyConnected
 from pcexp.model.parameterisation import MuPC, Standard
+from pcexp.model.segments import Dense
 
 N_HIDDEN, WIDTH, BATCH = 128, 32, 16
 WITHIN = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -91,3 +92,19 @@ def test_a_convolutional_net_learns_in_bfloat16_too(rule):
     error = errors(low, exact)
     assert np.all(error < 0.1)  # an entry that wins a pooling window in one precision may lose it in the other
     assert np.all(error > 1e-5)
+
+
+@pytest.mark.parametrize("what", ["forward", "transposed", "weights"])
+def test_products_of_bfloat16_factors_are_summed_and_returned_in_float32(what):
+    # Against float64 sums of the same rounded factors: a result rounded to bfloat16 would be off by 1e-3.
+    weight, v = jr.normal(jr.key(0), (1, 48, 64)), jr.normal(jr.key(1), (1, 64, 8))
+    pulled = jr.normal(jr.key(2), (1, 48, 8))
+    segment = Dense(weight).in_products("bfloat16")
+    w, low_v, low_pulled = (np.asarray(a.astype(jnp.bfloat16), np.float64)[0] for a in (weight, v, pulled))
+    found, wanted = {
+        "forward": lambda: (jax.vmap(segment.multiply, -1, -1)(v), w @ low_v),
+        "transposed": lambda: (jax.vmap(segment.multiply_transposed, -1, -1)(pulled, v), w.T @ low_pulled),
+        "weights": lambda: (segment.weight_gradient(v, pulled, (-1, -1)), low_pulled @ low_v.T),
+    }[what]()
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found[0], wanted, rtol=1e-5, atol=1e-5)

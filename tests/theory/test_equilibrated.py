@@ -159,3 +159,27 @@ def test_learning_on_it_refuses_a_nonlinear_network_and_names_what_works():
     network = FullyConnected(3, 2, "tanh").build(parameterisations.Standard(), (4,), 2, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"learning=equilibrated.*network.activation=linear.*learning=pc"):
         Equilibrated("batch_sum").check(network)
+
+
+@pytest.mark.parametrize("n_hidden", [8, 32, 64])
+def test_float32_keeps_the_energy_and_the_errors_of_deep_standard_nets_with_skips(n_hidden):
+    """By S, whose condition is 1e10 at 64 layers, float32 lost a sixth of F* there."""
+    network = FullyConnected(32, n_hidden, "linear", "pre", skips=True).build(
+        parameterisations.Standard(), (D_IN,), D_OUT, key=jax.random.key(0)
+    )
+    net = by_hand.layers(network, activation="linear", form="pre", skips=True, scales=[1.0] * (n_hidden + 1))
+    x, y = (np.asarray(v, np.float32).astype(np.float64) for v in batch())
+    maps, lowest = [np.eye(D_OUT)], by_hand.jacobians(net, x[:, :1])
+    for jacobian in lowest[:0:-1]:
+        maps.append(maps[-1] @ jacobian)
+    r = y - by_hand.forward(net, x)[-1]
+    q = np.linalg.solve(sum(g @ g.T for g in maps), r)
+    energy = np.sum(r * q) / (2 * BATCH)
+    with jax.enable_x64(False):
+        single = jax.tree.map(lambda w: jnp.asarray(np.asarray(w), jnp.float32), network)
+        x32, y32 = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+        found = eqx.filter_jit(lambda n: equilibrium(n, forward_pass(n, x32), y32))(single)
+        value = eqx.filter_jit(equilibrated_energy)(single, x32, y32)
+    np.testing.assert_allclose([value, found.energy], energy, rtol=2e-6)
+    for mine, g in zip(by_hand.unstacked(found.errors), maps[::-1], strict=True):
+        assert by_hand.relative_error(mine, g.T @ q) < 2e-5
