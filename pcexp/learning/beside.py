@@ -35,6 +35,7 @@ class Beside(AbstractLearning):
     rules: tuple[AbstractLearning, ...]
 
     def gradient(self, model: Any, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        self.check(model)
         found = [rule.gradient(one, batch, key=key) for rule, one in zip(self.rules, model.members, strict=True)]
         seen = {
             f"{name}_{i}": value
