@@ -82,8 +82,12 @@ class Momentum(AbstractInference):
         falls = not_above(energies, memory.energies)
         energies = jnp.where(falls, energies, memory.energies)
         kept = functools.partial(chosen, network, falls)
-        here = (kept(new, old) for new, old in zip(at[:3], last[:3], strict=True))
-        at = Point(*here, energy=jnp.sum(energies))
+        at = Point(
+            hidden=kept(at.hidden, last.hidden),
+            errors=kept(at.errors, last.errors),
+            gradient=kept(at.gradient, last.gradient),
+            energy=jnp.sum(energies),
+        )
         move = kept(memory.move, jax.tree.map(jnp.zeros_like, memory.move))
         largest = jnp.where(~falls & memory.from_rest, 2 * largest, largest)
         return at, memory._replace(last=at, energies=energies, move=move, largest=largest)

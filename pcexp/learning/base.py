@@ -84,6 +84,15 @@ class AbstractLearning(eqx.Module):
         if not isinstance(model, Network):
             raise ValueError("this rule trains one network, and this is a pair: choose learning=hybrid")
 
+    def check_regime(self, model: Any) -> None:
+        """Raise ValueError where rows cannot say what `regime` says; called before anything is compiled."""
+
+    def regime(
+        self, model: Any, batch: Batch, found: WeightGradient, *, key: PRNGKeyArray | None = None
+    ) -> dict[str, Array]:
+        """Columns that say where the inference of a gradient stands (`pcexp.learning.regime`); none of a rule that does not infer."""
+        return {}
+
     def evaluate(self, model: Any, split: Split, *, stacked: bool = False) -> dict[str, Any]:
         """Scores of a model on a split: of each lane of a `stacked` model and rule."""
         return evaluate(model, split, self.evaluation, stacked=stacked)

@@ -4,11 +4,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from pcexp.energy import Batch, energy_gradient, loss_at, weighted
 from pcexp.inference.base import AbstractInference, Equilibrium
 from pcexp.inference.starts import AbstractStart, AmortisedStart, ForwardStart
+from pcexp.learning import regime
 from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, said_by, scaled
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
@@ -48,6 +49,15 @@ class AbstractPC(AbstractLearning):
         gradient = network.with_segments(energy_gradient(low, x, z, e).segments)
         loss = loss_at(problem.network, problem.at, batch.y, batch.mask)
         return scaled(self.gradient_scale, batch.y, gradient, loss, **said_by(equilibrium))
+
+    def check_regime(self, model: Any) -> None:
+        regime.check(model.generator)
+
+    def regime(
+        self, model: Any, batch: Batch, found: WeightGradient, *, key: PRNGKeyArray | None = None
+    ) -> dict[str, Array]:
+        self.check_regime(model)
+        return regime.columns(self.problem(model, batch, key=key), self.inference, found.diagnostics)
 
     def forward_passes(self) -> float:
         return 2.0 + self.inference.forward_passes()

@@ -399,8 +399,8 @@ DEFECTS = (
     Defect(
         "measured after the update",
         "train.py",
-        "over(functools.partial(see, t=t))(state, out, given, new)",
-        "over(functools.partial(see, t=t))(new, out, given, new)",
+        "over(functools.partial(see, t=t))(state, out, given, new, order, learning)",
+        "over(functools.partial(see, t=t))(new, out, given, new, order, learning)",
         TRAINING,
     ),
     Defect(
@@ -508,8 +508,8 @@ DEFECTS = (
     Defect(
         "a lane stops within an epoch",
         "train.py",
-        "stopped=stopped & ends_epoch",
-        "stopped=stopped",
+        "stopped=jnp.any(jnp.array(met, bool)) & ends_epoch",
+        "stopped=jnp.any(jnp.array(met, bool))",
         (f"{TRAIN}test_a_lane_stops_at_the_end_of_the_first_epoch_that_meets_its_rule[stop_improvement]",),
     ),
     Defect(

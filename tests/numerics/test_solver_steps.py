@@ -81,7 +81,7 @@ def test_heavy_balls_step_and_momentum_are_those_of_the_extreme_eigenvalues():
 def descending_ball(net, x, y, smallest, largest, steps):
     """Heavy ball of one example of a linear network, read aloud: a step that would raise the energy is taken back, with how often."""
     here, energy, move, rises = [*by_hand.forward(net, x)[:-1], y], np.inf, None, 0
-    last = here
+    last, from_rest = here, False
     for step in range(steps + 1):
         found = by_hand.energy(net, x, here)
         if found > energy:
@@ -92,7 +92,8 @@ def descending_ball(net, x, y, smallest, largest, steps):
         if step == steps:
             return here, rises
         low, high = np.sqrt(smallest), np.sqrt(largest)
-        from_rest, last, mu = move is None, here, ((high - low) / (high + low)) ** 2
+        mu = ((high - low) / (high + low)) ** 2
+        last, from_rest = here, move is None
         gradient = by_hand.activity_gradient(net, x, here)
         before = [0 * g for g in gradient] if move is None else move
         move = [mu * m - 4 / (high + low) ** 2 * g for m, g in zip(before, gradient, strict=True)]
