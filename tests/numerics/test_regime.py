@@ -4,6 +4,7 @@ import dataclasses
 
 import by_hand
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from test_solver_steps import dense_hessian
 from trained_by_hand import BATCH, EPOCHS, build, key, rule, run, sgd
 
 from pcexp.config.targets import ALLOWED_TARGETS, without_defaults
-from pcexp.energy import Batch
-from pcexp.inference import STOPPED_BY, ErrorDescent, GradientDescent, RandomStart
+from pcexp.energy import Batch, prediction_errors
+from pcexp.inference import STOPPED_BY, ErrorDescent, GradientDescent, InferenceProblem, RandomStart
 from pcexp.learning import BP, PC, Beside, Equilibrated, Networks
 from pcexp.model import FullyConnected, MuPC, Softmax, Standard
 from pcexp.train import Training, initial_state
@@ -56,8 +57,26 @@ def test_steps_and_closed_fractions_are_those_of_dense_hessians_and_of_the_close
     assert STOPPED_BY[int(found["regime_stopped_by"])] == ("tolerance" if steps == 3000 else "steps")
 
 
+def test_the_step_of_a_row_is_that_of_the_sample_with_the_largest_eigenvalue():
+    network = build()  # tanh: every sample has a Hessian of its own
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(3, 5)), rng.normal(size=(2, 5))
+    found = said(PC(GradientDescent(0.3, 2), "batch_sum"), network, x, y)
+    largest = []
+    for b in range(5):
+        problem = InferenceProblem.from_batch(network, Batch(jnp.asarray(x[:, [b]]), jnp.asarray(y[:, [b]])))
+        flat, tree = jax.flatten_util.ravel_pytree(problem.start("activities"))
+
+        def energy(z, problem=problem, tree=tree):
+            return sum(jnp.sum(e**2) for e in prediction_errors(network, problem.x, (*tree(z), problem.y[None]))) / 2
+
+        largest.append(np.linalg.eigvalsh(jax.hessian(energy)(flat))[-1])
+    assert max(largest) > 1.1 * min(largest)
+    np.testing.assert_allclose(found["regime_step"], 0.3 * max(largest), rtol=1e-8)
+
+
 def test_the_energy_gap_is_that_of_the_forward_pass_wherever_inference_starts():
-    network, net, x, y = linear()
+    network, _, x, y = linear()
     found = said(PC(ErrorDescent(50, tol=1e-9), "batch_mean", start=RandomStart(3.0)), network, x, y)
     np.testing.assert_allclose(found["regime_closed_fraction"], 1, rtol=1e-9)
     assert "regime_step" not in found  # error descent has no activity_lr
@@ -96,7 +115,7 @@ def test_rules_side_by_side_say_it_of_each_that_infers():
 def test_what_has_no_regime_is_refused_with_the_key():
     softmax = FullyConnected(5, 2, "tanh", output=Softmax()).build(Standard(), (3,), 2, key=jax.random.key(1))
     for network in (softmax, forward_only()):
-        with pytest.raises(ValueError, match="training.regime=true"):
+        with pytest.raises(ValueError, match=r"training\.regime=true"):
             PC(GradientDescent(0.1, 1), "batch_sum").check_regime(network)
         BP("batch_sum").check_regime(network)
 

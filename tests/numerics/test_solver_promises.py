@@ -5,6 +5,7 @@ import functools
 import by_hand
 import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -72,6 +73,70 @@ def test_a_solver_that_chooses_its_steps_never_returns_more_energy_of_a_sample_t
     np.testing.assert_allclose(seen[0], np.sum((y - by_hand.forward(net, x)[-1]) ** 2, axis=0) / 2, rtol=1e-9)
     assert np.all(np.diff(seen, axis=0) <= 1e-12 * seen[0])
     assert np.all(seen[-1] < 0.1 * seen[0])  # it comes far, and does not merely stay
+
+
+class Errors:
+    """f_b of one example as a function of its hidden errors, one vector: its gradient by hand, its Hessian by complex steps."""
+
+    def __init__(self, net, x, y):
+        self.net, self.x, self.y = net, x, y
+        self.cuts = np.cumsum([len(layer.weight) for layer in net[:-1]])
+
+    def rebuilt(self, e):
+        z, below = [], self.x
+        for layer, one in zip(self.net[:-1], np.split(e, self.cuts[:-1]), strict=True):
+            below = by_hand.prediction(layer, below) + one[:, None]
+            z.append(below)
+        return z
+
+    def value(self, e):
+        return (np.sum(e**2) + np.sum((self.y - by_hand.prediction(self.net[-1], self.rebuilt(e)[-1])) ** 2)) / 2
+
+    def gradient(self, e):
+        z = self.rebuilt(e)
+        pulled, found = self.y - by_hand.prediction(self.net[-1], z[-1]), []
+        for layer, below in zip(self.net[:0:-1], z[::-1], strict=True):
+            pulled = by_hand.pulled_back(layer, below, pulled)
+            found.append(pulled[:, 0])
+        return e - np.concatenate(found[::-1])
+
+    def step(self, e, p):
+        """To the minimum of the quadratic along p; where that is nearly flat or turned over, as if its curvature were 1."""
+        curvature = p @ np.imag(self.gradient(e + 1e-100j * p)) * 1e100
+        return -(self.gradient(e) @ p) / (curvature if curvature > 0.05 * p @ p else p @ p)
+
+
+def conjugate_gradients(f, steps):
+    """Polak-Ribiere, read aloud, from no errors: with how often it was restarted and how often a step was halved."""
+    e = np.zeros(f.cuts[-1])
+    p, restarts, halvings = -f.gradient(e), 0, 0
+    step = f.step(e, p)
+    for _ in range(steps):
+        if f.value(e + step * p) > f.value(e):
+            step, halvings = step / 2, halvings + 1
+            continue
+        old, e = f.gradient(e), e + step * p
+        new = f.gradient(e)
+        beta = new @ (new - old) / (old @ old)
+        p, restarts = -new + max(beta, 0) * p, restarts + (beta < 0)
+        if p @ new >= 0:
+            p, restarts = -new, restarts + 1
+        step = f.step(e, p)
+    return f.rebuilt(e), restarts, halvings
+
+
+def test_conjugate_gradients_restart_and_halve_as_a_loop_written_by_hand_does():
+    network, net = build("tanh", parameterisation=Standard, skips=False)
+    network = jax.tree.map(lambda leaf: 3 * leaf, network)
+    net = [layer._replace(weight=3 * layer.weight, bias=3 * layer.bias) for layer in net]
+    x, y = batch()
+    y, restarts, halvings = 5 * y, 0, 0
+    found = solved(ErrorDescent(9), network, x, y)
+    for b in range(x.shape[1]):
+        expected, *seen = conjugate_gradients(Errors(net, x[:, [b]], y[:, [b]]), 9)
+        agree([z[:, b] for z in by_hand.unstacked(found.activities)[:-1]], [z[:, 0] for z in expected], rtol=1e-6)
+        restarts, halvings = restarts + seen[0], halvings + seen[1]
+    assert restarts > 0 and halvings > 0  # the case is what its name says
 
 
 LONG = {
