@@ -589,7 +589,7 @@ DEFECTS = (
         "inference/error_descent.py",
         "lowers = not_above(trial.energy, last.energy)",
         "lowers = trial.energy < jnp.inf",
-        (f"{DESCENDING}[conjugate gradients-relu-pre]",),
+        CONJUGATE,
     ),
     Defect(
         "conjugate gradients go on where they should restart",
