@@ -59,8 +59,15 @@ DESCENDING = {
 }
 
 
-@pytest.mark.parametrize(("activation", "form"), [("relu", "pre"), ("tanh", "post")])
-@pytest.mark.parametrize("name", DESCENDING)
+@pytest.mark.parametrize(
+    ("name", "activation", "form"),
+    [
+        ("heavy ball", "relu", "pre"),
+        ("heavy ball", "tanh", "post"),
+        ("conjugate gradients", "tanh", "post"),
+        ("descent", "relu", "pre"),
+    ],
+)
 def test_a_solver_that_chooses_its_steps_never_returns_more_energy_of_a_sample_than_it_met(name, activation, form):
     network, net, x, y = deep(activation, form)
     solver, horizons = DESCENDING[name]
