@@ -186,12 +186,12 @@ def test_a_solve_that_met_its_tolerance_has_converged_whatever_the_residual_is_i
     solver = eqx.tree_at(lambda s: s.tol, patient(name), 1e-6, is_leaf=lambda leaf: leaf is None)
     at_end = base.root_mean_square
     monkeypatch.setattr(
-        base, "root_mean_square", lambda tree: 1.5 * at_end(tree)
+        base, "root_mean_square", lambda tree: 1e-6 + at_end(tree)
     )  # of what is returned, not of the loop's
     x, y = map(jnp.asarray, batch())
     found = jax.jit(lambda: solver.solve(InferenceProblem.from_batch(network, Batch(x, y))))()
     assert STOPPED_BY[int(found.stopped_by)] == "tolerance" and bool(found.converged)
-    assert 0 < int(found.n_steps) < solver.max_steps and float(found.residual) < 1.5e-6
+    assert 0 < int(found.n_steps) < solver.max_steps and 1e-6 < float(found.residual) <= 2e-6
 
 
 # Outputs
