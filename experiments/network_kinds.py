@@ -32,6 +32,7 @@ from pcexp.train import Observation
 
 FLOOR = 0.8
 CLASSES = 10
+DIAGNOSTICS = ("gradient_factor", "inference_residual", "inference_steps", "inference_halvings")
 
 
 class NetworkKinds(AbstractStudy):
@@ -51,7 +52,8 @@ def measure(seen: Observation) -> dict[str, Array]:
     """Loss of the batch, what its inference says, and the image that is generated from each label, one after the other."""
     network = seen.network.generator
     images = outputs(network, jnp.eye(seen.data.x.shape[1], dtype=seen.data.x.dtype)).T
-    return {"loss": seen.loss, "image": images.reshape(-1), **seen.diagnostics}
+    diagnostics = {name: value for name, value in seen.diagnostics.items() if name in DIAGNOSTICS}
+    return {"loss": seen.loss, "image": images.reshape(-1), **diagnostics}
 
 
 # Claims

@@ -39,6 +39,7 @@ ESCAPE_FRACTION = 0.9
 DEPARTURE_FRACTION = 0.95
 BEYOND_CONSTANT_FRACTION = 0.97
 RANK_FRACTION = 0.1
+DIAGNOSTICS = ("gradient_factor", "inference_residual", "inference_steps", "inference_halvings", "equilibrated_energy")
 
 
 class SaddleEscape(AbstractStudy):
@@ -94,7 +95,7 @@ def measure(seen: Observation) -> dict[str, Array]:
         "constant_map_loss": jnp.sum(jnp.var(y, axis=1)) / 2,
         "map_rank": jnp.sum(squares > RANK_FRACTION**2 * squares[-1]),
         "gradient_norm": weight_norms(seen.gradient),
-        **seen.diagnostics,
+        **{name: value for name, value in seen.diagnostics.items() if name in DIAGNOSTICS},
     }
 
 

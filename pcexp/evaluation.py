@@ -92,11 +92,13 @@ class ByInference(AbstractEvaluation):
 
     Where a split has a mask of what is below (free inputs, or labels of which some are not known) nothing is compared with it.
     Inference starts where all classes are alike (at zero, for latents), or at a pair's guess, whose own accuracy is there
-    too. `loss` is that of the forward pass from what is known to be below, `reconstruction_loss` from what was inferred.
+    too. `loss` is that of the forward pass from what is known to be below, `reconstruction_loss` from what was inferred. With
+    `outcome` the residual of the inference is there too, and the fraction of examples whose batch had converged.
     """
 
     inference: AbstractInference
     input_precision: float = eqx.field(default=0.0, static=True)
+    outcome: bool = eqx.field(default=False, kw_only=True)
     generative = True
 
     def __check_init__(self) -> None:
@@ -121,10 +123,14 @@ class ByInference(AbstractEvaluation):
             if known:
                 first = model.guess(batch.y)[0][0]
                 guess = {f"guess_{name}": value for name, value in self.hits(first, batch.x).items()}
-        below = self.inference.solve(problem).activities[0][0]
+        found = self.inference.solve(problem)
+        below = found.activities[0][0]
         _, loss = _losses(network, batch)
         _, again = _losses(network, Batch(below, batch.y, batch.mask))
         named = self.hits(below, batch.x) if known else {}
+        if self.outcome:
+            ended = {"inference_residual": found.residual, "inference_converged": found.converged}
+            named |= {name: jnp.full((1, below.shape[-1]), value) for name, value in ended.items()}
         return {"loss": loss, "reconstruction_loss": again} | named | guess
 
 

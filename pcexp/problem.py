@@ -25,10 +25,13 @@ from pcexp.energy import (
     masked,
     reference_axes,
     segment_errors,
+    summed_energy,
     weighted,
 )
 from pcexp.model.checks import check_choice, check_shapes
 from pcexp.model.network import Activities, Network
+from pcexp.model.output import Squared
+from pcexp.model.per_sample import PerSample, inner
 from pcexp.model.segments import AbstractSegment, Precision, Reference, Stack
 
 Form = Literal["activities", "deviations"]
@@ -136,6 +139,30 @@ class InferenceProblem(eqx.Module):
         pulled = above[None] if pull is None or errors.shape[0] == 1 else jnp.concatenate([pull[1:], above[None]])
         gradient = e - pulled
         return gradient if self.free is None or index > 0 else gradient * self.free
+
+    def energies(self, form: Form, hidden: Activities, errors: Activities) -> PerSample:
+        """Energy F_b of every sample at free variables and the prediction errors there; of any output, its loss."""
+        network = self.network
+        if isinstance(network.output, Squared):
+            return 0.5 * inner(network, weighted(network, errors), errors)
+        segment, below = network.segments[-1], hidden[-1][-1][None]
+        references, axis = self.at.references[-1], reference_axes(network)[-1]
+
+        def linear(at: Reference, below: Stack) -> Stack:
+            if form == "activities":
+                return segment.linear(below)
+            return at.linear + segment.multiply(segment.before_difference(at, below))
+
+        u = jax.vmap(linear, (axis, network.input_axes[-1]), network.batch_axes[-1])(references, below)
+        losses = masked(network.output.losses(u, self.y[None])[0], self.mask)
+        top = float(network.precisions_of(len(hidden))[0]) * jnp.sum(losses, axis=0)
+        return 0.5 * inner(network, weighted(network, errors[:-1]), errors[:-1]) + top
+
+    def summed_energy(self, form: Form, hidden: Activities, errors: Activities) -> Float[Array, ""]:
+        """Energy summed over the batch."""
+        if isinstance(self.network.output, Squared):
+            return summed_energy(self.network, errors)
+        return jnp.sum(self.energies(form, hidden, errors))
 
     def activities(self, form: Form, hidden: Activities) -> Activities:
         """Activities of all layers (z_0 the first where inputs are free) with the output at y, masked or not."""

@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from pcexp.data.augmentation import Augment
+from pcexp.energy import Batch
 from pcexp.evaluation import in_batch
 from pcexp.learning import AbstractLearning, WeightGradient
 
@@ -31,7 +32,7 @@ class Training(eqx.Module):
 
     `stop_improvement` ends a lane when the epoch-mean training error (mean squared error over batch and outputs) improves
     by less than that over one epoch; `stop_error` when the epoch mean falls below it. Neither is needed. With `test_every`
-    n the test set is evaluated at iterations 0, n, 2n, ... and at the end, in rows of their own.
+    n the test set is evaluated at iterations 0, n, 2n, ... and at the end, in rows of their own. `regime`: pcexp/learning/regime.py.
     """
 
     batch_size: int
@@ -41,6 +42,7 @@ class Training(eqx.Module):
     test_every: int | None = None
     stop_improvement: float | None = None
     stop_error: float | None = None
+    regime: bool = False
 
     def __check_init__(self) -> None:
         for name in ("batch_size", "epochs", "record_every", "max_iterations", "test_every"):
@@ -199,21 +201,22 @@ def _advance(
     # Lanes of a pack stand at one iteration, but for those that have ended before.
     start = jnp.max(state.iteration)
     limit = jnp.minimum(start + n_iterations, total + on_events)  # events see the last weights too
-    d_out = data.y.shape[1]
 
     def active(state: TrainState) -> Array:
         return ~state.stopped & ~state.diverged
 
-    def gradient(state: TrainState, order: Array, learning: AbstractLearning, t: Array) -> tuple[WeightGradient, Array]:
-        def drawn(array: Array) -> Array:
-            return array if batch_size == n_examples else array[batch_indices(order, t % per_epoch, batch_size)]
-
-        examples = drawn(data.x)
+    def drawn(state: TrainState, order: Array, t: Array) -> tuple[Batch, PRNGKeyArray]:
+        """The batch of an iteration, and the key of its rule."""
+        chosen = ... if batch_size == n_examples else batch_indices(order, t % per_epoch, batch_size)
+        x, (mask, x_mask) = data.x[chosen], (None if m is None else m[chosen] for m in (data.mask, data.x_mask))
         if data.augment is not None:
-            examples = data.augment(examples, key=jax.random.fold_in(jax.random.fold_in(state.key, 2), t))
+            x = data.augment(x, key=jax.random.fold_in(jax.random.fold_in(state.key, 2), t))
         key = jax.random.fold_in(jax.random.fold_in(state.key, 1), t)
-        mask, x_mask = (None if array is None else drawn(array) for array in (data.mask, data.x_mask))
-        out = learning.gradient(state.network, in_batch(state.network, examples, drawn(data.y), mask, x_mask), key=key)
+        return in_batch(state.network, x, data.y[chosen], mask, x_mask), key
+
+    def gradient(state: TrainState, order: Array, learning: AbstractLearning, t: Array) -> tuple[WeightGradient, Array]:
+        batch, key = drawn(state, order, t)
+        out = learning.gradient(state.network, batch, key=key)
         return out, jnp.isfinite(out.loss) & _all_finite(out.gradient)
 
     def observed(state: TrainState, out: WeightGradient, given: Any, t: Array) -> Observation:
@@ -223,22 +226,24 @@ def _advance(
         events = state.events.visit(observed(state, out, given, t))  # type: ignore[union-attr]  # only called with events
         return dataclasses.replace(state, events=events)
 
-    def see(state: TrainState, out: WeightGradient, given: Any, new: TrainState, t: Array) -> dict[str, Array]:
+    def see(
+        state: TrainState, out: WeightGradient, given: Any, new: TrainState, order: Array, learning: Any, t: Array
+    ) -> dict[str, Array]:
         seen = observed(state, out, given, t)
         found = {"iteration": t, **measure(seen)}
+        if training.regime:
+            batch, key = drawn(state, order, t)
+            found |= learning.regime(state.network, batch, out, key=key)
         return found if after is None else found | after(seen, new.network)
 
     def update(
         state: TrainState, out: WeightGradient, finite: Array, ended: Array | None, optimiser: Optimiser, *, t: Array
     ) -> TrainState:
         updates, optimiser_state = optimiser().update(out.gradient, state.optimiser_state, state.network)
-        error = state.epoch_error + 2 * out.loss / d_out / per_epoch
+        error = state.epoch_error + 2 * out.loss / data.y.shape[1] / per_epoch
         ends_epoch = (t + 1) % per_epoch == 0
-        stopped = jnp.array(False)
-        if training.stop_improvement is not None and not on_events:
-            stopped = stopped | (state.last_epoch_error - error < training.stop_improvement)
-        if training.stop_error is not None and not on_events:
-            stopped = stopped | (error < training.stop_error)
+        rules = ((state.last_epoch_error - error, training.stop_improvement), (error, training.stop_error))
+        met = [value < least for value, least in rules if least is not None and not on_events]
         new = dataclasses.replace(
             state,
             network=eqx.apply_updates(state.network, updates),
@@ -246,7 +251,7 @@ def _advance(
             iteration=t + 1,
             epoch_error=jnp.where(ends_epoch, 0.0, error),
             last_epoch_error=jnp.where(ends_epoch, error, state.last_epoch_error),
-            stopped=stopped & ends_epoch,
+            stopped=jnp.any(jnp.array(met, bool)) & ends_epoch,
             diverged=~finite,
         )
         if ended is not None:
@@ -275,7 +280,7 @@ def _advance(
         new = over(functools.partial(update, t=t))(state, out, finite, ended, optimiser)
 
         def record() -> Rows:
-            seen = over(functools.partial(see, t=t))(state, out, given, new)
+            seen = over(functools.partial(see, t=t))(state, out, given, new, order, learning)
             values = {name: buffer.at[rows.n_rows].set(seen[name]) for name, buffer in rows.values.items()}
             return Rows(rows.n_rows + 1, rows.due.at[rows.n_rows].set(due), values)
 
@@ -284,7 +289,7 @@ def _advance(
     order = over(lambda key: jnp.zeros(n_examples, int))(state.key)
 
     def first_row(state: TrainState, order: Array, learning: AbstractLearning, given: Any) -> dict[str, Array]:
-        return see(state, gradient(state, order, learning, start)[0], given, state, start)
+        return see(state, gradient(state, order, learning, start)[0], given, state, order, learning, start)
 
     shapes = eqx.filter_eval_shape(over(first_row), state, order, learning, given)
     values = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), shapes)

@@ -17,6 +17,7 @@ RANK_FRACTION = 0.1
 """Singular values of the map count where they are above this fraction of the largest of the observed target."""
 SHOWN = 4
 """Singular values that are recorded."""
+DIAGNOSTICS = ("inference_residual", "inference_steps", "inference_halvings")
 
 
 class WholeTargets(AbstractLearning):
@@ -124,5 +125,5 @@ def measure(seen: Observation) -> dict[str, Any]:
         "end": events.levels[-1],
         "map_rank": jnp.sum(singular > threshold),
         "singular_value": singular[:SHOWN],
-        **{name: value for name, value in seen.diagnostics.items() if name.startswith("inference_")},
+        **{name: value for name, value in seen.diagnostics.items() if name in DIAGNOSTICS},
     }

@@ -27,7 +27,7 @@ class AdamInference(AbstractInference):
     b2: float = 0.999
     eps: float = 1e-8
 
-    def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
+    def _solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None) -> Equilibrium:
         adam = optax.adam(self.activity_lr, b1=self.b1, b2=self.b2, eps=self.eps)
 
         def step(at: Point, memory: optax.OptState) -> tuple[Activities, optax.OptState]:

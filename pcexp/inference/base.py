@@ -8,15 +8,15 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from pcexp.energy import summed_energy
 from pcexp.model.checks import check_choices
 from pcexp.model.network import Activities, Network
-from pcexp.model.output import Squared
 from pcexp.problem import Form, InferenceProblem
 
-STOPPED_BY = ("steps", "tolerance", "energy", "given up", "not finite")
-"""What a solve ended on: all its steps, the residual, an energy that has stopped falling, a schedule's end, or numbers without value."""
-STEPS, TOLERANCE, ENERGY, GIVEN_UP, NOT_FINITE = range(len(STOPPED_BY))
+STOPPED_BY = ("steps", "tolerance", "energy", "given up", "not finite", "risen")
+"""What a solve ended on: all its steps, the residual, an energy that has stopped falling, a schedule's end, or numbers without value.
+
+"risen" stands in the place of all but the residual where the energy at the end is above that at the start."""
+STEPS, TOLERANCE, ENERGY, GIVEN_UP, NOT_FINITE, RISEN = range(len(STOPPED_BY))
 
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("max_steps", "max_halvings"), lambda value: value >= 0, "not be negative"),
@@ -45,7 +45,10 @@ class Equilibrium(eqx.Module):
 
     @property
     def converged(self) -> Bool[Array, "*lanes"]:
-        """Whether the residual is not above the solver's `tol`; never where a solve ended on its energy or its steps only."""
+        """Whether the residual, as the solver saw it, is not above its `tol`; never where it ended on its energy or steps only.
+
+        `residual` is that of the same point computed once more: it may be above a `tol` that was met, by round-off.
+        """
         return self.stopped_by == TOLERANCE
 
 
@@ -59,19 +62,22 @@ def stopped(
     by: Int[Array, ""] | int = STEPS,
     errors: Activities | None = None,
 ) -> Equilibrium:
-    """What a solver returns that ends at `hidden`: by its tolerance if the residual there is not above it.
+    """What a solver returns that ends at `hidden`: `by` its tolerance, also where it did not look and the residual meets it.
 
     `errors` are the solver's own, where it has them without the round-off of a subtraction.
     """
     found, gradient = problem.errors_and_gradient(form, hidden)
     errors = found if errors is None else errors
     residual = root_mean_square(gradient)
-    energy = summed_energy(problem.network, errors) / problem.y.shape[-1]
+    energy = problem.summed_energy(form, hidden, errors)
+    start = problem.start(form)
+    before = problem.summed_energy(form, start, problem.errors(form, start))
     reason = jnp.where(residual <= (0.0 if tol is None else tol), TOLERANCE, by)
+    reason = jnp.where((reason != TOLERANCE) & ~not_above(energy, before), RISEN, reason)
     return Equilibrium(
         activities=problem.activities(form, hidden),
         errors=errors,
-        energy=energy,
+        energy=energy / problem.y.shape[-1],
         residual=residual,
         n_steps=n_steps,
         stopped_by=jnp.where(jnp.isfinite(residual) & jnp.isfinite(energy), reason, NOT_FINITE),
@@ -95,9 +101,14 @@ class AbstractInference(eqx.Module):
                 if field.name in names and not (nullable if value is None else inside(value)):  # NaN is not
                     raise ValueError(f"{field.name} must {valid}{null}, not {value}")
 
-    @abc.abstractmethod
     def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        """Activities at (or on the way to) an equilibrium, with the residual that says which."""
+        """Activities at (or on the way to) an equilibrium, with the residual that says which. Raises ValueError as `check` does."""
+        self.check(problem.network if problem.free is None else problem.network.above_prior)
+        return self._solve(problem, key=key)
+
+    @abc.abstractmethod
+    def _solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None) -> Equilibrium:
+        """What `solve` returns, of a problem that this solver can work on."""
 
     @abc.abstractmethod
     def forward_passes(self) -> float:
@@ -105,11 +116,11 @@ class AbstractInference(eqx.Module):
 
     def check(self, network: Network) -> None:
         """Raise ValueError where this solver cannot work on a network; called before anything is compiled."""
-        if not isinstance(network.output, Squared):
-            raise ValueError(
-                f"inference: this solver is for squared errors; with output={network.output.name} choose gradient_descent, "
-                "with max_halvings=0"
-            )
+
+
+def not_above(energy: Float[Array, "*batch"], other: Float[Array, "*batch"]) -> Bool[Array, "*batch"]:
+    """Whether an energy is not above another but by the round-off of a sum; one that is no number is above all."""
+    return energy <= other * (1 + 32 * jnp.finfo(energy.dtype).eps)
 
 
 def root_mean_square(tree: Activities) -> Float[Array, ""]:

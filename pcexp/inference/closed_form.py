@@ -11,7 +11,10 @@ from pcexp.theory.equilibrated import equilibrium, free_input
 
 
 class ClosedForm(AbstractInference):
-    """Exact equilibrium z* of a linear network: errors e_l = G_l^T S^-1 (y - yhat) / p_l (theorem 3.1), one pass up and down."""
+    """Exact equilibrium z* of a linear network: errors e_l = G_l^T S^-1 (y - yhat) / p_l (theorem 3.1), one pass up and down.
+
+    It has converged where its residual is round-off, which a badly conditioned S makes larger.
+    """
 
     def check(self, network: Network) -> None:
         if not network.is_linear:
@@ -21,11 +24,8 @@ class ClosedForm(AbstractInference):
                 "sequential, ode or error_descent"
             )
 
-    def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
-        deviations, errors = self._solved(problem)
-        # Direct solve: what is left is round-off, a few thousand ulps of the errors at most.
-        tol = 1e4 * jnp.finfo(problem.y.dtype).eps * (root_mean_square(errors) + 1)
-        return stopped(problem, "deviations", deviations, n_steps=jnp.array(1), tol=tol, errors=errors)
+    def _solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None) -> Equilibrium:
+        return exactly_at(problem, *self._solved(problem))
 
     def _solved(self, problem: InferenceProblem) -> tuple[Activities, Activities]:
         """Deviations of the hidden layers and errors of all."""
@@ -41,3 +41,10 @@ class ClosedForm(AbstractInference):
 
     def forward_passes(self) -> float:
         return 4.0
+
+
+def exactly_at(problem: InferenceProblem, deviations: Activities, errors: Activities) -> Equilibrium:
+    """The equilibrium at deviations and errors that were solved for; it has converged where no more than round-off is left."""
+    # A few thousand ulps of the errors at most.
+    tol = 1e4 * jnp.finfo(problem.y.dtype).eps * (root_mean_square(errors) + 1)
+    return stopped(problem, "deviations", deviations, n_steps=jnp.array(1), tol=tol, errors=errors)

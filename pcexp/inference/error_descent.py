@@ -5,11 +5,21 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Int, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from pcexp.energy import weighted
-from pcexp.inference.base import ENERGY, STEPS, AbstractInference, Equilibrium, root_mean_square, stopped
-from pcexp.model.network import Activities
+from pcexp.inference.base import (
+    ENERGY,
+    STEPS,
+    TOLERANCE,
+    AbstractInference,
+    Equilibrium,
+    not_above,
+    root_mean_square,
+    stopped,
+)
+from pcexp.model.network import Activities, Network
+from pcexp.model.output import Squared
 from pcexp.model.per_sample import PerSample, chosen, inner, ratio, scaled
 from pcexp.problem import InferenceProblem, Output, perturbed_pass
 from pcexp.theory.activity_hessian import Product, largest, output_product
@@ -30,7 +40,7 @@ class _Search(NamedTuple):
     direction: Activities
     step: PerSample
     n_steps: Int[Array, ""]
-    finished: Bool[Array, ""]
+    by: Int[Array, ""]
 
 
 class ErrorDescent(AbstractInference):
@@ -55,15 +65,21 @@ class ErrorDescent(AbstractInference):
     energy_tol: float | None = None
     n_eigen_steps: int = 8
 
-    def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
+    def _solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None) -> Equilibrium:
         def unfinished(search: _Search) -> Array:
-            return (search.n_steps < self.max_steps) & ~search.finished
+            return (search.n_steps < self.max_steps) & (search.by == STEPS)
 
         search = lax.while_loop(unfinished, lambda search: self._moved(problem, search), self._start(problem))
         errors = (*search.point.errors, search.point.output)  # not by subtraction: no round-off of the deviations
-        by = jnp.where(search.finished, ENERGY, STEPS)
         at = search.point.deviations
-        return stopped(problem, "deviations", at, n_steps=search.n_steps, tol=self.tol, by=by, errors=errors)
+        return stopped(problem, "deviations", at, n_steps=search.n_steps, tol=self.tol, by=search.by, errors=errors)
+
+    def check(self, network: Network) -> None:
+        if not isinstance(network.output, Squared):
+            raise ValueError(
+                f"inference=error_descent descends squared errors, and this network has output={network.output.name}: choose "
+                "inference=momentum, sequential, gradient_descent, adam or ode"
+            )
 
     def forward_passes(self) -> float:
         first, each = (2.0 * self.n_eigen_steps, 2.0) if self.method == "descent" else (0.0, 4.0)
@@ -82,14 +98,14 @@ class ErrorDescent(AbstractInference):
             step = 2 / (2 + high) if not hidden else 2 / (min(hidden) + max(hidden) + high)
         else:
             step = _longest_step(problem, point, down, hessian)
-        return _Search(point, down, step, jnp.array(0), self._small(problem, point))
+        return _Search(point, down, step, jnp.array(0), self._met(problem, point))
 
     def _moved(self, problem: InferenceProblem, search: _Search) -> _Search:
         network, last, direction = problem.network, search.point, search.direction
         step = scaled(network, search.step, direction)
         trial, hessian = self._evaluated(problem, jax.tree.map(jnp.add, last.errors, step))
         # Round-off of a sum is allowed: near the minimum a good step lowers the energy by less than that.
-        lowers = trial.energy <= last.energy * (1 + 32 * jnp.finfo(last.energy.dtype).eps)
+        lowers = not_above(trial.energy, last.energy)
         point = _Point(
             errors=chosen(network, lowers, trial.errors, last.errors),
             output=jnp.where(lowers, trial.output, last.output),
@@ -97,11 +113,12 @@ class ErrorDescent(AbstractInference):
             gradient=chosen(network, lowers, trial.gradient, last.gradient),
             energy=jnp.where(lowers, trial.energy, last.energy),
         )
-        finished = self._small(problem, point)
+        by = self._met(problem, point)
         if self.energy_tol is not None:
             # A step that was too long counts with what it could have gained at most.
             gain = jnp.where(lowers, last.energy - trial.energy, -inner(network, step, last.gradient))
-            finished = finished | (jnp.sum(gain) <= self.energy_tol * jnp.sum(last.energy))
+            flat = jnp.sum(gain) <= self.energy_tol * jnp.sum(last.energy)
+            by = jnp.where(flat & (by == STEPS), ENERGY, by)
         turned, longest = jax.tree.map(jnp.negative, point.gradient), search.step
         if hessian is not None:
             change = jax.tree.map(jnp.subtract, point.gradient, last.gradient)
@@ -114,7 +131,7 @@ class ErrorDescent(AbstractInference):
             direction=chosen(network, lowers, turned, direction),
             step=jnp.where(lowers, longest, search.step / 2),
             n_steps=search.n_steps + 1,
-            finished=finished,
+            by=by,
         )
 
     def _evaluated(self, problem: InferenceProblem, errors: Activities) -> tuple[_Point, Product | None]:
@@ -129,16 +146,17 @@ class ErrorDescent(AbstractInference):
         _, hessian, point = jax.linearize(gradient, errors, has_aux=True)
         return point, hessian
 
-    def _small(self, problem: InferenceProblem, point: _Point) -> Bool[Array, ""]:
-        """Whether the residual in z is below `tol`; looked at only where the gradient in e is, which costs nothing."""
+    def _met(self, problem: InferenceProblem, point: _Point) -> Int[Array, ""]:
+        """TOLERANCE where the residual in z meets `tol`, looked at only where the gradient in e does, which costs nothing."""
         if self.tol is None:
-            return jnp.array(False)
+            return jnp.array(STEPS)
         tol = self.tol
-        return lax.cond(
+        met = lax.cond(
             root_mean_square(point.gradient) <= tol,
             lambda: root_mean_square(problem.errors_and_gradient("deviations", point.deviations)[1]) <= tol,
             lambda: jnp.array(False),
         )
+        return jnp.where(met, TOLERANCE, STEPS)
 
 
 def _point(problem: InferenceProblem, errors: Activities) -> _Point:

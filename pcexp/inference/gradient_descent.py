@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from pcexp.inference.base import AbstractInference, Equilibrium, stopped
 from pcexp.inference.steps import Point, stepped
-from pcexp.model.network import Activities, Network
+from pcexp.model.network import Activities
 from pcexp.problem import Form, InferenceProblem
 
 
@@ -31,7 +31,8 @@ class GradientDescent(AbstractInference):
 
     `activity_lr` is per sample: results do not depend on the batch size. With `max_halvings` h > 0 the published
     schedule of chapter 4 holds: beta is halved when the batch's energy rises, the halved step stays for the rest of this
-    inference, and rise h + 1 ends it. `tol` (on the residual) and `energy_tol` end inference early.
+    inference, and rise h + 1 ends it. `tol` (on the residual) and `energy_tol` end inference early. Steps are taken whatever
+    they do to the energy: that it ends above its start is said by how it stopped.
 
     With `wavefront`, descent in deviations from the forward pass skips the segments that no signal has reached yet.
     """
@@ -44,7 +45,7 @@ class GradientDescent(AbstractInference):
     energy_tol: float | None = None
     wavefront: bool = True
 
-    def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
+    def _solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None) -> Equilibrium:
         if not self.max_halvings:
             if self.tol is None and self.energy_tol is None:
                 hidden = self._fixed(problem, problem.start(self.form))
@@ -61,10 +62,6 @@ class GradientDescent(AbstractInference):
 
     def forward_passes(self) -> float:
         return 2.0 * (self.max_steps + 1)
-
-    def check(self, network: Network) -> None:
-        if self.max_halvings or self.energy_tol is not None:  # they look at the energy
-            super().check(network)
 
     def _fixed(self, problem: InferenceProblem, start: Activities) -> Activities:
         """Free variables after `max_steps` steps of one size."""

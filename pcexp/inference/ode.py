@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray
 
-from pcexp.inference.base import AbstractInference, Equilibrium, root_mean_square, stopped
+from pcexp.inference.base import STEPS, TOLERANCE, AbstractInference, Equilibrium, root_mean_square, stopped
 from pcexp.model.network import Activities
 from pcexp.problem import Form, InferenceProblem
 
@@ -41,7 +41,7 @@ class ODE(AbstractInference):
                 "step_size must be a number with method=euler, whose steps have no error to control them by"
             )
 
-    def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
+    def _solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None) -> Equilibrium:
         limit = 0.0 if self.tol is None else self.tol
 
         def rate(t: Any, hidden: Activities, _: Any) -> Activities:
@@ -69,7 +69,8 @@ class ODE(AbstractInference):
         )
         assert flow.ys is not None
         hidden = jax.tree.map(lambda saved: saved[-1], flow.ys)
-        return stopped(problem, self.form, hidden, n_steps=flow.stats["num_steps"], tol=self.tol)
+        by = jnp.where(flow.result == diffrax.RESULTS.event_occurred, TOLERANCE, STEPS)
+        return stopped(problem, self.form, hidden, n_steps=flow.stats["num_steps"], tol=self.tol, by=by)
 
     def forward_passes(self) -> float:
         # How many steps a controller takes is not known before; they are stable up to 2 / Lmax, here of Lmax = 10.

@@ -30,7 +30,7 @@ class Sequential(AbstractInference):
     tol: float | None = None
     energy_tol: float | None = None
 
-    def solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None = None) -> Equilibrium:
+    def _solve(self, problem: InferenceProblem, *, key: PRNGKeyArray | None) -> Equilibrium:
         return stepped(self, problem, lambda at, memory: (self._swept(problem, at.hidden), memory), None)[0]
 
     def forward_passes(self) -> float:

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from pcexp.energy import summed_energy
 from pcexp.inference.base import ENERGY, GIVEN_UP, STEPS, TOLERANCE, Equilibrium, root_mean_square, stopped
 from pcexp.model.network import Activities
 from pcexp.problem import Form, InferenceProblem
@@ -26,7 +25,7 @@ class Point(NamedTuple):
 def point_at(problem: InferenceProblem, form: Form, hidden: Activities) -> Point:
     """The point at free variables, with its energy summed over the batch."""
     errors, gradient = problem.errors_and_gradient(form, hidden)
-    return Point(hidden, errors, gradient, summed_energy(problem.network, errors))
+    return Point(hidden, errors, gradient, problem.summed_energy(form, hidden, errors))
 
 
 class _Fall(NamedTuple):
@@ -50,27 +49,40 @@ class _Fall(NamedTuple):
 
 Step = Callable[[Point, Any], tuple[Activities, Any]]
 GivenUp = Callable[[Any], Bool[Array, ""]]
+Accepted = Callable[[Point, Any], tuple[Point, Any]]
 
 
 def stepped(
-    solver: Any, problem: InferenceProblem, step: Step, memory: Any, *, given_up: GivenUp | None = None
+    solver: Any,
+    problem: InferenceProblem,
+    step: Step,
+    memory: Any,
+    *,
+    given_up: GivenUp | None = None,
+    accepted: Accepted = lambda at, memory: (at, memory),
 ) -> tuple[Equilibrium, Any]:
     """Where step(point, memory) -> (hidden, memory) leads from the forward pass, and the memory it ends with.
 
     A solve ends at the first point whose residual is not above the solver's `tol`, or where the energy has stopped falling
     (its `energy_tol`), or where a step leaves a memory that is `given_up`: that step is not taken. Where none of them is
-    given, a step pays only for what it uses of its point.
+    given, a step pays only for what it uses of its point. What a step leads to is taken as `accepted` says, with the memory of
+    it, and the end of a solve too.
     """
     form, max_steps, tol, energy_tol = solver.form, solver.max_steps, solver.tol, solver.energy_tol
     start = problem.start(form)
+
+    def ended(hidden: Activities, memory: Any, n_steps: Array, by: Array | int) -> tuple[Equilibrium, Any]:
+        at, memory = accepted(point_at(problem, form, hidden), memory)
+        return stopped(problem, form, at.hidden, n_steps=n_steps, tol=tol, by=by), memory
+
     if tol is None and energy_tol is None and given_up is None:
 
         def fixed(_: Array, state: tuple[Activities, Any]) -> tuple[Activities, Any]:
             hidden, memory = state
-            return step(point_at(problem, form, hidden), memory)
+            return step(*accepted(point_at(problem, form, hidden), memory))
 
         hidden, memory = lax.fori_loop(0, max_steps, fixed, (start, memory))
-        return stopped(problem, form, hidden, n_steps=jnp.array(max_steps), tol=tol), memory
+        return ended(hidden, memory, jnp.array(max_steps), STEPS)
 
     State = tuple[Activities, Any, _Fall | None, Array, Array]
 
@@ -80,7 +92,7 @@ def stepped(
 
     def moved(state: State) -> State:
         hidden, memory, fall, n_steps, by = state
-        at = point_at(problem, form, hidden)
+        at, memory = accepted(point_at(problem, form, hidden), memory)
         new, memory = step(at, memory)
         if given_up is not None:
             by = jnp.where(given_up(memory), GIVEN_UP, by)
@@ -91,11 +103,11 @@ def stepped(
             fall, flat = fall.seen(at.energy, n_steps, energy_tol)
             by = jnp.where(flat & (by == STEPS), ENERGY, by)
         going = by == STEPS
-        hidden = jax.tree.map(lambda old, new: jnp.where(going, new, old), hidden, new)
+        hidden = jax.tree.map(lambda old, new: jnp.where(going, new, old), at.hidden, new)
         return hidden, memory, fall, n_steps + going, by
 
     infinite = jnp.full((), jnp.inf, start[0].dtype)
     fall = None if energy_tol is None else _Fall(infinite, infinite)
     state = (start, memory, fall, jnp.array(0), jnp.array(STEPS))
     hidden, memory, _, n_steps, by = lax.while_loop(unfinished, moved, state)
-    return stopped(problem, form, hidden, n_steps=n_steps, tol=tol, by=by), memory
+    return ended(hidden, memory, n_steps, by)

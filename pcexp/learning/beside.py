@@ -35,6 +35,7 @@ class Beside(AbstractLearning):
     rules: tuple[AbstractLearning, ...]
 
     def gradient(self, model: Any, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        self.check(model)
         found = [rule.gradient(one, batch, key=key) for rule, one in zip(self.rules, model.members, strict=True)]
         seen = {
             f"{name}_{i}": value
@@ -44,6 +45,20 @@ class Beside(AbstractLearning):
         return WeightGradient(
             Networks(tuple(one.gradient for one in found)), jnp.mean(jnp.stack([one.loss for one in found])), seen
         )
+
+    def check_regime(self, model: Any) -> None:
+        for rule, one in zip(self.rules, model.members, strict=True):
+            rule.check_regime(one)
+
+    def regime(
+        self, model: Any, batch: Batch, found: WeightGradient, *, key: PRNGKeyArray | None = None
+    ) -> dict[str, Array]:
+        columns: dict[str, Array] = {}
+        for i, (rule, one) in enumerate(zip(self.rules, model.members, strict=True)):
+            own = {name.removesuffix(f"_{i}"): v for name, v in found.diagnostics.items() if name.endswith(f"_{i}")}
+            seen = rule.regime(one, batch, WeightGradient(found.gradient.members[i], own["loss"], own), key=key)
+            columns |= {f"{name}_{i}": value for name, value in seen.items()}
+        return columns
 
     def forward_passes(self) -> float:
         return sum(rule.forward_passes() for rule in self.rules)

@@ -26,6 +26,7 @@ class BP(AbstractLearning):
             raise ValueError(f"last_layers must be at least 1, or null for all, not {self.last_layers}")
 
     def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        self.check(network)
         refuse_free_input(batch, "learning=bp")
         x, y, mask = batch.x, batch.y, batch.mask
         check_shapes(network, x, y, mask)

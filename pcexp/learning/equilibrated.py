@@ -5,9 +5,11 @@ from typing import Any
 from jaxtyping import PRNGKeyArray
 
 from pcexp.energy import Batch, energy_gradient, forward_pass, loss_at, weighted
-from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, refuse_free_input, scaled
+from pcexp.inference.closed_form import exactly_at
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, refuse_free_input, said_by, scaled
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
+from pcexp.problem import InferenceProblem
 from pcexp.theory.equilibrated import activities, equilibrium
 
 
@@ -22,14 +24,16 @@ class Equilibrated(AbstractLearning):
     precision: Precision = "float32"
 
     def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        self.check(network)
         refuse_free_input(batch, "learning=equilibrated")
         x, y, mask = batch.x, batch.y, batch.mask
         at = forward_pass(network, x)
         found = equilibrium(network, at, y, mask=mask)
+        ended = exactly_at(InferenceProblem(network, x, y, at, mask), found.deviations, found.errors)
         errors = weighted(network, found.errors)
         gradient = energy_gradient(network.in_products(self.precision), x, activities(at, found, y), errors)
         loss = loss_at(network, at, y, mask)
-        return scaled(self.gradient_scale, y, gradient, loss, equilibrated_energy=found.energy)
+        return scaled(self.gradient_scale, y, gradient, loss, equilibrated_energy=found.energy, **said_by(ended))
 
     def forward_passes(self) -> float:
         return 4.0

@@ -27,6 +27,7 @@ class Hybrid(AbstractPC):
     evaluation: AbstractEvaluation = eqx.field(default=ByInference(GradientDescent(0.1, 100)), kw_only=True)
 
     def gradient(self, model: Pair, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        self.check(model)
         problem = self.problem(model, batch, key=key)
         equilibrium = self.inference.solve(problem, key=key)
         up, z = self.learned(model.generator, batch, problem, equilibrium), equilibrium.activities[:-1]

@@ -4,12 +4,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from pcexp.energy import Batch, energy_gradient, loss_at, weighted
 from pcexp.inference.base import AbstractInference, Equilibrium
 from pcexp.inference.starts import AbstractStart, AmortisedStart, ForwardStart
-from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, scaled
+from pcexp.learning import regime
+from pcexp.learning.base import AbstractLearning, GradientScale, WeightGradient, said_by, scaled
 from pcexp.model.network import Network
 from pcexp.model.segments import Precision
 from pcexp.problem import InferenceProblem, check_prior, check_products
@@ -46,11 +47,18 @@ class AbstractPC(AbstractLearning):
         x, low, z, e = batch.x, problem.network, equilibrium.activities, weighted(problem.network, equilibrium.errors)
         if problem.free is not None:  # a prior learns nothing, and x is what was inferred
             x, low, z, e = z[0][0], low.above_prior, z[1:], e[1:]
-        seen = {"residual": equilibrium.residual, "steps": equilibrium.n_steps, **equilibrium.stats}
         gradient = network.with_segments(energy_gradient(low, x, z, e).segments)
         loss = loss_at(problem.network, problem.at, batch.y, batch.mask)
-        named = {f"inference_{name}": value for name, value in seen.items()}
-        return scaled(self.gradient_scale, batch.y, gradient, loss, **named)
+        return scaled(self.gradient_scale, batch.y, gradient, loss, **said_by(equilibrium))
+
+    def check_regime(self, model: Any) -> None:
+        regime.check(model.generator)
+
+    def regime(
+        self, model: Any, batch: Batch, found: WeightGradient, *, key: PRNGKeyArray | None = None
+    ) -> dict[str, Array]:
+        self.check_regime(model)
+        return regime.columns(self.problem(model, batch, key=key), self.inference, found.diagnostics)
 
     def forward_passes(self) -> float:
         return 2.0 + self.inference.forward_passes()
@@ -60,6 +68,7 @@ class PC(AbstractPC):
     """Predictive coding: infer activities, then descend the energy on the weights at those activities."""
 
     def gradient(self, network: Network, batch: Batch, *, key: PRNGKeyArray | None = None) -> WeightGradient:
+        self.check(network)
         problem = self.problem(network, batch, key=key)
         return self.learned(network, batch, problem, self.inference.solve(problem, key=key))
 

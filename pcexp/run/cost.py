@@ -18,6 +18,7 @@ from pcexp.config.spec import Spec
 from pcexp.config.study import Work
 from pcexp.data import Dataset
 from pcexp.inference import ErrorDescent
+from pcexp.learning import regime
 from pcexp.model.architecture import AbstractArchitecture
 from pcexp.model.network import AbstractModel
 from pcexp.model.parameterisation import Standard
@@ -102,6 +103,7 @@ def training(
     size = sizes(spec.network, dataset.input_shape, dataset.d_out)
     steps = iterations(t, n) if n_iterations is None else n_iterations
     rule, rows = spec.learning.forward_passes() * networks, steps / t.record_every
+    probe += networks * regime.FORWARD_PASSES if t.regime and hasattr(spec.learning, "inference") else 0.0
     passes = steps * rule + rows * probe
     tests = 1 + (0 if t.test_every is None else steps / t.test_every)
     tested = len(dataset.test.x) * tests * spec.learning.evaluation.forward_passes()

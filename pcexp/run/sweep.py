@@ -235,6 +235,8 @@ def _check(cell: Spec, model: Any) -> None:
     if (own == "float64") != (cell.precision == "float64"):
         raise SpecError(f"learning.precision={own} and precision={cell.precision}: set precision alone")
     cell.learning.check(model)
+    if cell.training.regime:
+        cell.learning.check_regime(model)
     if arrangement.latents is not None and not cell.learning.infers_inputs:
         raise SpecError("network.latents are free inputs, and this rule infers none: choose learning=pc")
     cell.learning.evaluation.check(model, generative=arrangement.generative)

@@ -179,6 +179,20 @@ def test_inference_of_the_label_starts_where_all_are_alike_and_knows_nothing_of_
     assert some[0]["reconstruction_loss"] == some[1]["reconstruction_loss"]
 
 
+def test_an_evaluation_by_inference_says_how_that_ended_where_it_is_asked() -> None:
+    network, solvers = generator("linear", n_hidden=1), (ClosedForm(), GradientDescent(0.1, 0))
+    exact, none = (evaluate(network, split(), ByInference(solver, outcome=True)) for solver in solvers)
+    assert exact["inference_converged"] == 1 and exact["inference_residual"] < 1e-5
+    assert none["inference_converged"] == 0
+    # Without a step only the output has an error, which pulls on z_1 alone, and z_0 is at rest.
+    (w1, b1), (w2, b2) = layers_of(network)
+    error = np.asarray(split().y.T, float) - (w2 @ (w1 @ np.full((K, B), 1 / K) + b1[:, None]) + b2[:, None])
+    rms = np.sqrt(np.sum((w2.T @ error) ** 2) / (B * (K + len(b1))))
+    assert none["inference_residual"] == pytest.approx(rms, rel=1e-5)
+    plain = evaluate(network, split(), ByInference(solvers[0]))
+    assert exact.keys() - plain.keys() == {"inference_residual", "inference_converged"}
+
+
 def test_a_pair_is_evaluated_from_its_guess_whose_own_accuracy_is_there_too() -> None:
     model = pair()
     found = evaluate(model, split(), ByInference(GradientDescent(0.1, 0, form="activities")))

@@ -84,6 +84,16 @@ def test_constant_steps_of_eulers_method_are_gradient_descent():
     assert distance(found, by_hand.descended(net, x, y, 0.3, 7)) < 1e-12
 
 
+def test_the_controllers_tolerance_is_relative_to_large_variables_and_absolute_of_small_ones():
+    """A linear flow of data k times as large is k times as large: as many steps where rtol counts, fewer where atol does."""
+    network = FullyConnected(WIDTH, N_HIDDEN, "linear").build(NTK(), (D_IN,), D_OUT, key=jax.random.key(5))
+    x, y = batch()
+    solver = ODE(5.0, 5000, step_tol=1e-4, form="activities")
+    small, one, large, larger = (int(solved(solver, network, k * x, k * y).n_steps) for k in (1e-3, 1, 1e6, 1e8))
+    assert abs(larger - large) <= 0.02 * large < 100
+    assert small < 0.5 * one < 0.5 * large
+
+
 def test_with_a_tolerance_the_flow_ends_at_rest_before_its_horizon():
     network, _ = build("tanh")
     x, y = batch()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse.linalg import eigsh
 
-from pcexp.theory.eigenpairs import extreme_eigenpairs
+from pcexp.theory.eigenpairs import extreme_eigenpairs, largest_eigenvalue
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -56,3 +56,25 @@ def test_with_as_many_steps_as_rows_every_eigenvalue_is_found_as_often_as_it_is_
 def test_more_pairs_than_steps_are_refused(count):
     with pytest.raises(ValueError, match="count must be from 1 to 10"):
         pairs(np.eye(40), steps=10, count=count)
+
+
+def test_the_largest_eigenvalue_comes_from_below_and_with_the_residual_of_its_ritz_vector():
+    """Oracle: the Krylov space itself, orthonormalised by numpy's QR, and the Rayleigh quotients in it."""
+    matrices = np.stack([symmetric(np.linspace(0, 4, 30), seed=1), symmetric(np.geomspace(1e-3, 9, 30), seed=2)])
+    first = np.random.default_rng(3).normal(size=(30, 2))
+    for steps in (2, 4, 7):
+        low, high = jax.jit(
+            lambda first, steps=steps: largest_eigenvalue(
+                lambda v: jnp.einsum("bij,jb->ib", matrices, v), first, steps=steps
+            )
+        )(jnp.asarray(first))
+        for b, matrix in enumerate(matrices):
+            krylov = [first[:, b]]
+            for _ in range(steps - 1):
+                krylov.append(matrix @ krylov[-1] / np.linalg.norm(krylov[-1]))
+            basis, _ = np.linalg.qr(np.stack(krylov, axis=1))
+            values, vectors = np.linalg.eigh(basis.T @ matrix @ basis)
+            ritz = basis @ vectors[:, -1]
+            residual = np.linalg.norm(matrix @ ritz - values[-1] * ritz)
+            assert residual > 1e-2 and low[b] < np.linalg.eigvalsh(matrix)[-1]
+            np.testing.assert_allclose([low[b], high[b]], [values[-1], values[-1] + residual], rtol=1e-6)

@@ -167,6 +167,17 @@ def test_a_residual_that_is_not_small_is_reported_as_not_converged():
     assert not bool(at.converged)
 
 
+def test_a_closed_form_that_is_badly_conditioned_says_that_it_has_not_converged():
+    network, net = build("standard")
+    x, y = batch()
+    for scale, well in ((1.0, True), (1e3, False)):
+        large = jax.tree.map(lambda leaf, scale=scale: jnp.asarray(scale * leaf, jnp.float32), network)
+        scaled = [layer._replace(weight=scale * layer.weight, bias=scale * layer.bias) for layer in net]
+        at, _ = solved(ClosedForm(), large, *(jnp.asarray(a, jnp.float32) for a in (x, y)))
+        gradient = by_hand.activity_gradient(scaled, x, by_hand.unstacked(at.activities))
+        assert (np.sqrt(np.mean(np.square(gradient))) < 1e-3) == well == bool(at.converged)
+
+
 @pytest.mark.parametrize(
     "network",
     [
