@@ -7,15 +7,18 @@ import os
 import pkgutil
 import sys
 
-from pcexp.command_line import CONF, speak  # first: it sets what JAX reads when it is imported
+from pcexp.command_line import CONF, lasting, lost, speak  # first: it sets what JAX reads when it is imported
 
 # isort: split
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from yaml import YAMLError
 
-from pcexp.config.composition import refusal
+from pcexp.config.grid import Refused
 from pcexp.config.plain import suggestion
+from pcexp.config.refusals import refusal, unused
+from pcexp.files import place
 
 # Names, because each verb imports what it needs (tables, figures, JAX), and the others must not wait for it.
 VERBS = {
@@ -29,7 +32,7 @@ VERBS = {
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def _run(_: DictConfig) -> None:
-    raise AssertionError("hydra.mode is MULTIRUN: the sweeper runs the cells")
+    raise Refused(unused("hydra.mode and hydra/sweeper"))
 
 
 def _verb(word: str) -> str | None:
@@ -40,19 +43,45 @@ def _verb(word: str) -> str | None:
     sys.exit(f"pcexp: there is no verb {word}{meant}: valid are {valid}; +experiment=NAME runs without one")
 
 
-def main() -> None:
-    verb, code = _verb(next(iter(sys.argv[1:]), "")), None
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra's errors come here, to be said in our words
+def _words(words: list[str]) -> list[str]:
+    """A command's words as Hydra takes them."""
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if word.startswith(
+            "lanes."
+        ):  # lane keys are the user's to name: for Hydra, which knows none, each is an addition
+            word = f"++{word}"
+        elif before in ("--config-dir", "-cd"):
+            word = str(place(word))
+        elif option in ("--config-dir", "-cd") and equals:
+            word = f"{option}={place(value)}"
+        found.append(word)
+    return found
+
+
+def _commanded(words: list[str]) -> int | None:
+    """The status of a command with these words."""
     try:
-        if verb:
-            code = pkgutil.resolve_name(verb)(sys.argv[2:])
-        else:
-            # Lane keys are the user's to name: for Hydra, which knows none of them, each is an addition.
-            sys.argv[1:] = [f"++{word}" if word.startswith("lanes.") else word for word in sys.argv[1:]]
-            speak()
-            _run()
+        os.getcwd()
+    except FileNotFoundError:
+        sys.exit("pcexp: the current folder is not there any more: change to another one, and give the command again")
+    if verb := _verb(next(iter(words), "")):
+        return pkgutil.resolve_name(verb)(words[1:])
+    sys.argv[1:] = _words(words)
+    speak()
+    _run()
+    return None
+
+
+def main() -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra's errors come here, to be said in our words
+    if sys.stdout is sys.__stdout__:  # not where somebody captures it
+        sys.stdout, sys.stderr = lasting(sys.stdout, 1), lasting(sys.stderr, 2)
+    try:
+        code = _commanded(sys.argv[1:])
         sys.stdout.flush()
-    except HydraException as error:
+    except (HydraException, YAMLError, UnicodeError) as error:
         sys.exit(f"pcexp: {refusal(error)}")
     except KeyboardInterrupt:  # before the first cell or after the last: in between a stop is asked for
         print("pcexp: interrupted; nothing that was computed is lost, the same command continues", file=sys.stderr)
@@ -60,7 +89,17 @@ def main() -> None:
     except BrokenPipeError:  # as in `python -m pcexp ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        sys.exit(f"pcexp: {error}")
+    if lost():
+        sys.exit(f"pcexp: not all that was said could be written: {lost()}; what was computed is kept")
     sys.exit(code)
+
+
+def module(verb: str) -> None:
+    """`python -m pcexp.VERB`: the same as `python -m pcexp VERB`."""
+    sys.argv.insert(1, verb)
+    main()
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pcexp.files import place
 from pcexp.records import archive, manifest, tables
 from pcexp.records.cell import OutputError
 from pcexp.report import rendering
 
 
-def records(arguments: Sequence[str] | None = None) -> None:
+def records(arguments: Sequence[str] | None = None) -> int:
     """Records of a study: merged into results/ and rendered, or in archives that travel to another machine."""
     parser = argparse.ArgumentParser(prog="python -m pcexp records", description=records.__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -21,13 +22,13 @@ def records(arguments: Sequence[str] | None = None) -> None:
     }
     for verb, text in about.items():
         verbs.add_parser(verb, help=text, description=text).add_argument(
-            "--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)"
+            "--outputs", type=place, default=Path("outputs"), help="where runs wrote (default: outputs)"
         )
     for verb in ("collect", "pack"):
         verbs.choices[verb].add_argument("study", metavar="NAME", help="name of a study, as in experiments.NAME")
-    verbs.choices["collect"].add_argument("--results", type=Path, default=Path("results"))
-    verbs.choices["pack"].add_argument("--to", type=Path, help="folder of the archives (default: OUTPUTS/archives)")
-    verbs.choices["unpack"].add_argument("files", type=Path, nargs="+", metavar="FILE")
+    verbs.choices["collect"].add_argument("--results", type=place, default=Path("results"))
+    verbs.choices["pack"].add_argument("--to", type=place, help="folder of the archives (default: OUTPUTS/archives)")
+    verbs.choices["unpack"].add_argument("files", type=place, nargs="+", metavar="FILE")
     options = parser.parse_args(arguments)
     if options.verb != "unpack" and not manifest.scales(options.outputs / options.study):
         sys.exit(
@@ -35,16 +36,15 @@ def records(arguments: Sequence[str] | None = None) -> None:
         )
     try:
         if options.verb == "pack":
-            _pack(options.outputs, options.study, options.to or options.outputs / "archives")
+            return _pack(options.outputs, options.study, options.to or options.outputs / "archives")
         elif options.verb == "unpack":
-            _unpack(options.files, options.outputs)
-        else:
-            _collect(options.outputs, options.results, options.study)
+            return _unpack(options.files, options.outputs)
+        return _collect(options.outputs, options.results, options.study)
     except (OutputError, OSError) as error:
         sys.exit(f"pcexp: {error}")
 
 
-def _collect(outputs: Path, results: Path, study: str) -> None:
+def _collect(outputs: Path, results: Path, study: str) -> int:
     for scale in manifest.scales(outputs / study):
         if scale == "smoke":
             continue  # seconds of a test: not a result
@@ -52,21 +52,20 @@ def _collect(outputs: Path, results: Path, study: str) -> None:
         print(f"{results / study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
         if records.strays:
             print(f"kept, of an older revision or not asked for: {len(records.strays)} cells")
-    rendering.main([study, "--results", str(results)])
+    return rendering.main([study, "--results", str(results)])
 
 
-def _pack(outputs: Path, study: str, folder: Path) -> None:
+def _pack(outputs: Path, study: str, folder: Path) -> int:
     packed = archive.write(outputs, study, folder)
     for path in packed.paths:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     print(f"{packed.lanes} of {packed.asked} lanes asked for are finished and packed")
     for name in packed.too_large:
         print(f"left out, more than an archive holds: {name}; copy the cell's folder")
-    if packed.too_large:
-        sys.exit(1)
+    return 1 if packed.too_large else 0
 
 
-def _unpack(files: Iterable[Path], outputs: Path) -> None:
+def _unpack(files: Iterable[Path], outputs: Path) -> int:
     code = 0
     for path in files:
         try:
@@ -80,5 +79,4 @@ def _unpack(files: Iterable[Path], outputs: Path) -> None:
         for reason in refused:
             print(f"refused: {reason}")
             code = 1
-    if code:
-        sys.exit(code)
+    return code

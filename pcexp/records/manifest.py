@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pcexp.config.identity import Identity
+from pcexp.config.plain import discreet
 from pcexp.records.cell import OutputError, write_json
 
 Cells = dict[str, dict[str, Any]]
@@ -43,6 +44,17 @@ def read(folder: Path, scale: str) -> tuple[Cells, Blocks]:
         return content["cells"], content["blocks"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is no manifest: {error}; set it aside and give the study's command again") from error
+
+
+def how(folder: Path, scale: str) -> list[str]:
+    """Words of the last command that asked for something that say how and where it ran, and with which seeds."""
+    path, found, before = folder / f"manifest-{scale}.json", list[str](), ""
+    for word in json.loads(path.read_text()).get("command", ()):
+        kept = ("--config-dir", "-cd", "execution.targets=", "execution.outputs=", "lanes.seed=")
+        if word.startswith(kept) or before in kept:
+            found.append(word)
+        before = word
+    return found
 
 
 def entries(cells: Iterable[Identity]) -> Cells:
@@ -83,7 +95,7 @@ def add(folder: Path, scale: str, cells: Cells, grid: Blocks) -> None:
         known, there = read(folder, scale)
         content = {
             "scale": scale,
-            "command": sys.argv[1:],
+            "command": [discreet(word) for word in sys.argv[1:]],
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "blocks": {**there, **grid},
             "cells": merged(known, cells),

@@ -4,11 +4,13 @@ Of each study and scale: finished cells and lanes, who works now, which lanes fa
 """
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from pcexp.files import place
 from pcexp.records import manifest
 from pcexp.records.cell import Cell, OutputError, read_lines
 
@@ -43,8 +45,9 @@ def status(folder: Path, scale: str) -> str:
             failed.update(outcome for lane, outcome in last.items() if lane in missing)
     lines = [f"{folder.name}, {scale}: {cells_done} of {len(cells)} cells, {done} of {lanes} lanes finished", *running]
     lines += [f"  {n} lanes {outcome}" for outcome, n in failed.most_common()]
+    how = shlex.join(manifest.how(folder, scale)) if unfinished else ""
     for (data, variant), names in unfinished.items():
-        said = command(folder.name, scale, {"data": [data], "variant": [variant]})
+        said = f"{command(folder.name, scale, {'data': [data], 'variant': [variant]})} {how}".rstrip()
         lines.append(f"  {len(names)} cells unfinished: {said}")
     return "\n".join(lines)
 
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Where studies stand: what is finished, running, failed, and the command that continues."""
     parser = argparse.ArgumentParser(prog="python -m pcexp status", description=main.__doc__)
     parser.add_argument("studies", nargs="*", metavar="NAME", help="default: all that were asked for")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)")
+    parser.add_argument("--outputs", type=place, default=Path("outputs"), help="where runs wrote (default: outputs)")
     options = parser.parse_args(arguments)
     known = {path.name: scales for path in sorted(options.outputs.glob("*")) if (scales := manifest.scales(path))}
     there = f"there are runs of {', '.join(known)}" if known else "run python -m pcexp +experiment=NAME first"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pcexp.config.identity import Identity
+from pcexp.files import place
 
 MAX_POINTS = 50  # a curve on a dashboard needs no more, and a study has tens of thousands of lanes
 TAG_LENGTH = 64  # W&B refuses longer ones
@@ -86,7 +87,7 @@ class Wandb(AbstractTracker):
             raise RuntimeError("wandb is not installed: run `pip install 'pcexp[tracking]'`") from error
 
         # W&B writes to a temporary folder, with no more than a message, if this one does not exist.
-        root = pathlib.Path(self.directory or "outputs/wandb").expanduser().absolute()
+        root = place(self.directory or "outputs/wandb").absolute()
         root.mkdir(parents=True, exist_ok=True)
         who = {"study": cell.name, "cell": cell.cell, "lane": lane["lane"]}
         identity = run_id(**who)
