@@ -6,6 +6,8 @@ report, records, campaign, data and status are the verbs; each says more after -
 import os
 import pkgutil
 import sys
+import traceback
+from pathlib import Path
 
 from pcexp.command_line import CONF, lasting, lost, speak  # first: it sets what JAX reads when it is imported
 
@@ -48,6 +50,8 @@ def _words(words: list[str]) -> list[str]:
     found = []
     for before, word in zip(["", *words], words, strict=False):
         option, equals, value = word.partition("=")
+        if option == "--experimental-rerun":  # it would read a pickle
+            raise Refused(f"{word}: give the command itself again; it runs what is missing")
         if word.startswith(
             "lanes."
         ):  # lane keys are the user's to name: for Hydra, which knows none, each is an addition
@@ -58,6 +62,12 @@ def _words(words: list[str]) -> list[str]:
             word = f"{option}={place(value)}"
         found.append(word)
     return found
+
+
+def _of_hydra(error: Exception) -> bool:
+    """Whether it is Hydra that refuses words: options that do not go together."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("hydra.")
 
 
 def _commanded(words: list[str]) -> int | None:
@@ -82,7 +92,12 @@ def main() -> None:
         code = _commanded(sys.argv[1:])
         sys.stdout.flush()
     except (HydraException, YAMLError, UnicodeError) as error:
-        sys.exit(f"pcexp: {refusal(error)}")
+        folders = [Path(word.rpartition("=")[2]) for word in sys.argv[1:] if "=" not in word or word[0] == "-"]
+        sys.exit(f"pcexp: {refusal(error, [CONF, *folders])}")
+    except ValueError as error:
+        if not _of_hydra(error):
+            raise
+        sys.exit(f"pcexp: {error}")
     except KeyboardInterrupt:  # before the first cell or after the last: in between a stop is asked for
         print("pcexp: interrupted; nothing that was computed is lost, the same command continues", file=sys.stderr)
         sys.exit(130)

@@ -175,8 +175,8 @@ class Composer:
         """What Hydra composes, its interpolations left as they are, with the options that were chosen. Raises Refused."""
         try:
             config = self._loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN, from_shell=False)
-        except (HydraException, YAMLError, UnicodeError) as error:
-            raise Refused(refusal(error, self._loader)) from error
+        except (HydraException, YAMLError) as error:
+            raise Refused(refusal(error)) from error
         choices = config.hydra.runtime.choices
         self._groups |= choices.keys()
         rest = OmegaConf.create({str(k): config._get_node(k) for k in config if k != "hydra"})

@@ -2,9 +2,9 @@
 
 import functools
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -24,8 +24,8 @@ def parsed(override: str) -> Override:
     return OverridesParser.create().parse_overrides([override])[0]
 
 
-def refusal(error: Exception, loader: ConfigLoader | None = None) -> str:
-    """What is wrong with an override or a file: of a key that does not exist, the close one and the valid ones too."""
+def refusal(error: Exception, folders: Iterable[Path] = ()) -> str:
+    """What is wrong with an override, or with a file of these folders: of a key that does not exist, the close one and the valid ones too."""
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         if str(cause.full_key).startswith("hydra."):
@@ -39,7 +39,7 @@ def refusal(error: Exception, loader: ConfigLoader | None = None) -> str:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem}"
     if isinstance(error, UnicodeError):
-        return f"a file is not text in UTF-8: {_foreign(loader) or error}"
+        return f"a file is not text in UTF-8: {_foreign(folders) or error}"
     return str(error)
 
 
@@ -74,12 +74,11 @@ def _unparsed(override: str) -> str:
     )
 
 
-def _foreign(loader: ConfigLoader | None) -> str:
+def _foreign(folders: Iterable[Path]) -> str:
     """The first configuration file that is not UTF-8."""
-    for source in loader.get_sources() if loader else ():
-        for path in Path(source.path).rglob("*.yaml") if source.scheme() == "file" else ():
-            try:
-                path.read_text("utf-8")
-            except UnicodeError as error:
-                return f"{path}: {error}"
+    for path in (path for folder in folders for path in folder.rglob("*.yaml")):
+        try:
+            path.read_text("utf-8")
+        except UnicodeError as error:
+            return f"{path}: {error}"
     return ""

@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.name is None:
         print(listing())
         return 0
+    if not options.name:
+        parser.error("a data set without a name")
     if options.source is not None and options.name != "tiny_imagenet":
         parser.error("--from is for tiny_imagenet only")
     try:
