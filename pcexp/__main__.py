@@ -30,6 +30,11 @@ VERBS = {
     "data": "pcexp.data.__main__:main",
     "status": "pcexp.records.status:main",
 }
+FOLDER, VALUED = (
+    ("--config-dir", "-cd"),
+    ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+)
+"""Options whose value is the next word, if not behind =; of the first it is a folder."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -46,22 +51,20 @@ def _verb(word: str) -> str | None:
 
 
 def _words(words: list[str]) -> list[str]:
-    """A command's words as Hydra takes them."""
-    found = []
-    for before, word in zip(["", *words], words, strict=False):
+    """A command's words as Hydra takes them: options first, because one among the others would hide those behind it."""
+    options, rest, before = list[str](), list[str](), ""
+    for word in words:
         option, equals, value = word.partition("=")
         if option == "--experimental-rerun":  # it would read a pickle
             raise Refused(f"{word}: give the command itself again; it runs what is missing")
-        if word.startswith(
-            "lanes."
-        ):  # lane keys are the user's to name: for Hydra, which knows none, each is an addition
-            word = f"++{word}"
-        elif before in ("--config-dir", "-cd"):
-            word = str(place(word))
-        elif option in ("--config-dir", "-cd") and equals:
+        if option in FOLDER and equals:
             word = f"{option}={place(value)}"
-        found.append(word)
-    return found
+        if word.startswith("-") or before in (*FOLDER, *VALUED) or (before in ("--info", "-i") and not equals):
+            options.append(str(place(word)) if before in FOLDER else word)
+        else:  # lane keys are the user's to name: for Hydra, which knows none of them, each is an addition
+            rest.append(f"++{word}" if word.startswith("lanes.") else word)
+        before = word
+    return [*options, *rest]
 
 
 def _of_hydra(error: Exception) -> bool:
