@@ -65,6 +65,7 @@ def figures(
     A `suffix` of their file names keeps those of several scales apart.
     """
     drawings = []
+    plotting.pyplot()  # first: a figure that a study makes by other means has our style too, and not that of a matplotlibrc
     folder.mkdir(parents=True, exist_ok=True)
     for labels in records.apart():
         part = records.select(labels)

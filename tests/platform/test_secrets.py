@@ -17,7 +17,7 @@ SENTINEL = "sentinel-5f3759df"
     "override",
     [
         "study.probe_size=${oc.env:MINE}",
-        "network.width=${oc.decode:${oc.env:MINE}}",
+        "network.width='${oc.decode:${oc.env:MINE}}'",
         "training.epochs=${tracker.project}",
     ],
 )
