@@ -57,7 +57,7 @@ def _unparsed(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals or not key:
         return f"{override!r} is no KEY=VALUE"
-    if value[:1] in ("[", "{") and value[-1:] not in ("]", "}"):
+    if value[:1] in ("[", "{") and value.count("[") + value.count("{") > value.count("]") + value.count("}"):
         return f"{key}: {value} is not closed; a list is written '{key}=[1,2]', and a mapping '{key}={{a: 1}}'"
     plain = value.removeprefix('"').removeprefix("'")
     for inner in ('"', "'"):
