@@ -11,7 +11,7 @@ from pcexp.records.cell import OutputError
 from pcexp.report import rendering
 
 
-def records(arguments: Sequence[str] | None = None) -> int:
+def records(arguments: Sequence[str] | None = None) -> None:
     """Records of a study: merged into results/ and rendered, or in archives that travel to another machine."""
     parser = argparse.ArgumentParser(prog="python -m pcexp records", description=records.__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -36,12 +36,15 @@ def records(arguments: Sequence[str] | None = None) -> int:
         )
     try:
         if options.verb == "pack":
-            return _pack(options.outputs, options.study, options.to or options.outputs / "archives")
+            code = _pack(options.outputs, options.study, options.to or options.outputs / "archives")
         elif options.verb == "unpack":
-            return _unpack(options.files, options.outputs)
-        return _collect(options.outputs, options.results, options.study)
+            code = _unpack(options.files, options.outputs)
+        else:
+            code = _collect(options.outputs, options.results, options.study)
     except (OutputError, OSError) as error:
         sys.exit(f"pcexp: {error}")
+    if code:
+        sys.exit(code)
 
 
 def _collect(outputs: Path, results: Path, study: str) -> int:
