@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pcexp.files import place
 from pcexp.records import archive, manifest, tables
 from pcexp.records.cell import Cell, OutputError
 from pcexp.records.lock import CellBusy
@@ -24,19 +25,19 @@ def records(arguments: Sequence[str] | None = None) -> None:
     }
     for verb, text in about.items():
         verbs.add_parser(verb, help=text, description=text).add_argument(
-            "--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)"
+            "--outputs", type=place, default=Path("outputs"), help="where runs wrote (default: outputs)"
         )
     for verb in ("collect", "pack", "forget"):
         verbs.choices[verb].add_argument("study", metavar="NAME", help="name of a study, as in pcexp.experiments.NAME")
-    verbs.choices["collect"].add_argument("--results", type=Path, default=Path("results"))
-    verbs.choices["pack"].add_argument("--to", type=Path, help="folder of the archives (default: OUTPUTS/archives)")
-    verbs.choices["unpack"].add_argument("files", type=Path, nargs="+", metavar="FILE")
+    verbs.choices["collect"].add_argument("--results", type=place, default=Path("results"))
+    verbs.choices["pack"].add_argument("--to", type=place, help="folder of the archives (default: OUTPUTS/archives)")
+    verbs.choices["unpack"].add_argument("files", type=place, nargs="+", metavar="FILE")
     forget = verbs.choices["forget"]
     forget.add_argument("--scale", help="default: all scales")
     forget.add_argument("--cell", help="of one cell")
     forget.add_argument("--lane", help="of one lane of it")
     forget.add_argument("--variant", help="of one variant, as it is written: 'optimiser.learning_rate=0.002'")
-    forget.add_argument("--results", type=Path, help="committed records that they are withdrawn from too")
+    forget.add_argument("--results", type=place, help="committed records that they are withdrawn from too")
     options = parser.parse_args(arguments)
     if options.verb == "forget" and options.cell is None and options.variant is None:
         forget.error("say which runs: --cell CELL or --variant TEXT, as python -m pcexp status prints them")
@@ -46,18 +47,20 @@ def records(arguments: Sequence[str] | None = None) -> None:
         )
     try:
         if options.verb == "pack":
-            _pack(options.outputs, options.study, options.to or options.outputs / "archives")
+            code = _pack(options.outputs, options.study, options.to or options.outputs / "archives")
         elif options.verb == "forget":
-            _forget(options)
+            code = _forget(options)
         elif options.verb == "unpack":
-            _unpack(options.files, options.outputs)
+            code = _unpack(options.files, options.outputs)
         else:
-            _collect(options.outputs, options.results, options.study)
+            code = _collect(options.outputs, options.results, options.study)
     except (CellBusy, OutputError, OSError) as error:
         sys.exit(f"pcexp: {error}")
+    if code:
+        sys.exit(code)
 
 
-def _collect(outputs: Path, results: Path, study: str) -> None:
+def _collect(outputs: Path, results: Path, study: str) -> int:
     for scale in manifest.scales(outputs / study):
         if scale == "smoke":
             continue  # seconds of a test: not a result
@@ -65,21 +68,20 @@ def _collect(outputs: Path, results: Path, study: str) -> None:
         print(f"{results / study / scale}: {len(records.runs)} runs, {len(records.rows)} rows")
         if records.strays:
             print(f"kept, of an older revision or not asked for: {len(records.strays)} cells")
-    rendering.main([study, "--results", str(results)])
+    return rendering.main([study, "--results", str(results)])
 
 
-def _pack(outputs: Path, study: str, folder: Path) -> None:
+def _pack(outputs: Path, study: str, folder: Path) -> int:
     packed = archive.write(outputs, study, folder)
     for path in packed.paths:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     print(f"{packed.lanes} of {packed.asked} lanes asked for are finished and packed")
     for name in packed.too_large:
         print(f"left out, more than an archive holds: {name}; copy the cell's folder")
-    if packed.too_large:
-        sys.exit(1)
+    return 1 if packed.too_large else 0
 
 
-def _forget(options: argparse.Namespace) -> None:
+def _forget(options: argparse.Namespace) -> int:
     def withdrawn(cell: str, lane: str, variant: str) -> bool:
         said = (options.cell, cell), (options.lane, lane), (options.variant, variant)
         return all(wanted in (None, there) for wanted, there in said)
@@ -105,9 +107,10 @@ def _forget(options: argparse.Namespace) -> None:
             total += n
     if not total:
         sys.exit(f"pcexp: no such runs; variants there are {', '.join(sorted(filter(None, variants))) or 'none'}")
+    return 0
 
 
-def _unpack(files: Iterable[Path], outputs: Path) -> None:
+def _unpack(files: Iterable[Path], outputs: Path) -> int:
     code = 0
     for path in files:
         try:
@@ -121,5 +124,4 @@ def _unpack(files: Iterable[Path], outputs: Path) -> None:
         for reason in refused:
             print(f"refused: {reason}")
             code = 1
-    if code:
-        sys.exit(code)
+    return code

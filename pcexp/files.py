@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Places as users write them, and files that are written whole or not at all."""
 
 import contextlib
 import os
@@ -6,6 +6,17 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+
+def place(text: str | Path) -> Path:
+    """The path that a user names, wherever it is written: ~ and $NAME in it stand for what they do in a shell. Raises OSError."""
+    try:
+        path = Path(os.path.expandvars(text)).expanduser()
+    except RuntimeError as error:
+        raise OSError(f"{text}: {error} Set HOME, or write the whole path") from error
+    if "\0" in str(path) or len(os.fsencode(path.name)) > 255:
+        raise OSError(f"{str(path)[:60]!r} is no name of a file")
+    return path
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -5,23 +5,26 @@ composition with values of their own. No JAX here: `--help` and shell completion
 """
 
 import copy
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from pcexp.config import grid, plain
 from pcexp.config.grid import Block, Refused
+from pcexp.config.refusals import parsed, refusal
 
 PLATFORM = ("execution", "tracker", "scale", "dry_run", "blocks", "hydra")
 """Root keys that say how a command runs, or which part of a study; no number depends on them."""
+
+
+GRID, HOW = ("grid", "common"), ("execution", "tracker")
+"""Root keys that are read before a cell is made; those that a cell's own values may not refer to."""
 
 
 class Composed(NamedTuple):
@@ -79,6 +82,7 @@ class Composer:
             self._sort(override)
         self._groups: set[str] = set()
         self.settings = self._loaded(self._base)
+        self.settings |= plain.parts_of({k: v for k, v in self.settings.items() if k not in GRID}, HOW)
         # What a data set needs to be told (`data.path=FILE`) says which data they are: it leads to no variant.
         needed = {k for k, v in (self.settings.get("data") or {}).items() if v == "???"}
         told = [axis for axis in self._axes if axis[0].partition(".")[2] in needed and axis[0].startswith("data.")]
@@ -155,7 +159,8 @@ class Composer:
                                 raise
                     elif value is None:
                         config[key] = None  # what the experiment itself says of an option that is taken away goes too
-                yield Composed(plain.resolved(config) | {"lanes": lanes}, block.name)
+                science = plain.resolved({k: v for k, v in config.items() if k not in HOW})
+                yield Composed(science | {k: self.settings[k] for k in HOW} | {"lanes": lanes}, block.name)
 
     def _template(self, options: Sequence[str], *, base: bool) -> dict[str, Any]:
         """What Hydra composes with these options; `base`: with the command's additions."""
@@ -163,20 +168,26 @@ class Composer:
         if overrides not in self._templates:
             # The grid is read of the settings; it would be copied with every cell.
             found = self.settings if overrides == tuple(self._base) else self._loaded(overrides)
-            self._templates[overrides] = {k: v for k, v in found.items() if k not in ("grid", "common")}
+            self._templates[overrides] = {k: v for k, v in found.items() if k not in GRID}
         return self._templates[overrides]
 
     def _loaded(self, overrides: Sequence[str]) -> dict[str, Any]:
         """What Hydra composes, its interpolations left as they are, with the options that were chosen. Raises Refused."""
         try:
             config = self._loader.load_configuration("config", list(overrides), run_mode=RunMode.RUN, from_shell=False)
-        except HydraException as error:
+        except (HydraException, YAMLError) as error:
             raise Refused(refusal(error)) from error
         choices = config.hydra.runtime.choices
         self._groups |= choices.keys()
         rest = OmegaConf.create({str(k): config._get_node(k) for k in config if k != "hydra"})
         chosen = {str(k): str(choices[k]) for k in config if choices.get(k) is not None and k != "execution"}
         found: Any = OmegaConf.to_container(rest, resolve=False)
+        if isinstance(found.get("experiment"), dict):
+            raise Refused(
+                f"experiment/{choices['experiment']}.yaml, line 1: `# @package _global_` has to stand there, with nothing before "
+                "it, not even the invisible mark (BOM) that some editors write"
+            )
+        plain.public({k: v for k, v in found.items() if k not in (*HOW, *GRID)})
         return found | {"choices": chosen}
 
 
@@ -191,17 +202,3 @@ def _values(override: Override) -> list[Any]:
     value = override.value()
     of_lanes = override.get_key_element().lstrip("+").startswith("lanes.")
     return list(value) if isinstance(value, list) and of_lanes else [value]
-
-
-@functools.cache
-def parsed(override: str) -> Override:
-    """An override as Hydra reads it. Raises HydraException."""
-    return OverridesParser.create().parse_overrides([override])[0]
-
-
-def refusal(error: HydraException) -> str:
-    """What is wrong with an override: of a key that does not exist, the close one and the valid ones too."""
-    cause = error.__cause__
-    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-        return plain.unknown(str(cause.full_key), cause.parent_node)
-    return str(error)

@@ -61,17 +61,49 @@ def suggestion(word: str, words: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+SECRET = r"(?:^|[._\W])(?i:token|password|passwd|secret|credentials?|(?:api|access|auth|private)_?key)"
+"""Keys whose values are nobody else's: they stand in no record."""
+
+
+def discreet(word: str) -> str:
+    """A word of a command line, without the value that a key of a secret has."""
+    return re.sub(rf"({SECRET}['\"]?\s*[:=]).*", r"\1***", word)
+
+
+def public(config: Mapping[str, Any]) -> None:
+    """Raise Refused where a configuration that is to be recorded has a key of a secret."""
+    for key, _ in leaves(config):
+        if re.search(rf"{SECRET}$", key):
+            raise Refused(
+                f"{key}: what a number depends on is recorded, and a secret must not be; let your code read it"
+            )
+
+
 def resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """Plain containers with interpolations resolved."""
+    """Plain containers with interpolations resolved: of what is recorded, where nothing of the environment may stand."""
     try:
         return _followed(config, config)
     except (KeyError, TypeError, RecursionError):
         pass  # resolvers, relative paths, mistakes: OmegaConf's to resolve or to name
+    for key, value in leaves(config):
+        if "oc.env" in str(value):
+            raise Refused(
+                f"{key}={value}: what a number depends on is recorded, the environment is not; write the value itself"
+            )
+    return parts_of(config, tuple(config))
+
+
+def parts_of(config: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """Parts of a configuration with interpolations resolved, those of the environment too. Raises Refused."""
+
+    def plain(node: Any) -> Any:
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
     try:
-        found: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        whole = OmegaConf.create(config)
+        return {key: config[key] if config[key] == "???" else plain(whole[key]) for key in keys}
     except OmegaConfBaseException as error:
         raise Refused(str(error).splitlines()[0]) from error
-    return found
 
 
 def _followed(node: Any, root: Mapping[str, Any]) -> Any:

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from pcexp.data import copies, prepare
 from pcexp.data.dataset import DataError
+from pcexp.files import place
 
 NAMES = ("mnist", "fashion_mnist", "cifar10", "svhn_cropped", "tiny_imagenet")
 """Image sets that come with a configuration; any other image set of TensorFlow Datasets can be prepared too."""
@@ -29,11 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     """List the data sets, or prepare one; 1 where that fails."""
     parser = argparse.ArgumentParser(prog="python -m pcexp data", description=__doc__)
     parser.add_argument("name", nargs="?", help=f"data set to prepare: {', '.join(NAMES)}, or another of TFDS")
-    parser.add_argument("--from", dest="source", type=Path, help="unzipped tiny-imagenet-200, for tiny_imagenet")
+    parser.add_argument("--from", dest="source", type=place, help="unzipped tiny-imagenet-200, for tiny_imagenet")
     options = parser.parse_args(arguments)
     if options.name is None:
         print(listing())
         return 0
+    if not options.name:
+        parser.error("a data set without a name")
     if options.source is not None and options.name != "tiny_imagenet":
         parser.error("--from is for tiny_imagenet only")
     try:

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from pcexp.data.dataset import DataError, checksum, needing
-from pcexp.files import replace_file
+from pcexp.files import place, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class RawImages:
 def data_dir() -> Path:
     """Folder of the prepared copies: PCEXP_DATA_DIR, else the folder that TensorFlow Datasets uses itself."""
     chosen = os.environ.get(DATA_DIR) or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(chosen).expanduser().absolute()
+    return place(chosen).absolute()
 
 
 def how_to_prepare(name: str) -> str:
@@ -173,7 +173,7 @@ def _pixels(encoded: bytes, shape: tuple[int, ...]) -> UInt8[np.ndarray, "height
 
 def cache_dir() -> Path:
     """Folder of the decoded images: PCEXP_CACHE_DIR, else ~/.cache/pcexp."""
-    return Path(os.environ.get("PCEXP_CACHE_DIR") or "~/.cache/pcexp").expanduser().absolute()
+    return place(os.environ.get("PCEXP_CACHE_DIR") or "~/.cache/pcexp").absolute()
 
 
 def load(copy: Copy, *, test_split: str) -> tuple[RawImages, str]:

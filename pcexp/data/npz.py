@@ -8,6 +8,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pcexp.data.dataset import AbstractDivided, DataError, Dataset, Split, checksum, one_hot
+from pcexp.files import place
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 CHANNELS = (1, 3, 4)
@@ -30,7 +31,7 @@ class Npz(AbstractDivided):
     """Relative paths count from the folder that the command is started in."""
 
     def load(self) -> Dataset:
-        path = Path(self.path).expanduser().absolute()
+        path = place(self.path).absolute()
         arrays = _read(path)
         y_train, y_test = _targets(path, arrays)
         x_train, x_test = (arrays[key].astype(np.float32) for key in ("x_train", "x_test"))

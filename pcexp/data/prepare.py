@@ -1,5 +1,6 @@
 """Making the copies that `pcexp.data.copies` reads: downloaded by TensorFlow Datasets, or packed from a folder."""
 
+import difflib
 import io
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,14 @@ def download(name: str) -> Copy:
     """Download and prepare a data set of TensorFlow Datasets; the one step that needs network and TensorFlow."""
     if name == "tiny_imagenet":
         raise DataError(f"tiny_imagenet cannot be downloaded: {copies.how_to_prepare(name)}")
+    with needing("images"):
+        import tensorflow_datasets as tfds
+
+    if name not in (known := tfds.list_builders(with_community_datasets=False)):
+        close = difflib.get_close_matches(name, known, n=1)
+        raise DataError(
+            f"{name} is no data set of TensorFlow Datasets" + (f" (did you mean {close[0]}?)" if close else "")
+        )
     try:
         import tensorflow  # noqa: F401
     except ImportError as error:
@@ -25,9 +34,6 @@ def download(name: str) -> Copy:
             f"preparing {name} needs TensorFlow once, reading it never does: run `make data DATA={name}`, which "
             "installs it, or `pip install 'pcexp[prepare]'` and this command again"
         ) from error
-    with needing("images"):
-        import tensorflow_datasets as tfds
-
     try:
         builder = tfds.builder(name, data_dir=copies.data_dir(), file_format="array_record")
         builder.download_and_prepare()

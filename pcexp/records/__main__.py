@@ -1,5 +1,5 @@
 """`python -m pcexp.records`: the same as `python -m pcexp records`."""
 
-from pcexp.commands import records
+from pcexp.__main__ import module
 
-records()
+module("records")

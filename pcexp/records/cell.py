@@ -27,6 +27,13 @@ CANNOT_WRITE = (EACCES, EDQUOT, EEXIST, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS)
 """Errors that say that a folder is full, read-only or no folder: the user's to mend, not the program's."""
 
 
+ENTRY = {
+    "rows.jsonl": (("lane", str), ("iteration", (int, float))),
+    "lanes.jsonl": (("lane", str), ("outcome", str), ("values", dict), ("summary", dict), ("provenance", dict)),
+}
+"""What every line of these files has."""
+
+
 class OutputError(Exception):
     """The output folder cannot be written."""
 
@@ -45,10 +52,18 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return  # a write was cut off here: the row is computed again
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
+                entry = json.loads(line)
+                whole = isinstance(entry, dict) and all(
+                    isinstance(entry.get(k), t) for k, t in ENTRY.get(path.name, ())
+                )
+                if not whole:
+                    raise ValueError("it is no record of a lane")
+            except ValueError as error:
                 at = f"{path}, line {number}"
-                raise OutputError(f"{at}, is not JSON: {error}; set the file aside and run again") from error
+                raise OutputError(
+                    f"{at}, is not JSON, or not ours: {error}; set the file aside and run again"
+                ) from error
+            yield entry
 
 
 class Cell:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pcexp.config.identity import Identity
+from pcexp.config.plain import discreet
 from pcexp.records.cell import OutputError, write_json
 
 Cells = dict[str, dict[str, Any]]
@@ -44,6 +45,22 @@ def read(folder: Path, scale: str) -> tuple[Cells, Blocks]:
         return content["cells"], content["blocks"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is no manifest: {error}; set it aside and give the study's command again") from error
+
+
+def how(folder: Path, scale: str) -> list[str]:
+    """Words of the last command that asked for something that say how and where it ran, and with which seeds."""
+    found, before = list[str](), ""
+    for word in _words(folder, scale):
+        kept = ("--config-dir", "-cd", "execution.targets=", "execution.outputs=", "data.path=", "lanes.seed=")
+        if word.startswith(kept) or before in kept:
+            found.append(word)
+        before = word
+    return found
+
+
+def _words(folder: Path, scale: str) -> list[str]:
+    """The words of the last command that asked for something."""
+    return list(json.loads((folder / f"manifest-{scale}.json").read_text()).get("command", ()))
 
 
 def entries(cells: Iterable[Identity]) -> Cells:
@@ -96,7 +113,7 @@ def add(folder: Path, scale: str, cells: Cells, grid: Blocks) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
         known, there = read(folder, scale)
-        _write(folder, scale, merged(known, cells), {**there, **grid})
+        _write(folder, scale, merged(known, cells), {**there, **grid}, [discreet(word) for word in sys.argv[1:]])
     return of_other_content(known, cells)
 
 
@@ -116,7 +133,13 @@ def forget(folder: Path, scale: str, withdrawn: Callable[[str, str, str], bool])
         for cell, name, own in found:
             if not own:
                 del known[cell]["lanes"][name]
-        _write(folder, scale, {cell: entry for cell, entry in known.items() if entry["lanes"]}, blocks)
+        _write(
+            folder,
+            scale,
+            {cell: entry for cell, entry in known.items() if entry["lanes"]},
+            blocks,
+            _words(folder, scale),
+        )
     return found
 
 
@@ -128,7 +151,7 @@ def _held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _write(folder: Path, scale: str, cells: Cells, blocks: Blocks) -> None:
+def _write(folder: Path, scale: str, cells: Cells, blocks: Blocks, command: Sequence[str]) -> None:
     written = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    content = {"scale": scale, "command": sys.argv[1:], "written": written, "blocks": blocks, "cells": cells}
+    content = {"scale": scale, "command": command, "written": written, "blocks": blocks, "cells": cells}
     write_json(folder / f"manifest-{scale}.json", content)

@@ -1,5 +1,5 @@
 """`python -m pcexp.report`: the same as `python -m pcexp report`."""
 
-from pcexp.report.rendering import main
+from pcexp.__main__ import module
 
-main()
+module("report")

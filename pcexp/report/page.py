@@ -38,7 +38,10 @@ class Drawing(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A study at one scale. `text` is its docstring, `notes` are headings and texts of what was written of these records."""
+    """A study at one scale. `text` is its docstring, `notes` are headings and texts of what was written of these records.
+
+    `left_out` says what of it could not be judged or drawn.
+    """
 
     study: str
     text: str
@@ -46,6 +49,7 @@ class Part(NamedTuple):
     drawings: Sequence[Drawing]
     records: Records
     notes: Sequence[tuple[str, str]] = ()
+    left_out: Sequence[str] = ()
 
 
 def page(parts: Sequence[Part], beside: Path | None = None) -> str:
@@ -59,13 +63,13 @@ def page(parts: Sequence[Part], beside: Path | None = None) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     filters = (headed, listed, outcomes, paragraphs_of, prose, provenance, source, words)
     environment.filters |= {one.__name__: one for one in filters}
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text())
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
     return template.render(parts=parts, marks=STATUS_MARK)
 
 
 def notes(path: Path, scale: str) -> list[tuple[str, str]]:
     """Heading and text of each section of a study's notes.md whose heading names this scale."""
-    sections = path.read_text().split("\n## ")[1:] if path.exists() else []
+    sections = path.read_text("utf-8").split("\n## ")[1:] if path.exists() else []
     parts = (section.partition("\n") for section in sections)
     return [(heading, text) for heading, _, text in parts if scale in re.split(r"\W+", heading)]
 

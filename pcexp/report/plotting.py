@@ -150,6 +150,12 @@ def legend(figure: Figure, handles: Iterable[Any], columns: int = 6) -> Figure:
 
 def rendered(figure: Figure, kind: str) -> bytes:
     """The figure as a PNG or PDF file; the same figure gives the same bytes on any day."""
+    for axes in figure.axes:
+        # Of runs that diverged at once nothing is above zero, and matplotlib ends there.
+        if axes.get_xscale() == "log" and not min(axes.get_xlim()) > 0:
+            axes.set_xscale("linear")
+        if axes.get_yscale() == "log" and not min(axes.get_ylim()) > 0:
+            axes.set_yscale("linear")
     buffer = io.BytesIO()
     metadata = {"CreationDate": None, "ModDate": None, "Producer": "pcexp", "Creator": "pcexp"}
     figure.savefig(buffer, format=kind, metadata=metadata if kind == "pdf" else {"Software": "pcexp"})

@@ -12,7 +12,8 @@ import importlib
 import io
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,51 @@ from rich.console import Console
 from rich.table import Table
 
 from pcexp.config.grid import SCALES
-from pcexp.files import replace_bytes
+from pcexp.files import place, replace_bytes
 from pcexp.records.tables import Records, read_outputs, read_results
 from pcexp.report import plotting
 from pcexp.report.claims import Verdict
 from pcexp.report.page import STATUS_MARK, Drawing, Judged, Part, listed, notes, page, words
 
 
-def judge(study: Any, records: Records) -> list[Judged]:
+@contextmanager
+def _leaving_out(what: str, left_out: list[str] | None) -> Iterator[None]:
+    """Inside, whatever fails on records that nobody foresaw becomes a line of `left_out`, where there is such a list."""
+    try:
+        yield
+    except Exception as error:
+        if left_out is None:
+            raise
+        said = " ".join(str(error).split())[:300]
+        left_out.append(f"{what}: {type(error).__name__}: {said}")
+
+
+def judge(study: Any, records: Records, left_out: list[str] | None = None) -> list[Judged]:
     """Verdicts of the claims of a study, data set by data set; of each those that speak of it."""
-    return [
-        Judged(" ".join(filter(None, labels.values())), claim, claim.rule(records.select(labels)))
-        for labels in records.apart()
-        for claim in study.CLAIMS
-        if claim.data in (None, labels["data"])
-    ]
+    judged = []
+    for labels in records.apart():
+        data, part = " ".join(filter(None, labels.values())), records.select(labels)
+        for claim in study.CLAIMS:
+            if claim.data in (None, labels["data"]):
+                with _leaving_out(f"claim {claim.figure} on {data} ({claim.statement})", left_out):
+                    judged.append(Judged(data, claim, claim.rule(part)))
+    return judged
 
 
-def figures(study: Any, records: Records, folder: Path, again: bool = True, suffix: str = "") -> list[Drawing]:
+def figures(
+    study: Any,
+    records: Records,
+    folder: Path,
+    again: bool = True,
+    suffix: str = "",
+    left_out: list[str] | None = None,
+) -> list[Drawing]:
     """All figures of a study as PNG and PDF, one a data set (and variant); drawn `again`, or only where one is missing.
 
     A `suffix` of their file names keeps those of several scales apart.
     """
     drawings = []
+    plotting.pyplot()  # first: a figure that a study makes by other means has our style too, and not that of a matplotlibrc
     folder.mkdir(parents=True, exist_ok=True)
     for labels in records.apart():
         part = records.select(labels)
@@ -51,14 +74,15 @@ def figures(study: Any, records: Records, folder: Path, again: bool = True, suff
             stem = re.sub(r"[^\w.=-]+", "_", f"fig_{name}_{data}{suffix}")
             if len(stem) > 80:
                 stem = f"{stem[:70]}_{hashlib.sha256(stem.encode()).hexdigest()[:8]}"
-            if again or not (folder / f"{stem}.png").exists():
-                figure = make(part)
-                if figure is None:  # of no meaning for these data
-                    continue
-                for kind in ("png", "pdf"):
-                    replace_bytes(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
-                plotting.pyplot().close(figure)
-            drawings.append(Drawing(name, data, (make.__doc__ or "").strip(), folder / f"{stem}.png", part))
+            with _leaving_out(f"figure {name} on {data}", left_out):
+                if again or not (folder / f"{stem}.png").exists():
+                    figure = make(part)
+                    if figure is None:  # of no meaning for these data
+                        continue
+                    for kind in ("png", "pdf"):
+                        replace_bytes(folder / f"{stem}.{kind}", plotting.rendered(figure, kind))
+                drawings.append(Drawing(name, data, (make.__doc__ or "").strip(), folder / f"{stem}.png", part))
+            plotting.pyplot().close("all")
     return drawings
 
 
@@ -97,70 +121,76 @@ def index_markdown(parts: Sequence[Part]) -> str:
     return "\n".join([*head, *lines]) + "\n"
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    """`python -m pcexp report NAME ...`: claims table, figures and page of studies that have been run."""
+def main(arguments: Iterable[str] | None = None) -> int:
+    """`python -m pcexp report NAME ...`: claims table, figures and page of studies that have been run.
+
+    What cannot be judged or drawn is said in a line, on the page too, and everything else stays; the status is 1 then.
+    """
     parser = argparse.ArgumentParser(prog="python -m pcexp report", description=main.__doc__)
     asked = "studies, as in pcexp.experiments.NAME; default: all with runs"
     parser.add_argument("studies", nargs="*", metavar="NAME", help=asked)
-    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs wrote (default: outputs)")
-    parser.add_argument("--results", type=Path, help="read committed records from here, and render beside them")
+    parser.add_argument("--outputs", type=place, default=Path("outputs"), help="where runs wrote (default: outputs)")
+    parser.add_argument("--results", type=place, help="read committed records from here, and render beside them")
     parser.add_argument("--scale", choices=SCALES, help="default: every scale that has runs")
     options = parser.parse_args(None if arguments is None else list(arguments))
-    source = options.results or options.outputs
-    target = options.results or options.outputs / "report"
+    source, committed = options.results or options.outputs, options.results is not None
+    target = source if committed else source / "report"
     known = sorted(p.name for p in source.glob("*") if list(p.glob("manifest-*.json")) or list(p.glob("*/runs.csv")))
     for name in set(options.studies) - set(known):
         there = ", ".join(known) or "none"
         sys.exit(f"pcexp: there are no runs of a study {name} under {source}; there are runs of {there}")
-    console = Console(width=None if sys.stdout.isatty() else 160)
     parts, failed = [], False
     # All studies are on the page, and of results/ all scales; only those asked for are drawn again and printed.
-    scales = [options.scale] if options.scale and not options.results else list(reversed(SCALES))
+    scales = [options.scale] if options.scale and not committed else list(reversed(SCALES))
     for name in known:
-        named = not options.studies or name in options.studies
+        # Plain names in results/NAME/ are those of the largest scale that has runs.
         largest: str | None = None
         for scale in scales:
-            chosen = named and options.scale in (None, scale)
-            records = read_results(source, name, scale) if options.results else read_outputs(source, name, scale)
-            if not len(records.asked):
-                continue
-            try:
-                study = importlib.import_module(records.module)
-            except ModuleNotFoundError as error:
-                if named and options.studies:
-                    sys.exit(f"pcexp: the study {name} is not at hand: {error}")
-                print(f"left out: the study {name} is not at hand: {error}")
-                break
-            # Plain names in results/NAME/ are those of the largest scale that has runs.
-            largest = largest or scale
-            folder = target / name if options.results else target / name / scale
-            suffix = f"_{scale}" if options.results and scale != largest else ""
-            try:
-                judged = judge(study, records)
-                drawings = figures(study, records, folder, chosen, suffix)
-            except Exception as error:
-                if options.results:  # a page that is committed loses no study
-                    raise
-                print(f"left out: claims or figures of {name} at {scale} failed with {type(error).__name__}: {error}")
-                failed = True
-                continue
-            of_records = notes(source / name / "notes.md", scale)
-            parts.append(Part(name, study.__doc__ or "", judged, drawings, records, of_records))
-            if not chosen:
-                continue
-            replace_bytes(target / name / scale / "claims.csv", claims_csv(judged).encode())
-            print_claims(judged, console)
-            if records.strays:
-                where = listed([str(source / name / stray) for stray in records.strays])
-                print(f"left out, not in the manifest of scale {scale}: {where}")
-            for drawing in drawings:
-                print(f"figure {drawing.figure:5} {drawing.png}")
+            chosen = name in (options.studies or known) and options.scale in (None, scale)
+            left_out: list[str] = []
+            with _leaving_out(f"{name} at {scale}", left_out):
+                records = read_results(source, name, scale) if committed else read_outputs(source, name, scale)
+                if not len(records.asked):
+                    continue
+                largest = largest or scale
+                suffix = f"_{scale}" if committed and scale != largest else ""
+                folder = target / name if committed else target / name / scale
+                part = _part(records, folder, source / name / "notes.md", chosen, suffix)
+                parts.append(part)
+                left_out += part.left_out
+                if chosen:
+                    replace_bytes(target / name / scale / "claims.csv", claims_csv(part.judged).encode())
+                    _print(part, source)
+            failed |= chosen and bool(left_out)
+            print(*(f"left out: {line}\n" for line in left_out), sep="", end="")
+    if not parts and failed:
+        return 1
     if not parts:
         sys.exit(f"pcexp: nothing has been run under {source}: start with python -m pcexp +experiment=saddle_escape")
     target.mkdir(parents=True, exist_ok=True)
-    replace_bytes(target / "index.html", page(parts, beside=target if options.results else None).encode())
-    if options.results:
+    replace_bytes(target / "index.html", page(parts, beside=target if committed else None).encode())
+    if committed:
         replace_bytes(target / "INDEX.md", index_markdown(parts).encode())
     print(f"page         {target / 'index.html'}")
-    if failed:
-        sys.exit(1)
+    return int(failed)
+
+
+def _part(records: Records, folder: Path, beside: Path, again: bool, suffix: str) -> Part:
+    """A study at one scale as its page shows it, its figures drawn into a folder. Raises what a module that is not at hand does."""
+    study, left_out = importlib.import_module(records.module), list[str]()
+    judged = judge(study, records, left_out)
+    drawings = figures(study, records, folder, again, suffix, left_out)
+    said = [f"{records.study} at {records.scale}, {line}" for line in left_out]
+    return Part(
+        records.study, study.__doc__ or "", judged, drawings, records, notes(beside, records.scale), tuple(said)
+    )
+
+
+def _print(part: Part, source: Path) -> None:
+    records = part.records
+    print_claims(part.judged, Console(width=None if sys.stdout.isatty() else 160))
+    if records.strays:
+        where = listed([str(source / part.study / stray) for stray in records.strays])
+        print(f"left out, not in the manifest of scale {records.scale}: {where}")
+    for drawing in part.drawings:
+        print(f"figure {drawing.figure:5} {drawing.png}")

@@ -65,6 +65,10 @@ class Job:
             except jax.errors.JaxRuntimeError as error:  # out of memory, above all: other lanes and cells go on
                 self.finish(lane, failure(error), {})
                 continue
+            except np.linalg.LinAlgError as error:  # of an overflown matrix: an outcome, before the lane's first row
+                self.session.progress.say(f"lane {lane.name} of {self.spec.cell} diverged: {error}")
+                self.finish(lane, "diverged", {})
+                continue
             self.cell.append({"lane": lane.name} | {name: v.tolist() for name, v in row.items()} for row in found)
             self.session.progress.advance(self.spec, {lane.name: 1}, 1)
             finite = all(np.isfinite(value).all() for row in found for value in row.values())

@@ -38,11 +38,12 @@ class Progress:
         self._cells: dict[str, _Cell] = {}
         self._start = self._last_line = time.monotonic()
         self._lock = threading.Lock()
-        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        # Not what FORCE_COLOR says: a log file has plain lines.
+        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True, force_terminal=sys.stdout.isatty())
         self._bar: Bar | None = None
 
     def __enter__(self) -> "Progress":
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             said, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
             self._bar = Bar(said, BarColumn(), note, TimeElapsedColumn(), console=self.console)
             self._task = self._bar.add_task("starting", total=sum(self._costs.values()) or 1, note="")

@@ -3,6 +3,7 @@
 import datetime
 import functools
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -96,7 +97,34 @@ def _constant() -> dict[str, str | int | bool]:
 
 def cores() -> int:
     """Cores that this process may use: a SLURM job sees all of its node's in os.cpu_count(), which is all that macOS knows."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    groups = pathlib.Path("/proc/self/cgroup")
+    share = cpu_quota(pathlib.Path("/sys/fs/cgroup"), groups.read_text() if groups.exists() else "")
+    return max(1, min(seen, math.ceil(share))) if share < seen else seen
+
+
+def cpu_quota(root: pathlib.Path, groups: str) -> float:
+    """Cores' worth of time that control groups leave a process: `groups` is its /proc/self/cgroup, `root` where they are mounted.
+
+    A container may have half a core or two and a half, and still see all cores of its machine.
+    """
+
+    def text(file: pathlib.Path) -> str:
+        try:
+            return file.read_text().strip()
+        except (OSError, ValueError):
+            return ""
+
+    limits = [math.inf]
+    for controllers, path in re.findall(r"^\d+:([^:\n]*):/(.*)$", groups, re.MULTILINE):
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / ("cpu" if controllers else "")  # version 1 has a tree a controller, version 2 one for all
+        for at in (top / path, *(top / path).parents):
+            said = text(at / "cpu.max") or f"{text(at / 'cpu.cfs_quota_us')} {text(at / 'cpu.cfs_period_us')}"
+            if numbers := re.fullmatch(r"(\d+) ([1-9]\d*)", said):  # not "max 100000", and not "-1 100000"
+                limits.append(int(numbers[1]) / int(numbers[2]))
+    return min(limits)
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> str | None:

@@ -1,11 +1,13 @@
 """What the cells of one command share: settings, data, tracker, progress, places for lanes, and the wish to stop."""
 
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -13,9 +15,13 @@ import jax
 
 from pcexp.config.spec import Spec
 from pcexp.data import DataError, Dataset
+from pcexp.files import place
 from pcexp.run.progress import Progress
 from pcexp.run.provenance import cores
 from pcexp.run.tracking import AbstractTracker
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a run to stop: a terminal that closes sends the third, and a cluster is often told to warn with the others."""
 
 
 class Stopped(Exception):
@@ -36,6 +42,21 @@ class Execution(eqx.Module):
     max_minutes: float | None = None
     save_networks: bool = False
     targets: Sequence[str] = ()
+
+    def __check_init__(self) -> None:
+        for name in ("workers", "pack_size"):
+            if (n := getattr(self, name)) is not None and n < 1:
+                raise ValueError(f"{name}={n}: one at least, or null for what suits the device")
+        for name, least in (("call_s", 1e-3), ("checkpoint_s", 0.0), ("max_minutes", 0.0)):
+            if (value := getattr(self, name)) is not None and not least <= value < math.inf:
+                raise ValueError(f"{name}={value:g}: a number from {least:g} is needed")
+        if not self.outputs:
+            raise ValueError("outputs is empty: name a folder; outputs=. is the current one")
+
+    @property
+    def folder(self) -> Path:
+        """Where runs write. Raises OSError."""
+        return place(self.outputs)
 
 
 def units() -> int:
@@ -102,15 +123,21 @@ class Session:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM ask to stop between calls; a second Ctrl-C stops at once (rows and checkpoints stay)."""
+        """Ctrl-C, SIGTERM and what else clusters and terminals send ask to stop between calls; a later Ctrl-C stops at once.
+
+        Rows and checkpoints stay. What is ignored (SIGHUP after nohup) stays ignored.
+        """
 
         def ask(number: int, _: Any) -> None:
             if self._stop.is_set():
-                os._exit(128 + number)
+                if number == signal.SIGINT:  # a person; a cluster sends two in a row, and then waits
+                    os._exit(128 + number)
+                return
             self._stop.set()
-            self.progress.say("stopping after the calls in flight; once more to stop at once")
+            self.progress.say("stopping after the calls in flight; Ctrl-C stops at once")
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        heard = (number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN)
+        before = {number: signal.signal(number, ask) for number in heard}
         try:
             yield
         finally:

@@ -81,7 +81,7 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """Where the cells are."""
-        return Path(self.execution.outputs) / self.name
+        return self.execution.folder / self.name
 
     def handle(self, spec: Spec) -> Cell:
         """The folder of a cell, with the lanes asked for."""
@@ -106,7 +106,7 @@ class Sweep:
         session = Session(self.execution, self.tracker, progress, datasets)
         code = _run_cells(specs, {spec.cell: self.handle(spec) for spec in specs}, session)
         if code == 0:
-            _report(self.name, self.scale, self.execution.outputs)
+            code = _report(self.name, self.scale, self.execution.folder) or 0
         return code
 
 
@@ -124,13 +124,8 @@ def sweep(asked: Asked, settings: Mapping[str, Any], datasets: Datasets) -> Swee
         allowed = (*ALLOWED_TARGETS, *execution.targets)
         own = identities(asked.own, allowed)
         wanted = own if asked.cells is asked.own else identities(asked.cells, allowed)
-        specs = [spec(placed(who, own, asked.variant), allowed) for who in wanted.values()]
+        specs = _checked([placed(who, own, asked.variant) for who in wanted.values()], allowed)
         tracker: AbstractTracker = build(settings["tracker"], "tracker", allowed)
-        models: dict[str, Any] = {}
-        for cell in specs:
-            shape = json.dumps([cell.science["network"], cell.science["parameterisation"]], sort_keys=True)
-            models[shape] = models[shape] if shape in models else _model(cell)
-            _check(cell, models[shape])
     except ValueError as error:
         raise Refused(str(error)) from error
     scale, dry_run = str(settings["scale"]), bool(settings.get("dry_run"))
@@ -217,6 +212,31 @@ def _about(cell: Spec) -> dict[str, Any]:
     return {"study": cell.name} | {key: getattr(cell, key) for key in ("cell", "revision", "science", "labels")}
 
 
+def _checked(cells: Sequence[Identity], allowed: Sequence[str]) -> list[Spec]:
+    """The typed cells. Raises SpecError of the first that cannot be run, which says how many others cannot."""
+    specs, models, wrong = [], dict[str, Any](), list[tuple[Identity, ValueError]]()
+    for who in cells:
+        try:
+            cell = spec(who, allowed)
+            shape = json.dumps([cell.science["network"], cell.science["parameterisation"]], sort_keys=True)
+            models[shape] = models[shape] if shape in models else _model(cell)
+            _check(cell, models[shape])
+        except ValueError as error:
+            wrong.append((who, error))
+        else:
+            specs.append(cell)
+    if not wrong:
+        return specs
+    (first, reason), *_ = wrong
+    if not specs:
+        raise reason
+    rest = f", and {len(wrong) - 1} more" if wrong[1:] else ""
+    raise SpecError(
+        f"{reason} (cell {' '.join(first.labels.values())}{rest}; the other {len(specs)} of {len(cells)} could run: name in one command "
+        "the values that go together)"
+    ) from reason
+
+
 def _model(cell: Spec) -> Any:
     """Shapes of a cell's model, on data of made-up sizes: they do not matter to what is checked."""
     shape = (8,) if cell.network.arrangement.flat else (64, 64, 3)
@@ -242,11 +262,11 @@ def _check(cell: Spec, model: Any) -> None:
     cell.learning.evaluation.check(model, generative=arrangement.generative)
 
 
-def _report(study: str, scale: str, outputs: str) -> None:
+def _report(study: str, scale: str, outputs: Path) -> int:
     # Imported here: a run needs no tables or figures until it has ended.
     try:
         from pcexp.report import rendering as report
     except ModuleNotFoundError as error:  # a node that only runs
         print(f"no report: {error.name} is not installed here; python -m pcexp report {study} makes it elsewhere")
-        return
-    report.main([study, "--outputs", outputs, "--scale", scale])
+        return 0
+    return report.main([study, "--outputs", str(outputs), "--scale", scale])

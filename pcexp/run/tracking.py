@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import shlex
 import subprocess
@@ -14,9 +15,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pcexp.config.identity import Identity
+from pcexp.files import place
 
 MAX_POINTS = 50  # a curve on a dashboard needs no more, and a study has tens of thousands of lanes
 TAG_LENGTH = 64  # W&B refuses longer ones
+
+OF_ANOTHER_RUN = (
+    "DIR",
+    "DISABLED",
+    "JOB_TYPE",
+    "MODE",
+    "NAME",
+    "NOTES",
+    "RESUME",
+    "RUN_GROUP",
+    "RUN_ID",
+    "SWEEP_ID",
+    "TAGS",
+)
+"""What a shell says of some other run: W&B would take its id before the lane's, and mirror all lanes as one run."""
 
 _log = logging.getLogger(__name__)
 
@@ -80,13 +97,15 @@ class Wandb(AbstractTracker):
 
     def _written(self, cell: Identity, lane: Mapping[str, Any], rows: list[dict[str, float]]) -> pathlib.Path:
         """The folder of a new offline segment of the lane's run."""
+        for name in OF_ANOTHER_RUN:
+            os.environ.pop(f"WANDB_{name}", None)
         try:
             import wandb  # here, because a run without a tracker must not need it
         except ModuleNotFoundError as error:
             raise RuntimeError("wandb is not installed: run `pip install 'pcexp[tracking]'`") from error
 
         # W&B writes to a temporary folder, with no more than a message, if this one does not exist.
-        root = pathlib.Path(self.directory or "outputs/wandb").expanduser().absolute()
+        root = place(self.directory or "outputs/wandb").absolute()
         root.mkdir(parents=True, exist_ok=True)
         who = {"study": cell.name, "cell": cell.cell, "lane": lane["lane"]}
         identity = run_id(**who)

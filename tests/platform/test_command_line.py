@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import quick
 
+from pcexp.__main__ import main
 from pcexp.records.cell import read_lines
 from pcexp.report import rendering as report
 from pcexp.run import tracking
@@ -118,6 +119,20 @@ def test_a_dry_run_prints_the_grid_and_its_cost_and_writes_nothing(tmp_path: Pat
     assert "bp" in said.lower() and "pc" in said.lower()
     assert "network.width" not in said  # what all cells share is not repeated
     assert everything(tmp_path) == []
+
+
+def test_several_experiments_of_one_command_each_have_a_grid_and_a_folder_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", f"+experiment={quick.STUDY},forward_pass", "scale=smoke", "dry_run=true"]
+    monkeypatch.setattr(sys, "argv", ["pcexp", *words])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    heads = [line.partition(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("outputs/")]
+    alone = {name: len(quick.swept(f"+experiment={name}", "scale=smoke")) for name in (quick.STUDY, "forward_pass")}
+    assert heads == [f"outputs/{name} at scale smoke: {n} cells" for name, n in alone.items()]
 
 
 def test_the_estimate_grows_with_the_work_and_counts_only_what_is_missing(

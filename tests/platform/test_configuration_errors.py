@@ -1,6 +1,7 @@
 """What is wrong with a configuration is said before anything runs: the key, the value, what is valid; nothing is written."""
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import quick
 
 from pcexp.config.composition import Refused
+from pcexp.config.refusals import parsed
 
 Refusal = Callable[..., str]
 
@@ -144,6 +146,29 @@ def test_an_unknown_option_is_refused_with_the_valid_ones(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            "data.path=~/x",
+            "+experiment=été",
+            "data.path=a=b.npz",
+            "data.path=x'y.npz",
+            'data.path="x',
+            "data.path=李明",
+        ),
+        *("data.path=a|b@c#d", "data.path=[a].npz", "data.path=a(1).npz", r"data.path=$HOME/C:\x;y"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_answered_with_a_line_that_works(
+    override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = quick.refused(*quick.QUICK[1:], override, monkeypatch=monkeypatch)
+    assert said.count("\n") == 0 and override.partition("=")[0] in said
+    (word,) = shlex.split(said.partition("plain text: ")[2])
+    assert parsed(word).value() == override.partition("=")[2].removeprefix('"')
+
+
 def test_a_study_that_reads_energies_refuses_an_output_whose_energy_is_no_function_of_its_error(
     refusal: Refusal,
 ) -> None:
@@ -227,6 +252,12 @@ def test_a_word_that_is_no_option_is_refused_with_the_valid_ones(
         ("inference.max_steps=-1", "max_steps"),
         ("data.validation_fraction=1.5", "validation_fraction"),
         ("training.batch_size=100000", "training.batch_size"),
+        ("execution.workers=-1", "execution: workers=-1: one at least"),
+        ("execution.pack_size=0", "execution: pack_size=0: one at least"),
+        ("execution.call_s=nan", "execution: call_s=nan: a number from 0.001"),
+        ("execution.checkpoint_s=inf", "execution: checkpoint_s=inf: a number from 0"),
+        ("execution.max_minutes=-3", "execution: max_minutes=-3: a number from 0"),
+        ("execution.outputs=", "execution: outputs is empty"),
     ],
 )
 def test_a_value_that_cannot_be_run_is_refused_with_its_key(refusal: Refusal, override: str, key: str) -> None:
@@ -309,6 +340,8 @@ def test_a_target_that_is_not_there_or_is_something_else_is_refused(target: str,
 
 def test_several_cells_of_which_one_is_wrong_are_refused_together(outputs: Path) -> None:
     good = quick.composed(f"execution.outputs={outputs}")
-    with pytest.raises(Refused, match=r"network\.width"):
+    with pytest.raises(
+        Refused, match=r"network\.width.*cell digits fully_connected.*; the other 1 of 2 could run"
+    ) as refused:
         quick.run_all([good, quick.changed(good, "network.width", "wide")])
-    assert not outputs.exists()
+    assert not outputs.exists() and "\n" not in str(refused.value)

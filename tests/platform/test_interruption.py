@@ -66,6 +66,29 @@ def test_ctrl_c_stops_between_calls_and_the_same_command_continues_to_the_same_b
     assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
 
 
+def test_what_clusters_and_terminals_send_stops_a_run_as_sigterm_does(outputs: Path, tmp_path: Path) -> None:
+    """One by one, each half way in what the one before left; two in a row are one wish; nohup's SIGHUP is not heard."""
+    arguments = (*quick.QUICK, *quick.LONG, "training.epochs=1000", quick.OFTEN, f"execution.outputs={outputs}")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    process = quick.started(*arguments, cwd=tmp_path, pause=0.05)
+    signal.signal(signal.SIGHUP, before)
+    half_way(outputs, process)
+    process.send_signal(signal.SIGHUP)
+    after = recorded(outputs)
+    half_way(outputs, process, rows=after + 30)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "The same command continues" in said
+    for number in (signal.SIGUSR2, signal.SIGHUP):
+        process = quick.started(*arguments, cwd=tmp_path, pause=0.05)
+        half_way(outputs, process, rows=recorded(outputs) + 10)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 130 and "stopping after the calls in flight" in said and "Traceback" not in said
+    assert not (quick.cell_folder(outputs) / "lock").exists()
+
+
 def test_kill_9_leaves_what_the_same_command_continues_to_the_same_bits_and_another_process_stays_out(
     undisturbed: Path, outputs: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -14,7 +15,7 @@ import jax
 import pytest
 
 from pcexp.run import provenance as module
-from pcexp.run.provenance import checkout, other_than, peak_memory_bytes, provenance
+from pcexp.run.provenance import checkout, cores, cpu_quota, other_than, peak_memory_bytes, provenance
 
 
 def git(folder: pathlib.Path, *arguments: str) -> str:
@@ -96,6 +97,41 @@ def test_versions_and_devices_are_those_of_this_process() -> None:
     assert record["optax_version"] == importlib.metadata.version("optax")
     assert (record["device_platform"], record["device_count"]) == (jax.default_backend(), jax.device_count())
     assert record["cpu_count"] == int(subprocess.run(["nproc"], capture_output=True, text=True, check=True).stdout)
+
+
+QUOTAS = {
+    "version 2": ("0::/job", {"job/cpu.max": "250000 100000"}, 2.5),
+    "version 2, of a parent": ("0::/a/b", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5),
+    "version 2, its own root": ("0::/", {"cpu.max": "400000 100000\n"}, 4.0),
+    "version 1": (
+        "3:cpuacct,cpu:/job",
+        {"cpu/job/cpu.cfs_quota_us": "150000", "cpu/job/cpu.cfs_period_us": "50000"},
+        3.0,
+    ),
+    "version 1 in a container": (
+        "1:cpu:/gone",
+        {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"},
+        1.0,
+    ),
+    "no quota": ("0::/job\n1:cpu:/job", {"job/cpu.max": "max 100000", "cpu/cpu.cfs_quota_us": "-1"}, math.inf),
+    "nonsense": ("x\n0:/\n0::/../..", {"cpu.max": "many 0"}, math.inf),
+    "another controller's": ("2:memory:/job", {"memory/job/cpu.max": "1 100"}, math.inf),
+    "no control groups": ("", {}, math.inf),
+}
+
+
+@pytest.mark.parametrize("machine", QUOTAS)
+def test_a_quota_of_processor_time_is_seen(
+    machine: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups, files, quota = QUOTAS[machine]
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_quota(tmp_path, groups) == quota
+    monkeypatch.setattr("pcexp.run.provenance.cpu_quota", lambda *_: quota)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
+    assert cores() == min(8, math.ceil(min(quota, 8)))  # one at least, and of half a core more all
 
 
 def test_precision_and_flags_are_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:

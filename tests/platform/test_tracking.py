@@ -38,12 +38,16 @@ def lane(name: str = "a1", *, iterations: range = range(1), outcome: str = "done
 
 @pytest.fixture(scope="module", autouse=True)
 def wandb_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """No setting, login, cache or address of the person who runs the tests."""
+    """No setting, login, cache or address of the person who runs the tests, and all that could be set of another run."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             patch.delenv(name)
         for name in ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
             patch.setenv(f"WANDB_{name}", str(tmp_path_factory.mktemp(name.lower())))
+        for name in tracking.OF_ANOTHER_RUN:  # as in the shell of somebody's sweep, with W&B turned off
+            patch.setenv(
+                f"WANDB_{name}", {"MODE": "disabled", "DISABLED": "true", "DIR": "/dev/null"}.get(name, "other")
+            )
         patch.setenv("WANDB_API_KEY", "a" * 40)
         patch.setenv("WANDB_ERROR_REPORTING", "false")
         patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody answers there

@@ -101,3 +101,31 @@ def test_status_imports_neither_jax_nor_tables(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=quick.environment(tmp_path), capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == ""
+
+
+def test_the_command_that_continues_has_what_the_last_one_said_of_place_and_seeds(
+    outputs: Path, small: list[Spec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "--config-dir",
+        "my conf",
+        "execution.targets=[mylab.]",
+        "data.path=d.npz",
+        "lanes.seed=[5]",
+        "scale=small",
+    ]
+    monkeypatch.setattr(sys, "argv", ["pcexp", f"+experiment={quick.STUDY}", *words])
+    made_up.written(outputs, small[:1], "small", made_up.only([1]))
+    lines = status.status(outputs / quick.STUDY, "small").splitlines()
+    assert lines[-1].endswith(
+        "scale=small --config-dir 'my conf' 'execution.targets=[mylab.]' data.path=d.npz 'lanes.seed=[0,2]'"
+    )
+
+
+def test_a_command_of_a_variant_sets_the_flags_that_made_it() -> None:
+    for variant, expected in (
+        ("network.width=4", "python -m pcexp +experiment=s network.width=4 scale=small"),
+        ("network.width=4 XLA_FLAGS=--xla_a=2,--xla_b=1", "XLA_FLAGS='--xla_a=2 --xla_b=1' python -m pcexp +experiment=s network.width=4 scale=small"),
+        ("XLA_FLAGS=--xla_a=2", "XLA_FLAGS=--xla_a=2 python -m pcexp +experiment=s scale=small"),
+    ):  # fmt: skip
+        assert status.command("s", "small", {"variant": [variant]}) == expected
