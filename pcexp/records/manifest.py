@@ -133,13 +133,9 @@ def forget(folder: Path, scale: str, withdrawn: Callable[[str, str, str], bool])
         for cell, name, own in found:
             if not own:
                 del known[cell]["lanes"][name]
-        _write(
-            folder,
-            scale,
-            {cell: entry for cell, entry in known.items() if entry["lanes"]},
-            blocks,
-            _words(folder, scale),
-        )
+        left = {cell: entry for cell, entry in known.items() if entry["lanes"]}
+        if found:
+            _write(folder, scale, left, blocks, _words(folder, scale))
     return found
 
 

@@ -10,6 +10,7 @@ import quick
 
 from pcexp.config.composition import Refused
 from pcexp.config.refusals import parsed
+from pcexp.run.session import Execution
 
 Refusal = Callable[..., str]
 
@@ -257,11 +258,15 @@ def test_a_word_that_is_no_option_is_refused_with_the_valid_ones(
         ("execution.call_s=nan", "execution: call_s=nan: a number from 0.001"),
         ("execution.checkpoint_s=inf", "execution: checkpoint_s=inf: a number from 0"),
         ("execution.max_minutes=-3", "execution: max_minutes=-3: a number from 0"),
-        ("execution.outputs=", "execution: outputs is empty"),
     ],
 )
 def test_a_value_that_cannot_be_run_is_refused_with_its_key(refusal: Refusal, override: str, key: str) -> None:
     assert key in refusal(override)
+
+
+def test_a_folder_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="outputs is empty: name a folder"):
+        Execution(outputs="")
 
 
 def test_lane_keys_that_do_not_exist_or_cannot_vary_in_a_cell_are_refused(refusal: Refusal) -> None:
