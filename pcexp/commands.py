@@ -92,12 +92,16 @@ def _forget(options: argparse.Namespace) -> int:
         variants |= {
             lane["variant"] for cell in manifest.asked(folder, scale).values() for lane in cell["lanes"].values()
         }
+        for cell, entry in manifest.asked(folder, scale).items():
+            named = any(withdrawn(cell, lane, said["variant"]) for lane, said in entry["lanes"].items())
+            if named and (worker := Cell(folder / cell, ()).worker):
+                raise CellBusy(f"{folder / cell} is being run by process {worker.get('pid')}: stop it first")
         found = manifest.forget(folder, scale, withdrawn)
-        for cell in {cell for cell, _, own in found if own}:
-            handle = Cell(folder / cell, [lane for one, lane, _ in found if one == cell])
-            if ended := handle.finished.keys() & set(handle.asked):
-                with handle.open(json.loads((folder / cell / "config.json").read_text())):
-                    for lane in sorted(ended):
+        for cell in sorted({cell for cell, _, own in found if own}):
+            path = folder / cell / "config.json"
+            if path.exists():
+                with Cell(folder / cell, ()).open(json.loads(path.read_text())) as handle:
+                    for lane in (lane for one, lane, own in found if own and one == cell):
                         handle.withdraw(lane)
         total += len(found)
         print(f"{folder}, {scale}: {len(found)} lanes withdrawn")

@@ -177,10 +177,15 @@ def loss(network: Network, x: Float[Array, "..."], y: Targets, mask: Mask = None
     return loss_at(network, forward_pass(network, x), y, mask)
 
 
-def loss_at(network: Network, at: ForwardPass, y: Targets, mask: Mask = None) -> Float[Array, ""]:
-    """The loss, of a forward pass that is known."""
+def check_mask(network: Network, mask: Mask) -> None:
+    """Raise ValueError where targets are masked that only count together."""
     if mask is not None and isinstance(network.output, Softmax):
         raise ValueError("masked targets are for losses of one output each: choose output=squared or output=sigmoid")
+
+
+def loss_at(network: Network, at: ForwardPass, y: Targets, mask: Mask = None) -> Float[Array, ""]:
+    """The loss, of a forward pass that is known."""
+    check_mask(network, mask)
     check_shapes(network, at.references[0].inputs[0], y, mask)
     losses = network.output.losses(at.references[-1].linear, y[None])[0]
     return jnp.sum(masked(losses, mask)) / y.shape[-1]

@@ -21,6 +21,7 @@ from pcexp.energy import (
     ForwardPass,
     Mask,
     Targets,
+    check_mask,
     forward_pass,
     masked,
     reference_axes,
@@ -76,6 +77,7 @@ class InferenceProblem(eqx.Module):
     ) -> "InferenceProblem":
         """The problem of one batch, with its forward pass; free inputs have a prior of a precision about x."""
         check_shapes(network, batch.x, batch.y, batch.mask, batch.x_mask)
+        check_mask(network, batch.mask)
         free = None
         if batch.x_mask is not None:
             network, free = network.with_prior(input_precision), 1 - batch.x_mask[None]

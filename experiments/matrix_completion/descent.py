@@ -34,6 +34,14 @@ class WholeTargets(AbstractLearning):
     def check(self, model: Any) -> None:
         self.rule.check(model)
 
+    def check_regime(self, model: Any) -> None:
+        self.rule.check_regime(model)
+
+    def regime(
+        self, model: Any, batch: Batch, found: WeightGradient, *, key: PRNGKeyArray | None = None
+    ) -> dict[str, Any]:
+        return self.rule.regime(model, Batch(batch.x, batch.y), found, key=key)
+
 
 class Levels(AbstractEvents):
     """Levels of the loss, the highest first, and how many are passed; a lane ends where it has passed `goal` of them.

@@ -87,6 +87,9 @@ class Composer:
         needed = {k for k, v in (self.settings.get("data") or {}).items() if v == "???"}
         told = [axis for axis in self._axes if axis[0].partition(".")[2] in needed and axis[0].startswith("data.")]
         self._axes = [axis for axis in self._axes if axis not in told]
+        for key, values, text in told:
+            if len(values) > 1:
+                raise Refused(f"{key}: one value is needed here: {text}")
         self._given = {key: values[0] for key, values, _ in told}
 
     def _sort(self, override: Override) -> None:
@@ -127,11 +130,11 @@ class Composer:
                 wanted, beyond = grid.with_lanes(wanted, key, values), True
             else:
                 wanted, beyond = grid.asked(wanted, key, values), not grid.inside(wanted, key, values)
-            texts += [text] * beyond
+            texts += [_variant(key, values, text)] * beyond
         for key, values in self._lanes.items():
             wanted = grid.with_lanes(wanted, key, values)
             if key != "seed":
-                texts.append(f"lanes.{key}=[{','.join(map(str, values))}]")
+                texts.append(f"lanes.{key}=[{','.join(map(_number, values))}]")
         if not wanted:
             named = [text.partition("=")[2] for text in self._base if text.startswith("+experiment=")]
             study, chosen = " ".join(named) or "this command", " ".join(texts) or "these settings"
@@ -189,6 +192,16 @@ class Composer:
             )
         plain.public({k: v for k, v in found.items() if k not in (*HOW, *GRID)})
         return found | {"choices": chosen}
+
+
+def _variant(key: str, values: Sequence[Any], text: str) -> str:
+    """An override as a variant is named: equal numbers are written alike."""
+    numbers = all(type(value) in (int, float) for value in values)
+    return f"{key}={','.join(map(_number, values))}" if numbers else text
+
+
+def _number(value: float | int) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _platform(text: str) -> bool:

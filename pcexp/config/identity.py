@@ -44,8 +44,9 @@ def _equal(node: Any) -> Any:
         return {key: _equal(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
         return [_equal(value) for value in node]
-    if isinstance(node, str) and node.startswith("pcexp.experiments."):
-        return node.removeprefix("pcexp.")  # what studies were once imported as: they are who they were
+    if isinstance(node, str) and node.startswith(("pcexp.experiments.", "experiments.")):
+        # What studies were once imported as: they are who they were, and one of the user's in such a folder is another.
+        return node.removeprefix("pcexp.") if node.startswith("pcexp.") else f".{node}"
     return int(node) if isinstance(node, float) and node.is_integer() else node
 
 

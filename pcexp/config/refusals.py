@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from pcexp.config.plain import unknown
+from pcexp.config.plain import suggestion, unknown
 
 KEPT = ("hydra.searchpath", "hydra.callbacks", "hydra.verbose")
 """What a command may say to Hydra; nothing else of it would do anything."""
@@ -35,6 +35,9 @@ def refusal(error: Exception, folders: Iterable[Path] = ()) -> str:
         return _unparsed(error.override)
     if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/"):
         return unused("=".join(str(error.missing_cfg_file).rsplit("/", 1)))
+    if isinstance(error, MissingConfigException) and error.options:
+        name = str(error.missing_cfg_file).rpartition("/")[2]
+        return f"{error.missing_cfg_file}: there is none{suggestion(name, error.options)}; there are {', '.join(error.options)}"
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem}"

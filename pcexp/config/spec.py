@@ -112,6 +112,10 @@ def identity(config: Mapping[str, Any], allowed: Sequence[str] = ALLOWED_TARGETS
     revision = located(target, "study._target_", allowed).revision
     said = without_defaults(science, "", allowed) | {"revision": revision}
     # Where a file lies says nothing of what is in it.
+    if learns and not any(
+        "inference" in key.split(".") for key, _ in leaves(learns["learning"])
+    ):  # what a rule does not use makes no other cell
+        said["training"] = {key: value for key, value in said["training"].items() if key != "regime"}
     if "_target_" in said["data"]:
         places = getattr(located(said["data"]["_target_"], "data._target_", allowed), "places", ())
         said["data"] = {key: value for key, value in said["data"].items() if key not in places}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
@@ -30,19 +30,28 @@ class Npz(AbstractDivided):
     path: str
     """Relative paths count from the folder that the command is started in."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path == "???":
+            raise ValueError("path is not set: name the file, as in data.path=FILE.npz")
+
     def load(self) -> Dataset:
         path = place(self.path).absolute()
         arrays = _read(path)
         y_train, y_test = _targets(path, arrays)
         x_train, x_test = (arrays[key].astype(np.float32) for key in ("x_train", "x_test"))
         _check(path, {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})
-        digest = checksum(*(arrays[key] for key in KEYS), described=True)
+        digest = checksum(
+            x_train, y_train, x_test, y_test, described=True
+        )  # equal numbers of other types are equal data
         return self.dataset(path.stem, Split(x_train, y_train), Split(x_test, y_test), digest, content=digest)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DataError(f"no file {path}: set data.path to an .npz file with the arrays {', '.join(KEYS)}")
+    if not is_zipfile(path):
+        raise DataError(f"{path} is no .npz file: numpy.savez writes one, with the arrays {', '.join(KEYS)}")
     try:
         # np.load given a path leaves the file open when the archive is damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -69,6 +78,11 @@ def _targets(path: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.
             found = f"the smallest is {both.min()}: shift them" if both.size else "there are none"
             raise DataError(f"{path}: integer labels start at 0, and {found}, or give targets (n, d_out)")
         n_classes = int(both.max()) + 1
+        if absent := sorted(set(range(min(n_classes, 1000))) - set(both.tolist())):
+            raise DataError(
+                f"{path}: no example has the label {absent[0]}, and the largest is {n_classes - 1}: number the classes from 0 "
+                "without gaps, or give targets (n, d_out)"
+            )
         return one_hot(y_train.astype(np.int64), n_classes), one_hot(y_test.astype(np.int64), n_classes)
     if any(y.shape[1:] == (1,) and y.dtype.kind in "iu" for y in (y_train, y_test)):
         raise DataError(

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from pcexp.model.network import Activities, Network
 from pcexp.problem import Form, InferenceProblem
 
 STOPPED_BY = ("steps", "tolerance", "energy", "given up", "not finite", "risen")
-"""What a solve ended on: all its steps, the residual, an energy that has stopped falling, a schedule's end, or numbers without value.
+"""What a solve ended on, by its place here, which records keep: all its steps, the residual, an energy that has stopped falling, a schedule's end, or numbers without value.
 
 "risen" stands in the place of all but the residual where the energy at the end is above that at the start."""
 STEPS, TOLERANCE, ENERGY, GIVEN_UP, NOT_FINITE, RISEN = range(len(STOPPED_BY))
@@ -21,8 +22,8 @@ STEPS, TOLERANCE, ENERGY, GIVEN_UP, NOT_FINITE, RISEN = range(len(STOPPED_BY))
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("max_steps", "max_halvings"), lambda value: value >= 0, "not be negative"),
     (("n_eigen_steps",), lambda value: value >= 1, "be at least 1"),
-    (("activity_lr", "tol", "energy_tol", "eps"), lambda value: value > 0, "be positive"),
-    (("horizon", "step_size", "step_tol", "longest_step"), lambda value: value > 0, "be positive"),
+    (("activity_lr", "tol", "energy_tol", "eps"), lambda value: 0 < value < math.inf, "be positive"),
+    (("horizon", "step_size", "step_tol", "longest_step"), lambda value: 0 < value < math.inf, "be positive"),
     (("b1", "b2", "momentum"), lambda value: 0 <= value < 1, "be at least 0 and below 1"),
 )
 """What fields of these names have to be, in every solver."""
@@ -120,7 +121,7 @@ class AbstractInference(eqx.Module):
 
 def not_above(energy: Float[Array, "*batch"], other: Float[Array, "*batch"]) -> Bool[Array, "*batch"]:
     """Whether an energy is not above another but by the round-off of a sum; one that is no number is above all."""
-    return energy <= other * (1 + 32 * jnp.finfo(energy.dtype).eps)
+    return energy <= other + 32 * jnp.finfo(energy.dtype).eps * jnp.abs(other)
 
 
 def root_mean_square(tree: Activities) -> Float[Array, ""]:

@@ -69,7 +69,8 @@ def _difference_jvp(activation: Activation, primals: tuple[Array, ...], tangents
     out = jnp.zeros_like(d) if isinstance(d_dot, SymbolicZero) else at_end * d_dot
     if not isinstance(u_dot, SymbolicZero):
         out = out + (at_end - _derivative(activation, u)) * u_dot
-    return _difference_value(activation, u, d, activated), out
+    # The value by the rule again: the second derivative of the formula has kinks at d = 0.
+    return _difference(activation, u, d, activated), out
 
 
 def _windows(v: Array, size: int) -> Array:

@@ -12,7 +12,8 @@ Linear = Float[Array, "layers d_out ..."]
 
 
 class AbstractOutput(eqx.Module):
-    """An output g(u) and a loss whose error -dloss/du is y - g(u): each g is the canonical one of its loss.
+    """An output g(u) and a loss whose error -dloss/du is y - g(u): each g is the canonical one of its loss, with a softmax for
+    targets that sum to one.
 
     Errors are pulled back from u as they are: no derivative of g enters inference or learning.
     """

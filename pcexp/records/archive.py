@@ -237,7 +237,9 @@ def _need(condition: object, otherwise: str) -> None:
 
 
 def merge(archive: Archive, outputs: Path) -> Merged:
-    """Merge an archive into an outputs folder; lanes that are finished there stay as they are. Raises OutputError.
+    """Merge an archive into an outputs folder; lanes that are finished or withdrawn there stay as they are.
+
+    Raises OutputError, and ArchiveError where the data have another content than those that are called so there.
 
     A cell that runs there is refused. Cut off at any moment, the same command completes it.
     """
@@ -246,8 +248,13 @@ def merge(archive: Archive, outputs: Path) -> Merged:
         known = manifest.asked(folder, scale)
         newest = max((entry["revision"] for entry in [*known.values(), *cells.values()]), default=0)
         new = {cell: entry for cell, entry in cells.items() if entry["revision"] >= newest}
+        if other := manifest.of_other_content(known, new):
+            raise ArchiveError(
+                f"{archive.study} was run here on data of another content ({len(other)} cells at {scale}): unpack it into another "
+                "folder with --outputs, or give the study's command with those data first"
+            )
         if manifest.merged(known, new) != known:
-            manifest.add(folder, scale, new, grid)
+            manifest.add(folder, scale, new, grid, manifest.words(folder, scale))
     asked = _asked(manifest.asked(folder, scale) for scale in SCALES)
     added, there, refused = 0, 0, []
     for cell, lanes in archive.cells.items():
@@ -263,7 +270,7 @@ def _adopt(handle: Cell, lanes: Lanes) -> int:
     """Add the lanes that are not finished in a cell; their number. Raises CellBusy and OutputError."""
 
     def new() -> set[str]:
-        return {entry["lane"] for entry in lanes.entries} - handle.finished.keys()
+        return {entry["lane"] for entry in lanes.entries} - handle.finished.keys() - handle.withdrawn
 
     if not new():
         return 0  # nothing is touched, not even the lock of a run that goes on

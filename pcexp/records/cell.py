@@ -83,6 +83,12 @@ class Cell:
         return {name: entry for name, entry in entries.items() if not _failed(entry["outcome"])}
 
     @property
+    def withdrawn(self) -> set[str]:
+        """Lanes that were taken back by hand, and have not run since."""
+        last = {entry["lane"]: entry["outcome"] for entry in read_lines(self._lanes_path)}
+        return {name for name, outcome in last.items() if outcome == WITHDRAWN}
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """Lanes asked for that are not finished."""
         finished = self.finished
@@ -140,9 +146,10 @@ class Cell:
         self._mark()
 
     def withdraw(self, lane: str) -> None:
-        """Take back the outcome of a finished lane: the next run of it starts again, and until then it is missing."""
-        entry = self.finished[lane]
-        self._append(self._lanes_path, [{**entry, "outcome": WITHDRAWN, "summary": {}}])
+        """Take back what a lane has done: the next run of it starts again, and until then it is missing."""
+        if entry := self.finished.get(lane):
+            self._append(self._lanes_path, [{**entry, "outcome": WITHDRAWN, "summary": {}}])
+        self.checkpoint(lane).unlink(missing_ok=True)
         (self.folder / "DONE").unlink(missing_ok=True)
 
     def adopt(self, entries: Sequence[Mapping[str, Any]], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -158,7 +165,6 @@ class Cell:
 
     def _mark(self) -> None:
         if not self.missing:
-            self.check()
             write_json(self.folder / "DONE", {"lanes": sorted(self.finished)})
 
     def _append(self, path: Path, entries: Iterable[Mapping[str, Any]]) -> None:

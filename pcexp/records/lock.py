@@ -1,6 +1,7 @@
 """The lock of a cell: a file with the token of the one process that may write there."""
 
 import fcntl
+import functools
 import json
 import os
 import socket
@@ -81,7 +82,7 @@ class Lock:
         if there == here and "pid" in owner and not _alive(int(owner["pid"])):
             return True
         # The file system's clock, not ours: hosts of a cluster disagree.
-        probe = self.path.with_name(f"clock.{os.getpid()}.tmp")
+        probe = self.path.with_name(f"clock.{self.identity['token']}.tmp")
         probe.touch()
         try:
             return probe.stat().st_mtime - self.path.stat().st_mtime > STALE_AFTER_S
@@ -97,6 +98,7 @@ class Lock:
                     os.utime(self.path)
 
 
+@functools.cache
 def processes() -> str:
     """Which processes are numbered together here: those of one start of one machine, less those of a container."""
     with suppress(OSError):

@@ -50,7 +50,7 @@ def read(folder: Path, scale: str) -> tuple[Cells, Blocks]:
 def how(folder: Path, scale: str) -> list[str]:
     """Words of the last command that asked for something that say how and where it ran, and with which seeds."""
     found, before = list[str](), ""
-    for word in _words(folder, scale):
+    for word in words(folder, scale):
         kept = ("--config-dir", "-cd", "execution.targets=", "execution.outputs=", "data.path=", "lanes.seed=")
         if word.startswith(kept) or before in kept:
             found.append(word)
@@ -58,9 +58,10 @@ def how(folder: Path, scale: str) -> list[str]:
     return found
 
 
-def _words(folder: Path, scale: str) -> list[str]:
+def words(folder: Path, scale: str) -> list[str]:
     """The words of the last command that asked for something."""
-    return list(json.loads((folder / f"manifest-{scale}.json").read_text()).get("command", ()))
+    path = folder / f"manifest-{scale}.json"
+    return list(json.loads(path.read_text()).get("command", ())) if path.exists() else []
 
 
 def entries(cells: Iterable[Identity]) -> Cells:
@@ -91,29 +92,40 @@ def merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> Cells:
             own = [one for one in (old, lane) if not one["variant"]] or [lane]
             belongs = dict.fromkeys(block for one in own for block in one["blocks"])
             lanes[name] = {"values": lane["values"], "blocks": list(belongs), "variant": own[-1]["variant"]}
-        cells[cell] = {**before, "lanes": lanes}
+        cells[cell] = {**entry, "lanes": lanes}
     return cells
+
+
+def _study(entry: Mapping[str, Any]) -> str:
+    return str(entry["science"].get("study", {}).get("_target_", "")).removeprefix("pcexp.")
 
 
 def of_other_content(known: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Known cells whose data are called as those of new ones, and have changed."""
-    now = {entry["labels"].get("data"): entry["labels"].get("content") for entry in new.values()}
-    return [
-        cell
-        for cell, entry in known.items()
-        if now.get(entry["labels"].get("data")) not in (None, entry["labels"].get("content"))
-    ]
+
+    def read(entry: Mapping[str, Any]) -> tuple[str, str]:
+        return entry["labels"].get("data", ""), entry["labels"].get("content", "")
+
+    now = dict(map(read, new.values()))
+    return [cell for cell, entry in known.items() if now.get(read(entry)[0], read(entry)[1]) != read(entry)[1]]
 
 
-def add(folder: Path, scale: str, cells: Cells, grid: Blocks) -> list[str]:
+def add(folder: Path, scale: str, cells: Cells, grid: Blocks, command: Sequence[str] | None = None) -> list[str]:
     """Ask for cells: what was asked for at the same revision stays asked for, but for the cells that are returned.
 
-    On those, the data that are called the same have another content by now. Raises OutputError.
+    On those, the data that are called the same have another content by now. The words of the `command` (of this process)
+    stay there. Raises OutputError, also where another study of that name was run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _held(folder):
         known, there = read(folder, scale)
-        _write(folder, scale, merged(known, cells), {**there, **grid}, [discreet(word) for word in sys.argv[1:]])
+        other = {_study(entry) for entry in known.values()} - {_study(entry) for entry in cells.values()} - {""}
+        if known and cells and other:
+            raise OutputError(
+                f"{folder} has runs of another study, {', '.join(other)}: choose execution.outputs=FOLDER"
+            )
+        said = map(discreet, sys.argv[1:]) if command is None else command
+        _write(folder, scale, merged(known, cells), {**there, **grid}, list(said))
     return of_other_content(known, cells)
 
 
@@ -135,7 +147,7 @@ def forget(folder: Path, scale: str, withdrawn: Callable[[str, str, str], bool])
                 del known[cell]["lanes"][name]
         left = {cell: entry for cell, entry in known.items() if entry["lanes"]}
         if found:
-            _write(folder, scale, left, blocks, _words(folder, scale))
+            _write(folder, scale, left, blocks, words(folder, scale))
     return found
 
 

@@ -139,7 +139,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     for name in set(options.studies) - set(known):
         there = ", ".join(known) or "none"
         sys.exit(f"pcexp: there are no runs of a study {name} under {source}; there are runs of {there}")
-    parts, failed = [], False
+    parts, failed, lost = [], False, False
     # All studies are on the page, and of results/ all scales; only those asked for are drawn again and printed.
     scales = [options.scale] if options.scale and not committed else list(reversed(SCALES))
     for name in known:
@@ -148,9 +148,11 @@ def main(arguments: Iterable[str] | None = None) -> int:
         for scale in scales:
             chosen = name in (options.studies or known) and options.scale in (None, scale)
             left_out: list[str] = []
+            whole = False
             with _leaving_out(f"{name} at {scale}", left_out):
                 records = read_results(source, name, scale) if committed else read_outputs(source, name, scale)
                 if not len(records.asked):
+                    whole = True
                     continue
                 largest = largest or scale
                 suffix = f"_{scale}" if committed and scale != largest else ""
@@ -158,11 +160,15 @@ def main(arguments: Iterable[str] | None = None) -> int:
                 part = _part(records, folder, source / name / "notes.md", chosen, suffix)
                 parts.append(part)
                 left_out += part.left_out
+                whole = True
                 if chosen:
                     replace_bytes(target / name / scale / "claims.csv", claims_csv(part.judged).encode())
                     _print(part, source)
-            failed |= chosen and bool(left_out)
+            failed |= (chosen or committed) and bool(left_out)
+            lost |= committed and not whole
             print(*(f"left out: {line}\n" for line in left_out), sep="", end="")
+    if lost:
+        sys.exit(f"pcexp: the page in {target} stays as it was: without what could not be read it would lose a study")
     if not parts and failed:
         return 1
     if not parts:

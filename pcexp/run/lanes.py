@@ -248,7 +248,9 @@ class LaneTraining:
             sizes = {"input_shape": self.dataset.input_shape, "d_out": self.dataset.d_out}
             checkpoint.save(folder / f"{lane.name}.npz", state.network, iteration=iteration, **sizes)
         # The last update has no iteration after it that would notice.
-        seen = list(rows.values()) if found is None else [np.asarray(found["test_loss"])]
+        # A regime without a value says nothing of the run.
+        kept = [values for name, values in rows.items() if not name.startswith("regime_")]
+        seen = kept if found is None else [np.asarray(found["test_loss"])]
         finite = not bool(state.diverged) and all(np.isfinite(values).all() for values in seen)
         seconds = {"seconds_compile": self.programs.seconds_compile, "seconds_run": pack.seconds(lane.name)}
         self.finish(lane, "done" if finite else "diverged", summary, **seconds)

@@ -19,11 +19,15 @@ import jax
 from pcexp import __version__
 
 UNKNOWN = "unknown"
-ROUND_OFF = (
-    *("dump", "hlo_", "force_host_platform_device_count", "backend_optimization_level", "cpu_use_fusion_emitters"),
-    *("cpu_multi_thread_eigen", "gpu_autotune", "gpu_enable_latency_hiding_scheduler", "gpu_enable_triton_gemm"),
+CODE = ("pcexp", "experiments", "conf", "hydra_plugins")
+"""Folders of a checkout that say what runs."""
+NUMBER_FLAGS = re.compile(
+    r"fast_math|fast_min_max|excess_precision|disable_hlo_passes|tf32|bf16|f8|approx|denormal|unsafe"
 )
-"""How names of XLA's flags begin, after --xla_, that change numbers by round-off, as another processor does, or not at all."""
+"""Words in names of XLA's flags that may change numbers by more than the round-off that another processor or version brings.
+
+Others are recorded, and no more: paths and schedules, which differ from machine to machine.
+"""
 PACKAGES = ("jax", "jaxlib", "equinox", "optax", "diffrax", "numpy")
 
 
@@ -43,7 +47,7 @@ def provenance() -> dict[str, str | int | bool]:
 def number_flags() -> str:
     """The flags of XLA that are set and may change numbers by more than round-off; they make a run a variant."""
     words = sorted(os.environ.get("XLA_FLAGS", "").split())
-    counted = [word for word in words if not word.removeprefix("--xla_").startswith(ROUND_OFF)]
+    counted = [word for word in words if NUMBER_FLAGS.search(word.partition("=")[0]) or not word.startswith("--")]
     return f"XLA_FLAGS={','.join(counted)}" if counted else ""
 
 
@@ -55,7 +59,7 @@ def other_than(before: Mapping[str, Any]) -> str:
 
 
 def checkout(file: pathlib.Path) -> tuple[str, bool]:
-    """Commit of the checkout that tracks `file`, and whether it fails to say what ran (its tracked files differ).
+    """Commit of the checkout that tracks `file`, and whether it fails to say what ran (tracked files differ, or there is new code).
 
     Files in results/ do not count: the platform writes them, and no number depends on them. Without git, or where
     `file` is not tracked, ("unknown", True).
@@ -64,9 +68,11 @@ def checkout(file: pathlib.Path) -> tuple[str, bool]:
     tracked = _git(file.parent, "ls-files", "--error-unmatch", "--", file.name)
     commit = _git(file.parent, "rev-parse", "HEAD")
     changes = _git(file.parent, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
-    if tracked is None or commit is None or changes is None:
+    # A study that was added and not committed yet is in no commit.
+    new = _git(file.parent, "ls-files", "--others", "--exclude-standard", "--", *(f":(top){name}" for name in CODE))
+    if tracked is None or commit is None or changes is None or new is None:
         return UNKNOWN, True
-    return commit, changes != ""
+    return commit, bool(changes or new)
 
 
 def peak_memory_bytes() -> int:

@@ -69,6 +69,7 @@ def largest_eigenvalue(
     product: Callable[[Vectors], Vectors], first: Vectors, *, steps: int
 ) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """Largest eigenvalue of every sample's matrix after some products: Ritz value (from below), and with its residual."""
+    steps = min(steps, first.shape[0])  # beyond that no vector is left
     diagonal, beside, _ = tridiagonalised(product, first, steps=steps, kept=min(steps, 2), key=jr.key(1))
     below = jax.vmap(lambda b: jnp.diag(b, -1), in_axes=1)(beside[:-1])
     tridiagonal = jax.vmap(jnp.diag, in_axes=1)(diagonal) + below + jnp.swapaxes(below, 1, 2)

@@ -101,6 +101,8 @@ def sensitivities(network: Network) -> Sensitivities:
 
 def precisions_of(network: Network, like: Array) -> list[Float[Array, " _"]]:
     """Precisions p_l of the layers, segment by segment."""
+    if network.precisions is not None and 0 in network.precisions:
+        raise ValueError("a layer's precision is 0, and the closed form divides by it: choose inference=error_descent")
     return [jnp.asarray(network.precisions_of(index), like.dtype) for index in range(len(network.segments))]
 
 

@@ -77,6 +77,7 @@ def test_the_checksum_tells_other_numbers(source):
         ),
         ({"y_train": GOOD["y_train"][:, None], "y_test": GOOD["y_test"][:, None]}, "may be labels or numbers"),
         ({"x_train": np.zeros((20, 3, 8, 8)), "x_test": np.zeros((5, 3, 8, 8))}, "x_train has its channels first"),
+        ({"y_train": 10 * GOOD["y_train"]}, "no example has the label 4, and the largest is 20: number the classes"),
         ({"x_train": np.zeros((20, 3), complex)}, "x_train holds complex128, and real numbers are needed"),
         ({"y_train": np.full(20, "cat"), "y_test": np.full(5, "dog")}, "y_train holds <U3, and real numbers"),
         ({"y_train": np.zeros(20), "y_test": np.zeros(5)}, "y_train must be"),
@@ -96,5 +97,5 @@ def test_a_file_that_is_absent_or_no_archive_is_named(tmp_path):
     with pytest.raises(DataError, match=f"no file {path}.*x_train, y_train, x_test, y_test"):
         source.load()
     path.write_text("not an archive")
-    with pytest.raises(DataError, match=f"{path} cannot be read"):
+    with pytest.raises(DataError, match=f"{path} is no .npz file: numpy.savez writes one"):
         source.load()

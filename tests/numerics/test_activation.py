@@ -108,6 +108,17 @@ def test_derivatives_of_a_difference_are_its_finite_differences(name, x64):
         np.testing.assert_allclose(slopes, expected, atol=2e-9)
 
 
+@pytest.mark.parametrize("u", [0.7, -3.0, 0.0])
+def test_the_second_derivative_at_no_deviation_is_that_of_tanh_through_a_pull_too(u, x64):
+    def pulled(d):
+        return jax.vjp(lambda d: activation_difference("tanh", jnp.asarray(u), d), d)[0]
+
+    expected = -2 * np.tanh(u) * (1 - np.tanh(u) ** 2)
+    for f in (pulled, lambda d: activation_difference("tanh", jnp.asarray(u), d)):
+        for d in (0.0, 1e-9):
+            np.testing.assert_allclose(jax.grad(jax.grad(f))(jnp.asarray(d)), expected, rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_derivative_by_a_tiny_deviation_is_the_slope_of_the_activation(name):
     u = np.array([-1.5, -0.2, 0.4, 1.2], np.float32)

@@ -80,6 +80,11 @@ def test_the_energy_gap_is_that_of_the_forward_pass_wherever_inference_starts():
     found = said(PC(ErrorDescent(50, tol=1e-9), "batch_mean", start=RandomStart(3.0)), network, x, y)
     np.testing.assert_allclose(found["regime_closed_fraction"], 1, rtol=1e-9)
     assert "regime_step" not in found  # error descent has no activity_lr
+    # Of a net that is not linear, whose curvature is another elsewhere.
+    curved = FullyConnected(5, 4, "tanh", form="pre").build(Standard(), (3,), 2, key=jax.random.key(1))
+    rules = PC(GradientDescent(0.1, 1), "batch_mean"), PC(GradientDescent(0.1, 1), "batch_mean", start=RandomStart(3.0))
+    here, far = (said(rule, curved, x, y)["regime_step"] for rule in rules)
+    np.testing.assert_allclose(far, here, rtol=1e-10)
 
 
 def test_rows_say_the_regime_at_the_weights_before_each_update_and_nothing_else_changes():

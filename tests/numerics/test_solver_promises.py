@@ -1,5 +1,6 @@
 """What docstrings promise of solvers, each against an oracle written by hand: energies, outcomes, outputs, refusals."""
 
+import dataclasses
 import functools
 
 import by_hand
@@ -30,6 +31,7 @@ from pcexp.learning import BP, PC, Equilibrated
 from pcexp.model.architecture import FullyConnected
 from pcexp.model.output import Sigmoid, Softmax
 from pcexp.model.parameterisation import Standard
+from pcexp.theory.activity_hessian import extreme_eigenvalues
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -241,7 +243,7 @@ def test_a_solver_is_right_for_an_output_or_refuses_it_before_anything_is_compil
     solver = patient(name)
     if name in ("error_descent", "closed_form"):
         for door in (solver.solve, lambda p: PC(solver, "batch_mean").gradient(network, Batch(x, y))):
-            with pytest.raises(ValueError, match=r"choose .*inference=(momentum|gradient_descent)"):
+            with pytest.raises(ValueError, match=r"[Cc]hoose .*inference=(momentum|gradient_descent)"):
                 jax.eval_shape(door, InferenceProblem.from_batch(network, Batch(x, y)))
         return
     expected, lowest = exact_equilibrium(output)
@@ -284,3 +286,91 @@ def test_what_cannot_work_is_refused_at_the_door_before_anything_is_compiled(doo
     network, _ = build("tanh")
     with pytest.raises(ValueError, match=says):
         jax.eval_shape(door, network, Batch(*map(jnp.asarray, batch())))
+
+
+@pytest.mark.parametrize("form", ["activities", "deviations"])
+def test_an_energy_has_risen_above_where_inference_started_and_not_above_the_forward_pass(form):
+    network, net = build("tanh")
+    x, y = batch()
+    problem = InferenceProblem.from_batch(network, Batch(jnp.asarray(x), jnp.asarray(y)))
+    far = tuple(z + 2 for z in problem.at.activities[:-1])
+    found = eqx.filter_jit(lambda: GradientDescent(0.01, 3, form).solve(problem.starting_at(far)))()
+    energy = [
+        np.sum(sample_energies(net, x, y, by_hand.unstacked((*z, y[None])))) for z in (far, problem.at.activities[:-1])
+    ]
+    assert energy[1] < float(found.energy) * x.shape[1] < energy[0]
+    assert STOPPED_BY[int(found.stopped_by)] == "steps"
+
+
+def test_heavy_balls_lmax_becomes_the_curvature_that_a_move_meets():
+    network = FullyConnected(5, 4, "tanh", form="post", skips=True).build(Standard(), (3,), 2, key=jax.random.key(5))
+    net = by_hand.layers(network, activation="tanh", form="post", skips=True, scales=[1.0] * 5)
+    x, y = batch(1)
+
+    def energies(point):
+        return np.sum(sample_energies(net, x, y, point))
+
+    def estimates():
+        problem = InferenceProblem.from_batch(network, Batch(jnp.asarray(x), jnp.asarray(y)))
+        return extreme_eigenvalues(problem, 2)
+
+    (low,), (high,) = (np.asarray(value) for value in eqx.filter_jit(estimates)())
+    here, move, last, gradient = [*by_hand.forward(net, x)[:-1], y], None, None, None
+    energy, from_rest, met = np.inf, False, 0
+    for step in range(13):
+        slope = by_hand.activity_gradient(net, x, here)
+        if move is not None:
+            change = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(slope, gradient, strict=True)))
+            curvature = change / np.sqrt(sum(np.sum(m**2) for m in move))
+            met += curvature > high
+            high = max(high, curvature)
+        if energies(here) > energy:
+            high = 2 * high if from_rest else high
+            here, slope, move = last, gradient, None
+        else:
+            energy = energies(here)
+        if step == 12:
+            break
+        a, b = np.sqrt(low), np.sqrt(high)
+        before = [0 * g for g in slope] if move is None else move
+        last, gradient, from_rest = here, slope, move is None
+        move = [((b - a) / (b + a)) ** 2 * m - 4 / (b + a) ** 2 * g for m, g in zip(before, slope, strict=True)]
+        here = [*[z + m for z, m in zip(here[:-1], move, strict=True)], y]
+    assert met  # some move meets more than the forward pass says
+    found = solved(Momentum(12, n_eigen_steps=2), network, x, y)
+    agree(by_hand.unstacked(found.activities), here, rtol=1e-7)
+
+
+@pytest.mark.parametrize("hidden", [1, 2])
+@pytest.mark.parametrize("activation", ["linear", "tanh"])
+def test_heavy_ball_reaches_the_minimum_of_the_smallest_nets(hidden, activation):
+    network = FullyConnected(1, hidden, activation).build(Standard(), (2,), 1, key=jax.random.key(0))
+    x, y = jnp.asarray(batch()[0][:2]), jnp.asarray(batch()[1][:1])
+    found = solved(Momentum(300, tol=1e-10), network, x, y)
+    lowest = solved(ErrorDescent(300, tol=1e-10), network, x, y)
+    assert STOPPED_BY[int(found.stopped_by)] == "tolerance"
+    np.testing.assert_allclose(found.energy, lowest.energy, rtol=1e-10)
+
+
+def test_a_mask_of_targets_that_only_count_together_is_refused_before_inference():
+    network = FullyConnected(4, 1, "tanh", output=Softmax()).build(Standard(), (3,), 2, key=jax.random.key(0))
+    x, y = (jnp.asarray(a) for a in batch())
+    with pytest.raises(ValueError, match="masked targets are for losses of one output each"):
+        InferenceProblem.from_batch(network, Batch(x, y, jnp.ones_like(y)))
+
+
+def test_a_precision_of_zero_is_refused_by_the_closed_form():
+    network = FullyConnected(4, 1, "linear", precisions=(0.0, 1.0)).build(Standard(), (3,), 2, key=jax.random.key(0))
+    x, y = (jnp.asarray(a) for a in batch())
+    with pytest.raises(ValueError, match="a layer's precision is 0"):
+        ClosedForm().solve(InferenceProblem.from_batch(network, Batch(x, y)))
+
+
+def test_the_energy_of_a_cross_entropy_has_the_precision_of_its_layer():
+    network, x, y, energy = of_output("softmax")
+    doubled = dataclasses.replace(network, precisions=(1.0, 1.0, 2.0))
+    one, two = (InferenceProblem.from_batch(net, Batch(x, y)) for net in (network, doubled))
+    z = one.at.activities[:-1]  # no hidden errors there
+    found, twice = (p.summed_energy("activities", z, p.errors("activities", z)) for p in (one, two))
+    np.testing.assert_allclose(found, energy(network, x, y, unstacked(z)), rtol=1e-12)
+    np.testing.assert_allclose(twice, 2 * found, rtol=1e-12)

@@ -9,8 +9,10 @@ import pytest
 import quick
 
 from pcexp import commands
+from pcexp.config.identity import under
 from pcexp.config.spec import Spec
-from pcexp.records.cell import read_lines
+from pcexp.records import archive, manifest
+from pcexp.records.cell import Cell, read_lines
 from pcexp.records.tables import collect, read_outputs, read_results
 
 Run = Callable[..., int]
@@ -72,6 +74,45 @@ def test_a_withdrawn_run_runs_again_with_the_same_command_and_gives_the_same_num
     assert not (folder / "DONE").exists()
     assert run(*OWN) == 0
     assert quick.differences(quick.numbers(outputs), before) == []
+
+
+def test_an_archive_does_not_undo_it(outputs: Path, both: tuple[str, str], tmp_path: Path) -> None:
+    own, _ = both
+    (path,) = archive.write(outputs, quick.STUDY, tmp_path / "archives").paths
+    before = manifest.words(outputs / quick.STUDY, "small")
+    forget(outputs, "--cell", own)
+    merged = archive.merge(archive.read(path), outputs)
+    assert merged.added == 0 and len(Cell(outputs / quick.STUDY / own, ()).withdrawn) == 3
+    assert manifest.words(outputs / quick.STUDY, "small") == before
+
+
+def test_an_archive_of_other_content_is_refused(outputs: Path, there: Path, tmp_path: Path, small: list[Spec]) -> None:
+    for folder, content in ((outputs, "1" * 64), (there, "2" * 64)):
+        made_up.written(folder, [under(small[0], content, "")], "small")
+    (path,) = archive.write(outputs, quick.STUDY, tmp_path / "archives").paths
+    asked = quick.manifest(there, "small")
+    with pytest.raises(archive.ArchiveError, match="on data of another content"):
+        archive.merge(archive.read(path), there)
+    assert quick.manifest(there, "small") == asked
+
+
+def test_runs_that_go_on_are_not_withdrawn(outputs: Path, both: tuple[str, str]) -> None:
+    for cell, words in zip(both, (["--cell", both[0]], ["--variant", RATE]), strict=True):
+        asked = quick.manifest(outputs, "small")
+        with Cell(outputs / quick.STUDY / cell, ()).open({}), pytest.raises(SystemExit, match="stop it first"):
+            forget(outputs, *words)
+        assert quick.manifest(outputs, "small") == asked
+
+
+def test_a_withdrawn_run_that_had_not_ended_starts_again(outputs: Path, both: tuple[str, str]) -> None:
+    folder = outputs / quick.STUDY / both[0]
+    (folder / "checkpoints" / "begun.npz").write_text("where it stands")
+    entry = quick.manifest(outputs, "small")
+    lanes = entry[both[0]]["lanes"]
+    name = next(iter(lanes))
+    Cell(folder, ()).checkpoint(name).write_text("where it stands")
+    forget(outputs, "--cell", both[0], "--lane", name)
+    assert not Cell(folder, ()).checkpoint(name).exists() and (folder / "checkpoints" / "begun.npz").exists()
 
 
 @pytest.mark.parametrize(

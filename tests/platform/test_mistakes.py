@@ -45,6 +45,8 @@ MISTAKES = [
     (RUN + f"network.width={LONG}", "network.width"),
     (RUN + "network=nosuch", "network/nosuch"),
     (RUN + "data=nosuch", "data/nosuch"),
+    (RUN + "data=digitz", "did you mean digits?"),
+    (RUN + "data=npz", "data.path=FILE.npz"),
     (RUN + "scale=nosuch", "scale=nosuch"),
     (RUN + "blocks=[nosuch]", "no block nosuch"),
     (RUN + "lanes.seed=many", "lanes.seed"),

@@ -53,9 +53,14 @@ def test_a_changed_tracked_file_makes_it_dirty_staged_or_not(repository: pathlib
 
 
 def test_untracked_files_and_committed_results_do_not_make_it_dirty(repository: pathlib.Path) -> None:
-    (repository / "conf/untracked.yaml").write_text("2\n")
+    (repository / "notes.txt").write_text("2\n")
     (repository / "results/claims.csv").write_text("2\n")
     assert checkout(repository / "pcexp/provenance.py")[1] is False
+
+
+def test_a_study_that_is_in_no_commit_makes_it_dirty(repository: pathlib.Path) -> None:
+    (repository / "conf/untracked.yaml").write_text("2\n")
+    assert checkout(repository / "pcexp/provenance.py")[1] is True
 
 
 def test_outside_a_checkout_the_commit_is_unknown_and_not_called_clean(tmp_path: pathlib.Path) -> None:

@@ -78,3 +78,14 @@ def test_the_largest_eigenvalue_comes_from_below_and_with_the_residual_of_its_ri
             residual = np.linalg.norm(matrix @ ritz - values[-1] * ritz)
             assert residual > 1e-2 and low[b] < np.linalg.eigvalsh(matrix)[-1]
             np.testing.assert_allclose([low[b], high[b]], [values[-1], values[-1] + residual], rtol=1e-6)
+
+
+@pytest.mark.parametrize("eigenvalues", [[2.0], [1.0, 3.0], [2.0, 2.0], [0.5, 1.0, 4.0], [1.0] * 5, [0.0, 0.0, 5.0]])
+@pytest.mark.parametrize("steps", [1, 2, 16])
+def test_the_largest_eigenvalue_of_the_smallest_matrices_is_never_above_the_true_one(eigenvalues, steps):
+    matrix = jnp.asarray(symmetric(np.array(eigenvalues)))
+    first = jnp.asarray(np.random.default_rng(1).normal(size=(len(eigenvalues), 2)))
+    below, above = largest_eigenvalue(lambda v: matrix @ v, first, steps=steps)
+    assert np.all(below <= max(eigenvalues) * (1 + 1e-12)) and np.all(above >= below)
+    if steps == 16:
+        np.testing.assert_allclose(below, max(eigenvalues), rtol=1e-12)

@@ -183,3 +183,16 @@ def test_float32_keeps_the_energy_and_the_errors_of_deep_standard_nets_with_skip
     np.testing.assert_allclose([value, found.energy], energy, rtol=2e-6)
     for mine, g in zip(by_hand.unstacked(found.errors), maps[::-1], strict=True):
         assert by_hand.relative_error(mine, g.T @ q) < 2e-5
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_where_the_input_has_moved_the_equilibrium_is_that_of_the_moved_input(masked):
+    network, _, _ = built("muPC with skips, biases and precisions")
+    x, y = (jnp.asarray(a) for a in batch())
+    mask = jnp.asarray(np.random.default_rng(3).integers(0, 2, y.shape).astype(float)) if masked else None
+    moved = 0.3 * jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+    found = equilibrium(network, forward_pass(network, x), y, mask=mask, moved=moved)
+    np.testing.assert_allclose(found.energy, equilibrated_energy(network, x + moved, y, mask=mask), rtol=1e-12)
+    there = equilibrium(network, forward_pass(network, x + moved), y, mask=mask)
+    for one, other in zip(found.errors, there.errors, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
