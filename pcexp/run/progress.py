@@ -37,7 +37,7 @@ class Progress:
         self._costs = dict(costs)  # estimated work of each cell that is not finished
         self._cells: dict[str, _Cell] = {}
         self._start = self._last_line = time.monotonic()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may come while the thread that hears it holds this
         # Not what FORCE_COLOR says: a log file has plain lines.
         self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True, force_terminal=sys.stdout.isatty())
         self._bar: Bar | None = None

@@ -15,6 +15,9 @@ from pcexp.__main__ import main
 from pcexp.config.composition import Refused
 from pcexp.records.cell import Cell
 from pcexp.run.pack import Pack
+from pcexp.run.progress import Progress
+from pcexp.run.session import Datasets, Execution, Session
+from pcexp.run.tracking import NoTracker
 
 Run = Callable[..., int]
 
@@ -66,27 +69,29 @@ def test_ctrl_c_stops_between_calls_and_the_same_command_continues_to_the_same_b
     assert quick.differences(quick.numbers(outputs), quick.numbers(undisturbed)) == []
 
 
-def test_what_clusters_and_terminals_send_stops_a_run_as_sigterm_does(outputs: Path, tmp_path: Path) -> None:
-    """One by one, each half way in what the one before left; two in a row are one wish; nohup's SIGHUP is not heard."""
-    arguments = (*quick.QUICK, *quick.LONG, "training.epochs=1000", quick.OFTEN, f"execution.outputs={outputs}")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+def test_what_clusters_and_terminals_send_asks_to_stop_once_and_afterwards_means_what_it_did(
+    number: int, outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+    session = Session(Execution(), NoTracker(), Progress({}), Datasets())
+    with session.signals():
+        asked = [session.stopping]
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)  # two in a row are one wish
+        asked.append(session.stopping)
+    assert asked == [False, True]
+    assert signal.getsignal(number) == before
+    assert capsys.readouterr().out.count("stopping after the calls in flight") == 1
+
+
+def test_what_nohup_ignores_is_not_heard() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    process = quick.started(*arguments, cwd=tmp_path, pause=0.05)
-    signal.signal(signal.SIGHUP, before)
-    half_way(outputs, process)
-    process.send_signal(signal.SIGHUP)
-    after = recorded(outputs)
-    half_way(outputs, process, rows=after + 30)
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "The same command continues" in said
-    for number in (signal.SIGUSR2, signal.SIGHUP):
-        process = quick.started(*arguments, cwd=tmp_path, pause=0.05)
-        half_way(outputs, process, rows=recorded(outputs) + 10)
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == 130 and "stopping after the calls in flight" in said and "Traceback" not in said
-    assert not (quick.cell_folder(outputs) / "lock").exists()
+    session = Session(Execution(), NoTracker(), Progress({}), Datasets())
+    with session.signals():
+        signal.raise_signal(signal.SIGHUP)
+        assert not session.stopping
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
 def test_kill_9_leaves_what_the_same_command_continues_to_the_same_bits_and_another_process_stays_out(
