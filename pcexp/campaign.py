@@ -157,7 +157,7 @@ class Campaign:
         code = 1 if self.skipped else 0
         for together in self.order:
             asked, specs = self.owner(together)
-            left = None if minutes is None else minutes - (time.monotonic() - start) / 60
+            left = None if minutes is None else max(minutes - (time.monotonic() - start) / 60, 0.0)
             within = dataclasses.replace(asked, execution=dataclasses.replace(asked.execution, max_minutes=left))
             print(f"{_name(together)}: {len(together)} cells", flush=True)
             status = within.run(specs, self.costs, self.datasets)

@@ -144,7 +144,7 @@ def outcome(study: LearningDepth, initial: Network, final: Network, *, dataset: 
     return found
 
 
-def _numbered(name: str, values: Iterable[float]) -> dict[str, float]:
+def _numbered(name: str, values: np.ndarray | Iterable[float]) -> dict[str, float]:
     """Columns name_1, name_2, ..."""
     return {f"{name}_{i}": float(value) for i, value in enumerate(values, start=1)}
 

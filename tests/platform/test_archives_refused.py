@@ -197,8 +197,9 @@ def test_killed_anywhere_unpacking_leaves_what_the_same_command_completes(
     with monkeypatch.context() as patch:
         for owner, name in ((manifest, "write_json"), (archive, "_adopt"), (Path, "unlink")):
             patch.setattr(owner, name, counted(getattr(owner, name)))
-        patch.setattr("pcexp.records.cell.replace_bytes", counted(archive.replace_bytes))
-        patch.setattr(Cell, "_append", staticmethod(counted(Cell._append)))
+        for module in ("cell", "lock"):
+            patch.setattr(f"pcexp.records.{module}.replace_bytes", counted(archive.replace_bytes))
+        patch.setattr(Cell, "_append", counted(Cell._append))
         with pytest.raises(Killed):
             merge(read(path), there)
     for cell in there.glob("*/*/lanes.jsonl"):  # a lane that is there is there whole
