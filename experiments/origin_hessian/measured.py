@@ -34,7 +34,7 @@ class Hessians(NamedTuple):
     unrolled: tuple[Square, ...]
 
 
-def seen(network: Network, x: Inputs) -> tuple[Network, Inputs]:
+def seen(network: Network, x: Inputs) -> tuple[Network, Float[Array, "rank batch"]]:
     """The network that reads x in an orthonormal basis of the inputs of the batch: W_1 Q and Q^T x, x = Q Q^T x.
 
     Loss, F* and unrolled energies depend on W_1 through W_1 x alone, so the rest of W_1 has zeros in every Hessian: of 784

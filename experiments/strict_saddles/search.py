@@ -7,13 +7,13 @@ along rotations of hidden units and often further: singular Hessians are the rul
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from pcexp.energy import forward_pass, loss
 from pcexp.model.network import Network
@@ -52,7 +52,7 @@ def matrices(network: Network) -> list[Float[Array, "_ _"]]:
     return [segment.weight[i] for segment in network.segments for i in range(segment.depth)]
 
 
-def with_matrices(network: Network, weights: Sequence[ArrayLike]) -> Network:
+def with_matrices(network: Network, weights: Sequence[Any]) -> Network:
     """The network with the weights W_1..W_L."""
     left = iter(weights)
     stacks = [
@@ -62,7 +62,7 @@ def with_matrices(network: Network, weights: Sequence[ArrayLike]) -> Network:
     return eqx.tree_at(lambda n: [segment.weight for segment in n.segments], network, stacks)
 
 
-def with_maps(network: Network, wanted: Sequence[ArrayLike]) -> Network:
+def with_maps(network: Network, wanted: Sequence[Any]) -> Network:
     """The network whose layers have the maps J_l = a_l W_l + tau_l I."""
     layers = [segment for segment in network.segments for _ in range(segment.depth)]
     pairs = zip(map(jnp.asarray, wanted), layers, strict=True)

@@ -101,8 +101,8 @@ SOLVER_DEFECTS = (
     Defect(
         "a fraction of the energy that is left, not closed",
         "learning/regime.py",
-        '(start - seen["inference_energy"]) / (start - lowest.energy)',
-        '(seen["inference_energy"] - lowest.energy) / (start - lowest.energy)',
+        '(start - seen["inference_energy"]) / gap',
+        '(seen["inference_energy"] - lowest.energy) / gap',
         (f"{REGIME}test_steps_and_closed_fractions_are_those_of_dense_hessians_and_of_the_closed_form[7]",),
     ),
     Defect(
