@@ -207,15 +207,15 @@ PLATFORM_DEFECTS = (
     Defect(
         "the manifest loses the blocks of other data",
         "records/manifest.py",
-        '"blocks": {**there, **grid}',
-        '"blocks": grid',
+        "merged(known, cells), {**there, **grid}, list(said)",
+        "merged(known, cells), {**grid}, list(said)",
         (f"{MANIFEST}test_blocks_of_other_data_are_kept_and_those_of_the_same_data_replaced",),
     ),
     Defect(
         "a manifest of an older revision is trusted",
         "records/manifest.py",
-        'if entry["revision"] >= newest}',
-        "}",
+        'if entry["revision"] >= newest and cell not in other}',
+        "if cell not in other}",
         (f"{MANIFEST}test_what_was_asked_for_at_an_older_revision_no_longer_is",),
     ),
     Defect(
@@ -249,7 +249,7 @@ PLATFORM_DEFECTS = (
     Defect(
         "a changed checkout is called clean",
         "run/provenance.py",
-        'return commit, changes != ""',
+        "return commit, bool(changes or new)",
         "return commit, False",
         (f"{PLATFORM}test_provenance.py::test_a_changed_tracked_file_makes_it_dirty_staged_or_not",),
     ),
